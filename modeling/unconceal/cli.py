@@ -1,0 +1,250 @@
+"""Console script `unconceal`."""
+
+import argparse
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+from transformers.utils import logging
+
+from .errors import UserError, run_main
+from .files import make_folder, replacing
+from .inference import MAX_PIXELS, Segmenter, cutout, load, mask_picture, overlay, read_image
+
+
+# What a folder is searched for. A file given by name is tried whatever its suffix.
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm"),
+    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+DRAW = {
+    "mask": lambda image, mask: mask_picture(mask),
+    "overlay": overlay,
+    "cutout": cutout,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to read, and the file to write for each kind of output."""
+
+    source: Path
+    outputs: dict[str, Path]
+
+
+def entry():
+    """Run `unconceal` and exit."""
+    run_main(main)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="unconceal", description="Find objects that hide.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_segment(commands)
+    args = parser.parse_args(argv)
+    return args.run(args)
+
+
+def _add_segment(commands):
+    parser = commands.add_parser(
+        "segment",
+        usage="unconceal segment PATH [PATH ...] --model ID --out DIR [options]",
+        help="write masks, overlays or cut-outs of pictures",
+        description="Segment pictures. Folders are searched to any depth and their tree is kept. A picture gives "
+        "NAME.png (mask), NAME_overlay.png and NAME_cutout.png, at its displayed size; where two pictures of a folder "
+        "differ only in their suffix, it stays in the name (a.jpg.png, a.png.png). Exit code: 0, 1 if some pictures "
+        "failed, 2 if nothing was done.",
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="picture or folder; - reads one picture from stdin")
+    parser.add_argument(
+        "--model", required=True, metavar="ID", help="folder of a trained network, or its id on the Hub"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="output folder; not used with -, which writes to stdout"
+    )
+    parser.add_argument("--output", nargs="+", choices=list(DRAW), default=["mask"], help="what to write (mask)")
+    parser.add_argument(
+        "--threshold", type=probability, metavar="T", help="write hard masks: object from T on, 0 to 1"
+    )
+    parser.add_argument("--batch-size", type=count, default=1, metavar="N", help="pictures at a time (1)")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (the accelerator, if there is one)")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (the checkpoint's)")
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that is kept with the model")
+    parser.add_argument("--overwrite", action="store_true", help="write again what exists")
+    parser.add_argument(
+        "--max-pixels", type=count, default=MAX_PIXELS, metavar="N", help=f"refuse larger pictures ({MAX_PIXELS})"
+    )
+    parser.set_defaults(run=_segment)
+
+
+def probability(text: str) -> float:
+    """Parse a number in [0, 1]; argparse shows the function's name to the user."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 1")
+    return value
+
+
+def count(text: str) -> int:
+    """Parse a positive integer."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 1 or more")
+    return value
+
+
+def _segment(args: argparse.Namespace) -> int:
+    kinds = list(dict.fromkeys(args.output))
+    if "-" in args.paths:
+        return _segment_pipe(args, kinds)
+    if args.out is None:
+        raise UserError("got no output folder; name one with --out")
+    jobs = plan_jobs([Path(path) for path in args.paths], args.out, kinds)
+    make_folder(args.out)
+    todo = [job for job in jobs if args.overwrite or not all(path.exists() for path in job.outputs.values())]
+    failures = segment_files(_load(args), todo, args.batch_size, args.threshold, args.max_pixels) if todo else {}
+    for source, reason in failures.items():
+        print(f"failed: {source}: {reason}", file=sys.stderr)
+    counts = [f"{len(todo) - len(failures)} segmented into {args.out}"]
+    if len(todo) < len(jobs):
+        counts.append(f"{len(jobs) - len(todo)} skipped because they exist (--overwrite writes them again)")
+    if failures:
+        counts.append(f"{len(failures)} failed")
+    print(f"{len(jobs)} pictures: {', '.join(counts)}")
+    return 1 if failures else 0
+
+
+def _segment_pipe(args: argparse.Namespace, kinds: list[str]) -> int:
+    if args.paths != ["-"] or len(kinds) != 1 or args.out is not None:
+        raise UserError(
+            "- takes one picture from stdin and writes one to stdout: no other path, one --output, no --out"
+        )
+    try:
+        image = read_image(BytesIO(sys.stdin.buffer.read()), args.max_pixels)
+    except UserError as error:
+        raise UserError(f"stdin: {error}") from None
+    (mask,) = _load(args).segment([image])
+    picture = DRAW[kinds[0]](image, _hardened(mask, args.threshold))
+    png = BytesIO()  # Pillow seeks while it writes, which a pipe cannot
+    picture.save(png, "PNG")
+    sys.stdout.buffer.write(png.getvalue())
+    return 0
+
+
+def _load(args: argparse.Namespace) -> Segmenter:
+    logging.set_verbosity_error()  # the loader's warnings are our errors, in one line
+    logging.disable_progress_bar()
+    return load(args.model, args.device, args.dtype, args.revision, args.trust_remote_code)
+
+
+def plan_jobs(paths: list[Path], out: Path, kinds: list[str]) -> list[Job]:
+    """List the pictures at `paths` and where the outputs of each will go.
+
+    Hidden files and what lies inside `out` are left out.
+
+    Raises:
+        UserError: If a path is missing, no picture is found, `out` is one of the folders, or an output would replace
+            another or a source.
+    """
+    out = out.resolve()
+    relative_to = {}  # source -> its place in the output tree
+    for path in paths:
+        if path.is_dir():
+            if path.resolve() == out:
+                raise UserError(f"got {path} as input and as --out; choose another output folder")
+            relative_to.update(_search(path, out))
+        elif path.exists():
+            relative_to[path] = Path(path.name)
+        else:
+            raise UserError(f"got {path}, which does not exist; give pictures or folders")
+    if not relative_to:
+        raise UserError(f"found no picture in {', '.join(map(str, paths))}; looked for {' '.join(IMAGE_SUFFIXES)}")
+    # The same file named twice, or by name and in its folder, is one job.
+    relative_to = {source: relative_to[source] for source in {s.absolute(): s for s in relative_to}.values()}
+
+    stems = Counter(relative.with_suffix("") for relative in relative_to.values())
+    inputs = {source.resolve() for source in relative_to}
+    jobs, owners = [], {}
+    for source, relative in relative_to.items():
+        stem = relative.with_suffix("")
+        name = relative.name if stems[stem] > 1 else stem.name
+        outputs = {}
+        for kind in kinds:
+            # An overlay never takes the plain name, or a later run for masks would take it for the mask.
+            output = out / relative.parent / f"{name}{'' if kind == 'mask' else f'_{kind}'}.png"
+            if output in owners:
+                raise UserError(f"{owners[output]} and {source} would both write {output}; segment them in two runs")
+            if output in inputs:
+                raise UserError(f"{source} would write over the input {output}; choose another --out")
+            owners[output] = source
+            outputs[kind] = output
+        jobs.append(Job(source, outputs))
+    return jobs
+
+
+def _search(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the pictures of a folder with their paths inside it, in order."""
+    for source in sorted(folder.rglob("*")):
+        relative = source.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        # An output folder inside the input folder holds the masks of an earlier run.
+        ours = out.is_relative_to(folder.resolve()) and source.resolve().is_relative_to(out)
+        if source.suffix.lower() in IMAGE_SUFFIXES and source.is_file() and not hidden and not ours:
+            yield source, relative
+
+
+def segment_files(
+    segmenter: Segmenter, jobs: list[Job], batch_size: int, threshold: float | None, max_pixels: int
+) -> dict[Path, str]:
+    """Segment the pictures of `jobs` and write their outputs, going on past files that cannot be read.
+
+    Args:
+        segmenter: What segments.
+        jobs: From `plan_jobs`.
+        batch_size: Pictures in memory at a time.
+        threshold: Probability from which a pixel is object; None writes soft masks.
+        max_pixels: Larger pictures fail.
+
+    Returns:
+        The reason of each source that failed.
+
+    Raises:
+        UserError: If an output cannot be written, or the device runs out of memory.
+    """
+    failures, pending = {}, deque()
+    with tqdm(total=len(jobs), unit="picture", disable=None) as progress:
+
+        def pictures() -> Iterator[Image.Image]:
+            for job in jobs:
+                try:
+                    image = read_image(job.source, max_pixels)
+                except UserError as error:
+                    failures[job.source] = str(error)
+                    progress.update()
+                    continue
+                pending.append((job, image))
+                yield image
+
+        for mask in segmenter.stream(pictures(), batch_size):
+            job, image = pending.popleft()
+            mask = _hardened(mask, threshold)
+            for kind, path in job.outputs.items():
+                try:
+                    with replacing(path) as beside:
+                        DRAW[kind](image, mask).save(beside)
+                except OSError as error:
+                    raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+            progress.update()
+    return failures
+
+
+def _hardened(mask: np.ndarray, threshold: float | None) -> np.ndarray:
+    return mask if threshold is None else (mask >= threshold).astype(np.float32)

@@ -1,0 +1,404 @@
+"""Data sets by name: from the raw folders that people download to a `DatasetDict` on disk.
+
+To add one, write a function that lists its pairs and put `@register(...)` above it.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .. import __version__
+from ..errors import UserError
+from .pairs import (
+    Checked,
+    Pair,
+    check_pairs,
+    encode_mask,
+    find_repeats,
+    list_pictures,
+    load_pair,
+    match,
+    read_list,
+    split_at_random,
+)
+from .write import Card, Split, make_row, new_data_set, write_card, write_splits
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Builder:
+    """A data set that can be built.
+
+    Attributes:
+        name: Name on the command line.
+        title: Name for people.
+        fractions: Shares of a random split, those of the paper where it states them.
+        license: Identifier of the Hub's list.
+        terms: What the makers ask, in a sentence.
+        home: Where the raw data and its paper are found.
+        find: Lists every pair of a raw folder, in an official split or in none.
+    """
+
+    name: str
+    title: str
+    fractions: dict[str, float]
+    license: str
+    terms: str
+    home: str
+    find: Callable[..., list[Pair]]
+
+
+@dataclass
+class Report:
+    """What `build` did.
+
+    Attributes:
+        splits: Split name -> pairs and bytes written.
+        split_rule: How the splits were made.
+        skipped: (id, reason) of each unusable pair that was left out.
+        unlisted: Names in none of the official lists, left out.
+        repeats: Names that hold one picture and lie in several splits.
+        num_changed_masks: Masks that held other values than 0 and 255.
+        num_empty_masks: Masks without foreground.
+    """
+
+    splits: dict[str, Split]
+    split_rule: str
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
+    repeats: list[tuple[str, ...]] = field(default_factory=list)
+    num_changed_masks: int = 0
+    num_empty_masks: int = 0
+
+
+BUILDERS: dict[str, Builder] = {}
+
+
+def register(name: str, **facts) -> Callable:
+    """Put a function that lists pairs into `BUILDERS`, with the other fields of `Builder`."""
+
+    def keep(find: Callable[..., list[Pair]]) -> Callable[..., list[Pair]]:
+        BUILDERS[name] = Builder(name=name, find=find, **facts)
+        return find
+
+    return keep
+
+
+def find_listed(source: Path, name: str, lists: str, mask_suffix: str = "") -> list[Pair]:
+    """List pairs of `images/NAME.*` and `masks/NAME<mask_suffix>.*` with the lists `<split>.txt` of a folder.
+
+    A name in a list without any file, and a file in no list, are both returned: the first with its problem, the second
+    without a split.
+    """
+    images = list_pictures(source / "images")
+    masks = list_pictures(source / "masks", lambda path: path.stem.removesuffix(mask_suffix))
+    listed = [
+        (line, split)
+        for split in ("train", "val", "test")
+        if (source / lists / f"{split}.txt").exists()
+        for line in read_list(source / lists / f"{split}.txt")
+    ]
+    rest = sorted((set(images) | set(masks)) - {line for line, _ in listed})
+    return [
+        match(
+            id,
+            name,
+            images.get(id, []),
+            masks.get(id, []),
+            split,
+            image=f"images/{id}.*",
+            mask=f"masks/{id}{mask_suffix}.*",
+        )
+        for id, split in [*listed, *((id, None) for id in rest)]
+    ]
+
+
+@register(
+    "sirst",
+    title="SIRST (NUAA-SIRST): small targets in single infrared frames",
+    fractions={"train": 256 / 427, "val": 85 / 427, "test": 86 / 427},
+    license="other",
+    terms="The makers ask for a citation of their paper (Dai et al., WACV 2021).",
+    home="https://github.com/YimianDai/sirst",
+)
+def find_sirst(source: Path) -> list[Pair]:
+    """`images/NAME.png`, `masks/NAME_pixels0.png`, lists in `idx_427/`."""
+    return find_listed(source, "sirst", "idx_427", "_pixels0")
+
+
+@register(
+    "bus",
+    title="BUS: breast lesions in ultrasound, 562 cases",
+    fractions={"train": 393 / 562, "val": 169 / 562},
+    license="unknown",
+    terms="The makers state none that this project knows of.",
+    home="https://arxiv.org/abs/2312.01741 (the SRS paper names the set and its split)",
+)
+def find_bus(source: Path) -> list[Pair]:
+    """`images/case0001.png`, `masks/case0001.png`, `train.txt`, `val.txt`."""
+    return find_listed(source, "bus", ".")
+
+
+@register(
+    "kbt",
+    title="NUDT-KBT2019: small targets in infrared sequences",
+    fractions={"train": 4194 / 5993, "val": 1799 / 5993},
+    license="unknown",
+    terms="The makers state none that this project knows of.",
+    home="https://arxiv.org/abs/2312.01741 (the SRS paper names the set and its split)",
+)
+def find_kbt(source: Path) -> list[Pair]:
+    """`images/0.bmp`, `masks/0.bmp`, `train.txt`, `val.txt`. Neighbouring frames fall into both splits."""
+    return find_listed(source, "kbt", ".")
+
+
+@register(
+    "busi",
+    title="BUSI: breast ultrasound images",
+    fractions={"train": 0.8, "val": 0.2},
+    license="unknown",
+    terms="The makers ask for a citation of their paper (Al-Dhabyani et al., Data in Brief 2020).",
+    home="https://scholar.cu.edu.eg/?q=afahmy/pages/dataset",
+)
+def find_busi(source: Path) -> list[Pair]:
+    """`benign/benign (1).png`, `benign (1)_mask.png`, `benign (1)_mask_1.png`, ...; also `malignant` and `normal`."""
+    inner = source / "Dataset_BUSI_with_GT"
+    root = inner if inner.is_dir() else source
+    pairs = []
+    for label in ("benign", "malignant", "normal"):
+        by_name = list_pictures(root / label, lambda path: re.sub(r"_mask(_\d+)?$", "", path.stem))
+        for id, files in sorted(by_name.items()):
+            images = [file for file in files if file.stem == id]
+            masks = [file for file in files if file.stem != id]
+            # One image may have several lesions, each in a mask of its own.
+            pair = match(id, f"busi/{label}", images, masks[:1], image=f"{label}/{id}.*", mask=f"{label}/{id}_mask.*")
+            pairs.append(pair if pair.problem else replace(pair, masks=tuple(masks)))
+    return pairs
+
+
+@register(
+    "folder",
+    title="Images with masks",
+    fractions={"train": 1.0},
+    license="unknown",
+    terms="Not stated: write them here before you publish this data set.",
+    home="Not stated.",
+)
+def find_folder(
+    source: Path | None = None,
+    images: str | Path | None = None,
+    masks: str | Path | None = None,
+    list_file: str | Path | None = None,
+    mask_suffix: str = "",
+) -> list[Pair]:
+    """Any two folders whose files share their names, any list of `image mask` lines, or both.
+
+    Args:
+        source: Folder that `images` and `masks` are in.
+        images: Folder of images; `images` by default.
+        masks: Folder of masks; `masks` by default.
+        list_file: Text file. A line is the name of an image and its mask, without ending, or two paths with a tab or
+            blanks between them. Paths start at the folders of images and masks where any folder is given, else at
+            the folder of the list.
+        mask_suffix: What the mask of `NAME` has after its name, such as `_mask`.
+
+    Raises:
+        UserError: If folders are missing or a line has not one or two entries.
+    """
+    if list_file is None or source or images or masks:
+        root = source or Path()
+        images, masks = root / (images or "images"), root / (masks or "masks")
+        image_files = list_pictures(images)
+        mask_files = list_pictures(masks, lambda path: path.stem.removesuffix(mask_suffix))
+    else:
+        images = masks = Path(list_file).parent
+        image_files, mask_files = {}, {}
+    names = read_list(Path(list_file)) if list_file else sorted(set(image_files) | set(mask_files))
+    pairs = []
+    for line in names:
+        fields = [part.strip() for part in line.split("\t")] if "\t" in line else line.split()
+        if line in image_files or line in mask_files or len(fields) == 1:
+            where = {"image": str(images / f"{line}.*"), "mask": str(masks / f"{line}{mask_suffix}.*")}
+            pairs.append(match(line, "folder", image_files.get(line, []), mask_files.get(line, []), **where))
+        elif len(fields) == 2:
+            image, mask = images / fields[0], masks / fields[1]
+            id = Path(fields[0]).stem if Path(fields[0]).is_absolute() else str(Path(fields[0]).with_suffix(""))
+            where = {"image": str(image), "mask": str(mask)}
+            found = [[file] if file.is_file() else [] for file in (image, mask)]
+            pairs.append(match(id, "folder", *found, **where))
+        else:
+            raise UserError(
+                f"{list_file}: {line!r} has {len(fields)} entries; expected `image mask`, a tab between them"
+            )
+    return pairs
+
+
+def get_builder(name: str) -> Builder:
+    """Look a builder up.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    if name not in BUILDERS:
+        raise UserError(f"no builder named {name!r}; there are {', '.join(sorted(BUILDERS))}")
+    return BUILDERS[name]
+
+
+def check_fractions(fractions: dict[str, float]):
+    """Refuse shares that make no split.
+
+    Raises:
+        UserError: If a name cannot name a split, a share is not positive, or they do not add up to 1.
+    """
+    for split, share in fractions.items():
+        if not re.fullmatch(r"\w+", split):
+            raise UserError(f"split name {split!r}; expected letters, digits and _ only")
+        if not share > 0:
+            raise UserError(f"the share of split {split} is {share}; expected a number above 0")
+    if not abs(sum(fractions.values()) - 1) < 1e-6:
+        raise UserError(f"the shares of the splits add up to {sum(fractions.values()):g}; expected 1")
+
+
+def build(
+    name: str,
+    source: str | Path | None,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    random_split: bool = False,
+    fractions: dict[str, float] | None = None,
+    skip_unusable: bool = False,
+    overwrite: bool = False,
+    command: str | None = None,
+    **options,
+) -> Report:
+    """Build a data set from its raw folder into a folder for `datasets.load_dataset` and the Hub.
+
+    Every pair is opened before the first is written; the unusable ones are logged by name and reason. Only one pair is
+    held in memory at a time, and `out` appears when all is written or not at all.
+
+    Args:
+        name: A key of `BUILDERS`.
+        source: Raw folder.
+        out: Folder to make.
+        seed: Seed of a random split.
+        random_split: Split at random even where the raw folder has official lists.
+        fractions: Share of each split of a random split; the builder's own by default. Giving it asks for one.
+        skip_unusable: Leave unusable pairs out instead of stopping.
+        overwrite: Replace `out` where it is a data set that was built before.
+        command: Command line to put into the card; the equal call of this function by default.
+        options: Further arguments of the builder's `find`.
+
+    Returns:
+        What was written, and what was not.
+
+    Raises:
+        UserError: If the source is not what the builder expects, pairs are unusable, or `out` cannot be written.
+    """
+    builder = get_builder(name)
+    if command is None:
+        given = {"seed": seed, "random_split": random_split, "fractions": fractions, "skip_unusable": skip_unusable}
+        words = "".join(f", {key}={value!r}" for key, value in (given | options).items())
+        command = f"unconceal.data.build({name!r}, {str(source)!r}, {str(out)!r}{words})"
+    if fractions is not None:
+        check_fractions(fractions)
+        random_split = True
+    if seed < 0:
+        raise UserError(f"seed {seed}; expected 0 or more")
+    if source is not None and not Path(source).is_dir():
+        raise UserError(f"{source} is no folder; expected the raw folder of {name}")
+    with new_data_set(out, overwrite) as folder:
+        pairs = builder.find(source if source is None else Path(source), **options)
+        random_split = random_split or not any(pair.split for pair in pairs)
+        unlisted = [] if random_split else [pair.id for pair in pairs if not pair.split]
+        checked = check_pairs(pair for pair in pairs if random_split or pair.split)
+        _tell_problems(checked, len(pairs) - len(unlisted), skip_unusable)
+        if random_split:
+            fractions = fractions or builder.fractions
+            usable = split_at_random(checked.usable, fractions, seed)
+            shares = ", ".join(f"{split} {share:.4g}" for split, share in fractions.items())
+            split_rule = f"at random with seed {seed}, shares {shares}, equal in each class"
+            _refuse_empty_splits(usable, fractions)
+        else:
+            usable = checked.usable
+            split_rule = "the official lists that lie beside the raw data"
+        report = Report(
+            splits=write_splits(folder, _rows(usable)),
+            split_rule=split_rule,
+            skipped=checked.problems,
+            unlisted=unlisted,
+            repeats=find_repeats(usable, checked.digests),
+            num_changed_masks=checked.num_changed_masks,
+            num_empty_masks=checked.num_empty_masks,
+        )
+        write_card(folder, _card(builder, report, command), report.splits)
+    if report.unlisted:
+        logger.warning("%d names stand in none of the lists and are left out", len(report.unlisted))
+    if report.repeats:
+        logger.warning(
+            "%d pictures lie in more than one split, such as %s", len(report.repeats), " = ".join(report.repeats[0])
+        )
+    return report
+
+
+def _tell_problems(checked: Checked, num_pairs: int, skip: bool):
+    for id, reason in checked.problems:
+        logger.warning("unusable: %s: %s", id, reason)
+    if checked.problems and not skip:
+        raise UserError(
+            f"{len(checked.problems)} of {num_pairs} pairs cannot be used, see the list above; "
+            "mend them, or pass --skip-unusable to leave them out"
+        )
+    if not checked.usable:
+        raise UserError(f"none of {num_pairs} pairs can be used; expected at least one")
+
+
+def _refuse_empty_splits(pairs: list[Pair], fractions: dict[str, float]):
+    filled = {pair.split for pair in pairs}
+    for split, share in fractions.items():
+        if split not in filled:
+            raise UserError(
+                f"split {split} would be empty: {share:.3g} of {len(pairs)} pairs; give other shares with --fractions"
+            )
+
+
+def _rows(pairs: list[Pair]) -> Iterator[tuple[str, dict]]:
+    for pair in tqdm(pairs, desc="writing", unit="pair", disable=None):
+        loaded = load_pair(pair)
+        row = make_row(loaded.image_bytes, pair.image.name, encode_mask(loaded.mask), pair.id, pair.source)
+        yield pair.split, row
+
+
+def _card(builder: Builder, report: Report, command: str) -> Card:
+    built = [
+        f"Built with Unconceal {__version__}:\n\n    {command}\n",
+        f"- Splits: {report.split_rule}.",
+        "- Images are the bytes of the original files.",
+        "- Masks are PNG, one channel, 0 and 255. A pixel is foreground where the brightest channel of the mask file is "
+        "above 127 of 255 (above half where the file's largest value is 1, and in 16-bit files); transparent pixels "
+        "are background; in a palette of colours index 0 is background. Where an image has several masks the mask is "
+        "their union.",
+        f"- {report.num_changed_masks} mask(s) held other values than 0 and 255 and were changed by this rule.",
+        f"- {report.num_empty_masks} mask(s) have no foreground.",
+        f"- {len(report.unlisted)} name(s) stand in no list and were left out.",
+        f"- {len(report.repeats)} picture(s) lie, pixel for pixel, in more than one split"
+        + (": " + "; ".join(" = ".join(names) for names in report.repeats) + "." if report.repeats else "."),
+    ]
+    skipped = "\n".join(f"- `{id}`: {reason}" for id, reason in report.skipped) or "None."
+    return Card(
+        title=builder.title,
+        license=builder.license,
+        tags=["unconceal", builder.name],
+        paragraphs={
+            "Source": builder.home,
+            "Terms": builder.terms,
+            "How it was built": "\n".join(built),
+            "Pairs left out": skipped,
+        },
+    )

@@ -1,0 +1,39 @@
+"""Opening prepared data sets, with an error that says what is missing."""
+
+from pathlib import Path
+
+from datasets import Dataset, get_dataset_split_names, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+
+from ..errors import UserError
+
+
+COLUMNS = ("image", "mask", "id", "source")
+
+
+def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
+    """Open splits of a folder that scripts/prepare_data.py wrote, or of a data set on the Hub by its id.
+
+    Raises:
+        UserError: If there is no such data set or split, or a column is missing.
+    """
+    how = "make it by scripts/prepare_data.py, or give the id of a data set on the Hub"
+    if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/"))):
+        raise UserError(f"data set {path} does not exist; {how}")
+    try:
+        there = get_dataset_split_names(path)
+        absent = [split for split in splits if split not in there]
+        if absent:
+            raise UserError(f"data set {path} has no split {', '.join(absent)}; it has {', '.join(there)}")
+        opened = {split: load_dataset(path, split=split) for split in splits}
+    except DatasetNotFoundError:
+        raise UserError(f"data set {path} does not exist or is private; {how}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot open data set {path}: {' '.join(str(error).split())[:300]}; {how}") from None
+    for split, dataset in opened.items():
+        missing = [column for column in COLUMNS if column not in dataset.column_names]
+        if missing:
+            raise UserError(f"split {split} of data set {path} has no column {', '.join(missing)}; {how}")
+        if len(dataset) == 0:
+            raise UserError(f"split {split} of data set {path} is empty")
+    return opened

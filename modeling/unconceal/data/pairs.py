@@ -1,0 +1,314 @@
+"""One image with its mask: reading, judging, and splitting.
+
+The mask rule, the same for every data set. A mask file becomes one grey value a pixel: the brightest of red, green and
+blue; what is transparent counts as black; a palette of colours is a map of classes, of which index 0 is the background.
+The full scale is 1, 255 or 65535: the smallest of these that the brightest pixel does not pass. A pixel is foreground
+where its value is above 127/255 of the full scale, which for 8-bit masks means > 127.
+"""
+
+import hashlib
+import io
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from ..errors import UserError
+
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+FULL_SCALES = (1, 255, 65535)
+
+
+class UnusablePair(UserError):
+    """An image and a mask that cannot be used together. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a builder found under one name.
+
+    Attributes:
+        id: Name, unique in the data set.
+        source: Where it comes from, `set` or `set/class`; random splits keep its shares.
+        image: Image file.
+        masks: Mask files; the mask is their union.
+        split: Split that an official list puts it in.
+        problem: Why it cannot be used, where that shows without opening a file.
+    """
+
+    id: str
+    source: str
+    image: Path | None = None
+    masks: tuple[Path, ...] = ()
+    split: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """A pair that was opened and found usable.
+
+    Attributes:
+        pair: The files.
+        image_bytes: The image file as it is.
+        image: The decoded image, upright.
+        mask: (H, W) booleans, True for the object, of the size of the upright image.
+        mask_changed: Whether a mask file held other values than 0 and 255.
+    """
+
+    pair: Pair
+    image_bytes: bytes
+    image: Image.Image
+    mask: np.ndarray
+    mask_changed: bool
+
+
+@dataclass
+class Checked:
+    """What `check_pairs` found.
+
+    Attributes:
+        usable: Pairs that can be used, in the order given.
+        problems: (id, reason) of each of the others.
+        digests: Picture digest of each usable pair, by id.
+        num_changed_masks: Usable pairs with a mask that held other values than 0 and 255.
+        num_empty_masks: Usable pairs without any foreground.
+    """
+
+    usable: list[Pair] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+    num_changed_masks: int = 0
+    num_empty_masks: int = 0
+
+
+def open_upright(file: Path | io.BytesIO, name: str) -> Image.Image:
+    """Decode a picture completely and turn it as its EXIF orientation says.
+
+    Args:
+        file: Path or open bytes.
+        name: What to call it in messages.
+
+    Raises:
+        UnusablePair: If it cannot be read to the last pixel.
+    """
+    try:
+        picture = Image.open(file)
+        picture.load()
+        return ImageOps.exif_transpose(picture)
+    except Exception as error:  # Pillow's readers raise a dozen types for broken files, struct.error among them
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "not a picture"
+        else:
+            reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnusablePair(f"{name} cannot be read: {reason}") from None
+
+
+def _grey_values(picture: Image.Image) -> np.ndarray:
+    """Bring a mask of any mode to one value a pixel, (H, W), by the module's rule."""
+    if picture.mode == "P":
+        colours = np.asarray(picture.convert("RGB"))
+        if (colours != colours[..., :1]).any():
+            return np.where(np.asarray(picture) > 0, np.uint8(255), np.uint8(0))
+    if picture.mode == "1":
+        return np.asarray(picture.convert("L"))
+    if picture.mode in ("L", "F") or picture.mode.startswith("I"):
+        return np.asarray(picture)
+    rgba = np.asarray(picture.convert("RGBA"))
+    return np.where(rgba[..., 3] > 127, rgba[..., :3].max(axis=-1), 0).astype(np.uint8)
+
+
+def read_mask(path: Path) -> tuple[np.ndarray, bool]:
+    """Read a mask file by the module's rule.
+
+    Args:
+        path: Mask file of any mode: 1-bit, grey, palette, colour, with alpha, 16-bit.
+
+    Returns:
+        (H, W) booleans, and whether the file held other values than 0 and 255.
+
+    Raises:
+        UnusablePair: If the file cannot be read or its values pass 65535.
+    """
+    values = _grey_values(open_upright(path, path.name))
+    full_scale = next((scale for scale in FULL_SCALES if values.max() <= scale), None)
+    if full_scale is None or values.min() < 0:
+        raise UnusablePair(f"{path.name} holds values from {values.min()} to {values.max()}, expected 0 to 65535")
+    changed = bool(((values != 0) & (values != 255)).any())
+    return values > full_scale * 127 / 255, changed
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """PNG bytes, mode L, {0, 255}, of a (H, W) boolean mask."""
+    buffer = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def digest(picture: Image.Image) -> str:
+    """Digest of the size and the pixels; the same picture saved in two formats without loss has one digest."""
+    if not picture.mode.startswith(("I", "F")):  # converting those to RGB would clip them
+        picture = picture.convert("RGB")
+    return hashlib.blake2b(picture.tobytes(), digest_size=16, key=repr(picture.size).encode()).hexdigest()
+
+
+def load_pair(pair: Pair) -> LoadedPair:
+    """Open a pair.
+
+    Raises:
+        UnusablePair: If a file is missing or cannot be read, or if a mask has another size than the upright image.
+    """
+    if pair.problem:
+        raise UnusablePair(pair.problem)
+    try:
+        image_bytes = pair.image.read_bytes()
+    except OSError as error:
+        raise UnusablePair(f"{pair.image.name} cannot be read: {error.strerror or error}") from None
+    image = open_upright(io.BytesIO(image_bytes), pair.image.name)
+    stored_size = Image.open(io.BytesIO(image_bytes)).size
+    turned = "" if stored_size == image.size else " once turned by its EXIF orientation"
+    union = np.zeros((image.height, image.width), dtype=bool)
+    any_changed = False
+    for path in pair.masks:
+        mask, changed = read_mask(path)
+        if mask.shape != union.shape:
+            raise UnusablePair(
+                f"mask {path.name} is {mask.shape[1]}x{mask.shape[0]} but image {pair.image.name} is "
+                f"{image.width}x{image.height}{turned}"
+            )
+        union |= mask
+        any_changed |= changed
+    return LoadedPair(pair, image_bytes, image, union, any_changed)
+
+
+def check_pairs(pairs: Iterable[Pair]) -> Checked:
+    """Open every pair, one at a time, and sort the usable from the unusable.
+
+    A name that occurs twice makes all its pairs unusable: nothing says which is meant.
+    """
+    pairs = list(pairs)
+    by_id = defaultdict(list)
+    for pair in pairs:
+        by_id[pair.id].append(pair)
+    checked = Checked()
+    for pair in tqdm(pairs, desc="checking", unit="pair", disable=None):
+        same = by_id[pair.id]
+        if len(same) > 1:
+            if pair is same[0]:
+                places = ", ".join(
+                    f"{p.image.name if p.image else 'no image'}{f' in {p.split}' if p.split else ''}" for p in same
+                )
+                checked.problems.append((pair.id, f"the name occurs {len(same)} times: {places}"))
+            continue
+        try:
+            loaded = load_pair(pair)
+        except UnusablePair as error:
+            checked.problems.append((pair.id, str(error)))
+            continue
+        checked.usable.append(pair)
+        checked.digests[pair.id] = digest(loaded.image)
+        checked.num_changed_masks += loaded.mask_changed
+        checked.num_empty_masks += not loaded.mask.any()
+    return checked
+
+
+def split_at_random(pairs: Iterable[Pair], fractions: dict[str, float], seed: int) -> list[Pair]:
+    """Deal pairs into splits, keeping the share of each `source`.
+
+    The result depends on the names, the fractions and the seed alone, not on the order in which a disk lists files.
+
+    Args:
+        pairs: Pairs with unique ids.
+        fractions: Share of each split; they add up to 1.
+        seed: Another seed gives another split.
+
+    Returns:
+        The pairs with `split` set, in the order of splits and then of names.
+    """
+    by_source = defaultdict(list)
+    for pair in sorted(pairs, key=lambda pair: pair.id):
+        by_source[pair.source].append(pair)
+    rng = np.random.default_rng(seed)
+    dealt = []
+    for _, group in sorted(by_source.items()):
+        order = rng.permutation(len(group))
+        ends = np.rint(np.cumsum(list(fractions.values())) * len(group)).astype(int)
+        for split, chosen in zip(fractions, np.split(order, ends[:-1]), strict=True):
+            dealt += [replace(group[i], split=split) for i in chosen]
+    places = {split: place for place, split in enumerate(fractions)}
+    return sorted(dealt, key=lambda pair: (places[pair.split], pair.id))
+
+
+def find_repeats(pairs: Iterable[Pair], digests: dict[str, str]) -> list[tuple[str, ...]]:
+    """Names of pairs that hold one picture and lie in more than one split: a leak from training to test."""
+    by_digest = defaultdict(list)
+    for pair in pairs:
+        by_digest[digests[pair.id]].append(pair)
+    return [
+        tuple(f"{pair.split}/{pair.id}" for pair in same)
+        for same in by_digest.values()
+        if len({pair.split for pair in same}) > 1
+    ]
+
+
+def match(id: str, source: str, images: list[Path], masks: list[Path], split: str | None = None, **where: str) -> Pair:
+    """Make a pair of the one image and the one mask of a name, or say what is missing or double.
+
+    Args:
+        id: Name.
+        source: As in `Pair`.
+        images: Image files of that name.
+        masks: Mask files of that name.
+        split: As in `Pair`.
+        where: `image` and `mask`: where they were looked for, for the message.
+    """
+    for kind, files in (("image", images), ("mask", masks)):
+        if not files:
+            return Pair(id, source, split=split, problem=f"no {kind} {where[kind]}")
+        if len(files) > 1:
+            return Pair(id, source, split=split, problem=f"{len(files)} {kind}s: {', '.join(f.name for f in files)}")
+    return Pair(id, source, images[0], tuple(masks), split)
+
+
+def list_pictures(folder: Path, name_of: Callable[[Path], str] = lambda path: path.stem) -> dict[str, list[Path]]:
+    """Picture files of a folder, not of its subfolders, by name.
+
+    Raises:
+        UserError: If the folder is missing, cannot be listed, or holds no picture.
+    """
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror or error}; expected a folder of pictures") from None
+    pictures = defaultdict(list)
+    for path in files:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            pictures[name_of(path)].append(path)
+    if not pictures:
+        raise UserError(f"{folder} holds no pictures; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+    return dict(pictures)
+
+
+def read_list(path: Path) -> list[str]:
+    """Lines of a list file, without blanks at their ends and without empty lines.
+
+    Raises:
+        UserError: If it cannot be read as text or is empty.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{path}: {reason}; expected a text file with one name a line") from None
+    lines = [line for line in lines if line]
+    if not lines:
+        raise UserError(f"{path} is empty; expected one name a line")
+    return lines

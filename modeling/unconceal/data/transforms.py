@@ -1,0 +1,103 @@
+"""Joint transforms of image and mask for training, and the data set that applies them.
+
+The random numbers of a sample depend on the seed, the epoch and the sample's index alone. What a network sees is
+therefore the same for any number of loader processes, and after a resume.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from ..models.image_processing_unconceal import to_rgb
+
+
+@dataclass
+class TransformRecipe:
+    """Random changes of a training sample, in the order of the fields; a probability of 0 switches one off.
+
+    Args:
+        rotate90_probability: Of turning by 90, 180 or 270 degrees.
+        flip_probability: Of mirroring left-right, top-down or both.
+        crop_size: Side in pixels, after resizing, of a square that is cut out; None trains on whole images.
+        crop_object_probability: Of placing that square over a random object pixel, where there is one, instead of
+            anywhere. Small targets would else be missed by most squares.
+    """
+
+    rotate90_probability: float = 0.5
+    flip_probability: float = 0.5
+    crop_size: int | None = None
+    crop_object_probability: float = 0.5
+
+
+QUARTER_TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+FLIPS = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180)
+
+
+def turn_and_flip(
+    image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: np.random.Generator
+) -> tuple[Image.Image, Image.Image]:
+    """Apply the same random quarter turn and flip to image and mask; no pixel value changes."""
+    for probability, choices in ((recipe.rotate90_probability, QUARTER_TURNS), (recipe.flip_probability, FLIPS)):
+        chosen = choices[rng.integers(len(choices))]
+        if rng.random() < probability:
+            image, mask = image.transpose(chosen), mask.transpose(chosen)
+    return image, mask
+
+
+def crop(
+    pixel_values: torch.Tensor, labels: torch.Tensor, recipe: TransformRecipe, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut the same random square out of (C, H, W) pixels and (H, W) labels; a side that is smaller stays whole."""
+    if recipe.crop_size is None:
+        return pixel_values, labels
+    object_pixels = labels.nonzero()
+    on_object = rng.random() < recipe.crop_object_probability and len(object_pixels) > 0
+    aim = object_pixels[rng.integers(len(object_pixels))].tolist() if on_object else None
+    window = []
+    for axis, length in enumerate(labels.shape):
+        side = min(recipe.crop_size, length)
+        low, high = 0, length - side  # first and last possible start
+        if aim:  # of those, the ones whose square holds the chosen pixel
+            low, high = max(low, aim[axis] - side + 1), min(high, aim[axis])
+        start = int(rng.integers(low, high + 1))
+        window.append(slice(start, start + side))
+    rows, columns = window
+    return pixel_values[:, rows, columns], labels[rows, columns]
+
+
+class TrainingSet(torch.utils.data.Dataset):
+    """One split as the network is trained on it.
+
+    Args:
+        dataset: Rows with `image` and `mask`.
+        processor: The model's image processor; resizes and normalises.
+        recipe: The random changes.
+        seed: Of the random changes.
+    """
+
+    def __init__(self, dataset: Dataset, processor: Any, recipe: TransformRecipe, seed: int):
+        self.dataset = dataset.select_columns(["image", "mask"])
+        self.processor = processor
+        self.recipe = recipe
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int):
+        """Change the random numbers; call it before an epoch's iteration starts."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Return `pixel_values`, (3, H, W), and `labels`, (H, W) in [0, 1]."""
+        row = self.dataset[index]
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        image, mask = turn_and_flip(to_rgb(row["image"]), row["mask"], self.recipe, rng)
+        sample = self.processor(images=image, segmentation_maps=mask, return_tensors="pt")
+        pixel_values, labels = crop(sample["pixel_values"][0], sample["labels"][0], self.recipe, rng)
+        return {"pixel_values": pixel_values, "labels": labels}

@@ -1,0 +1,182 @@
+"""Writing a data set as the Hub wants it: parquet shards in `data/` and a card, `README.md`."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import DatasetInfo, Features, Image, SplitDict, SplitInfo, Value
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCardData
+
+from ..errors import UserError
+from ..files import make_folder, replacing
+
+
+FEATURES = Features({"image": Image(), "mask": Image(mode="L"), "id": Value("string"), "source": Value("string")})
+SHARD_BYTES = 500 * 2**20
+# What is held in memory at once; the Hub's viewer wants row groups of at most 100 pictures.
+GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
+
+
+@dataclass
+class Split:
+    """What was written of one split."""
+
+    num_examples: int = 0
+    num_bytes: int = 0
+
+
+@dataclass
+class Card:
+    """What the card says beside counts and features.
+
+    Attributes:
+        title: Name for people.
+        license: Identifier of the Hub's list; `unknown` where the makers state none, `other` for terms of their own.
+        tags: Tags of the Hub.
+        paragraphs: Section title -> text, in order.
+    """
+
+    title: str
+    license: str
+    tags: list[str] = field(default_factory=list)
+    paragraphs: dict[str, str] = field(default_factory=dict)
+
+
+def make_row(image_bytes: bytes, image_name: str, mask_bytes: bytes, id: str, source: str) -> dict:
+    """Build one row of the data set from encoded pictures."""
+    return {
+        "image": {"bytes": image_bytes, "path": image_name},
+        "mask": {"bytes": mask_bytes, "path": f"{id}.png".replace("/", "_")},
+        "id": id,
+        "source": source,
+    }
+
+
+class _ShardWriter:
+    """Writes the rows of one split one after the other and never holds more than one row group."""
+
+    def __init__(self, folder: Path, split: str):
+        self.folder, self.split = folder, split
+        self.done = Split()
+        self.shards: list[Path] = []
+        self.rows: list[dict] = []
+        self.group_bytes = self.shard_bytes = 0
+        self.writer: pq.ParquetWriter | None = None
+
+    def add(self, row: dict):
+        size = len(row["image"]["bytes"]) + len(row["mask"]["bytes"])
+        self.rows.append(row)
+        self.group_bytes += size
+        self.done.num_examples += 1
+        self.done.num_bytes += size
+        if len(self.rows) >= GROUP_ROWS or self.group_bytes >= GROUP_BYTES:
+            self.flush()
+
+    def flush(self):
+        if not self.rows:
+            return
+        if self.writer is None:
+            path = self.folder / f"{self.split}-{len(self.shards):05d}.parquet"
+            self.writer = pq.ParquetWriter(path, FEATURES.arrow_schema, write_page_index=True)
+            self.shards.append(path)
+            self.shard_bytes = 0
+        self.writer.write_table(pa.Table.from_pylist(self.rows, schema=FEATURES.arrow_schema))
+        self.shard_bytes += self.group_bytes
+        self.rows, self.group_bytes = [], 0
+        if self.shard_bytes >= SHARD_BYTES:
+            self.close()
+
+    def close(self):
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+    def finish(self) -> Split:
+        self.flush()
+        self.close()
+        for i, path in enumerate(self.shards):  # the names hold the number of shards, known only now
+            path.rename(path.with_name(f"{self.split}-{i:05d}-of-{len(self.shards):05d}.parquet"))
+        return self.done
+
+
+def write_splits(folder: Path, rows: Iterable[tuple[str, dict]]) -> dict[str, Split]:
+    """Write rows as `folder/data/<split>-00000-of-0000N.parquet`, holding a few at a time.
+
+    Args:
+        folder: Folder of the data set.
+        rows: (split, row of `make_row`) pairs in any order.
+
+    Returns:
+        Split name -> what was written.
+    """
+    data = folder / "data"
+    data.mkdir(parents=True)
+    writers: dict[str, _ShardWriter] = {}
+    try:
+        for split, row in rows:
+            if split not in writers:
+                writers[split] = _ShardWriter(data, split)
+            writers[split].add(row)
+        return {split: writer.finish() for split, writer in writers.items()}
+    finally:
+        for writer in writers.values():
+            writer.close()
+
+
+def write_card(folder: Path, card: Card, splits: dict[str, Split]):
+    """Write `README.md`: the header that `load_dataset` and the Hub read, then the text for people."""
+    infos = SplitDict()
+    for name, split in splits.items():
+        infos.add(SplitInfo(name, num_bytes=split.num_bytes, num_examples=split.num_examples))
+    info = DatasetInfo(
+        features=FEATURES,
+        splits=infos,
+        download_size=sum(path.stat().st_size for path in (folder / "data").iterdir()),
+        dataset_size=sum(split.num_bytes for split in splits.values()),
+    )
+    header = DatasetCardData(
+        license=card.license, pretty_name=card.title, task_categories=["image-segmentation"], tags=card.tags
+    )
+    DatasetInfosDict(default=info).to_dataset_card_data(header)
+    files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
+    MetadataConfigs(default={"data_files": files}).to_dataset_card_data(header)
+    counts = "\n".join(f"| {name} | {split.num_examples} |" for name, split in splits.items())
+    body = [f"# {card.title}", f"| split | pairs |\n|---|---|\n{counts}"]
+    body += [f"## {title}\n\n{text}" for title, text in card.paragraphs.items()]
+    text = f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _is_data_set(folder: Path) -> bool:
+    return {path.name for path in folder.iterdir()} == {"README.md", "data"}
+
+
+@contextmanager
+def new_data_set(out: str | Path, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty folder that becomes `out` once all is written; on any failure `out` is as it was.
+
+    Raises:
+        UserError: If `out` exists and `overwrite` is false, if it is no data set of ours, or if it cannot be written.
+    """
+    out = Path(out).absolute()
+    if out.exists() or out.is_symlink():
+        if not overwrite:
+            raise UserError(f"{out} exists already; choose another --out, or pass --overwrite to replace it")
+        if not out.is_dir() or out.is_symlink() or not _is_data_set(out):
+            raise UserError(
+                f"{out} is no data set that this command wrote, so it is not replaced; choose another --out"
+            )
+    make_folder(out.parent)
+    with replacing(out) as folder:
+        try:
+            folder.mkdir()
+            yield folder
+        except OSError as error:
+            raise UserError(
+                f"cannot write {out}: {error.strerror or error}; free space or choose another --out"
+            ) from None

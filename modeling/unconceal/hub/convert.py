@@ -1,0 +1,251 @@
+"""Published checkpoints of other authors, made into checkpoints of ours.
+
+Every tensor of a published file is used or is dropped by a name that stands here; anything else is an error. The names and
+shapes are facts about the files; the meaning of each was found from the papers and the published topology.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from ..models.configuration_srs import SrsConfig
+from ..models.image_processing_unconceal import UnconcealImageProcessor
+from ..models.modeling_srs import NUM_LEVELS, SrsForImageSegmentation, SrsForReconstruction
+
+
+_SRS_BLOCK = {
+    "conv1": "conv1",
+    "norm1": "bn1",
+    "conv2": "CONV",
+    "norm2": "bn2",
+    "channel_attention.squeeze": "ca.fc1",
+    "channel_attention.excite": "ca.fc2",
+    "spatial_attention.conv": "sa.conv1",
+    "shortcut.0": "shortcut.0",
+    "shortcut.1": "shortcut.1",
+}
+_SRS_FUSION = {
+    "refine.0.0": "conv1",
+    "refine.0.1": "bn3",
+    "refine.1.0": "conv2",
+    "refine.1.1": "bn4",
+    "attention.conv": "ECALayer.conv",
+    "merge.0": "finalconv.0",
+    "merge.1": "finalconv.1",
+}
+_SRS_DYNAMIC_CONV = {
+    "dynamic_conv.channel_attention.squeeze": "PKernel_D2.ca.fc1",
+    "dynamic_conv.channel_attention.excite": "PKernel_D2.ca.fc2",
+    "dynamic_conv.spatial_attention.conv": "PKernel_D2.sa.conv1",
+    "dynamic_conv.project": "PKernel_D2.Conv.0",
+}
+# Modules that both published networks hold and that take no part in their forward pass.
+_SRS_UNUSED = ["conv0_3_1x1"] + [
+    name
+    for level in range(NUM_LEVELS - 1)
+    for name in (
+        f"bottomuplocal_fpn_{level + 1}.bn1",
+        f"bottomuplocal_fpn_{level + 1}.bn2",
+        f"IPATR{level}.tr",
+        f"IPATR{level}.tr_1",
+    )
+]
+# The segmentation network holds these too and never runs them.
+_SRS_CONTRASTS = [f"IPATR{level}.conv{i}" for level in range(NUM_LEVELS - 1) for i in (1, 2, 3)]
+
+
+def load_published(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a published file of weights, without running code that it may hold.
+
+    A wrapper `{"state_dict": ...}` and the prefix `module.` that data-parallel training leaves are taken off.
+
+    Returns:
+        Name -> tensor, on the CPU.
+
+    Raises:
+        UserError: If there is no such file, or if it holds anything but named tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no file {path}; give the .pth file that the authors published")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    # torch's readers raise nearly any class on a file that is not theirs.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise UserError(
+            f"cannot read {path} as a PyTorch file of tensors ({reason}); give the .pth file that the authors published"
+        ) from None
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not (
+        isinstance(state, Mapping) and state and all(isinstance(tensor, torch.Tensor) for tensor in state.values())
+    ):
+        raise UserError(
+            f"{path} holds no state dict (names and tensors); give the .pth file that the authors published"
+        )
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def convert_srs_reconstruction(
+    published: Mapping[str, torch.Tensor], config: SrsConfig
+) -> tuple[SrsForReconstruction, list[str]]:
+    """Make phase 1's network from the state dict of the authors' R.
+
+    Args:
+        published: Names and tensors of R.
+        config: Architecture; the default is the published one.
+
+    Returns:
+        The network, and the published modules that were dropped because R never uses them.
+
+    Raises:
+        UserError: If a tensor is missing, has another shape, or is neither used nor known to be unused.
+    """
+    names = dict(_srs_grid("reconstruction_", config.reconstruction_depths))
+    for level in range(NUM_LEVELS - 1):
+        for i in range(3):
+            names[f"reconstruction_decoder.contrasts.{level}.convs.{i}"] = f"IPATR{level}.conv{i + 1}"
+    model = SrsForReconstruction(config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    sources = {name: _source(name, names) for name in shapes}
+    state, dropped = _take("reconstruction network", published, sources, shapes, _SRS_UNUSED)
+    model.load_state_dict(state)
+    return model.eval(), dropped
+
+
+def convert_srs_segmentation(
+    published: Mapping[str, torch.Tensor], reconstruction: SrsForReconstruction
+) -> tuple[SrsForImageSegmentation, list[str]]:
+    """Make phase 2's network from the state dict of the authors' S and a converted R, of which it holds the encoder.
+
+    Args:
+        published: Names and tensors of S.
+        reconstruction: What `convert_srs_reconstruction` returned; its config is used.
+
+    Returns:
+        The network, and the published modules that were dropped because S never uses them.
+
+    Raises:
+        UserError: If a tensor is missing, has another shape, or is neither used nor known to be unused.
+    """
+    config = reconstruction.config
+    model = SrsForImageSegmentation(config)
+    encoder = {
+        name: tensor
+        for name, tensor in reconstruction.state_dict().items()
+        if name.startswith("reconstruction_encoder.")
+    }
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in encoder}
+    names = {**dict(_srs_grid("", config.depths)), **_SRS_DYNAMIC_CONV}
+    # One weight and one bias for every kernel entry; see `SrsDynamicConv` for why they are two kernels.
+    kernels = {
+        "dynamic_conv.scaled_conv.weight": "PKernel_D2.Conv.2.weight",
+        "dynamic_conv.static_conv.weight": "PKernel_D2.Conv.2.bias",
+    }
+    sources = {name: kernels.get(name) or _source(name, names) for name in shapes}
+    flat_shapes = {**shapes}
+    num_entries = shapes["dynamic_conv.static_conv.weight"].numel()
+    flat_shapes["dynamic_conv.scaled_conv.weight"] = torch.Size([num_entries, 1, 1, 1])
+    flat_shapes["dynamic_conv.static_conv.weight"] = torch.Size([num_entries])
+    unused = _SRS_UNUSED + _SRS_CONTRASTS
+    state, dropped = _take("segmentation network", published, sources, flat_shapes, unused)
+    for name in kernels:
+        state[name] = state[name].reshape(shapes[name])
+    model.load_state_dict({**state, **encoder})
+    return model.eval(), dropped
+
+
+def srs_processor(release_quirks: bool = False, bgr: bool = False) -> UnconcealImageProcessor:
+    """Return the processor for converted SRS weights.
+
+    Args:
+        release_quirks: Divide by 255 a second time after the normalisation, as the authors' loader does.
+        bgr: Feed blue first, as the authors' loader of the breast ultrasound set does.
+    """
+    processor = UnconcealImageProcessor(channel_order="bgr" if bgr else "rgb")
+    if release_quirks:
+        processor.image_std = [255 * std for std in processor.image_std]
+    return processor
+
+
+def _srs_grid(prefix: str, depths: list[int]) -> Iterator[tuple[str, str]]:
+    """Yield (our module, published module) for all that R and S have in common."""
+    encoder, decoder = f"{prefix}encoder", f"{prefix}decoder"
+    yield f"{encoder}.stem.0", "conv1.0"
+    yield f"{encoder}.stem.1", "conv1.1"
+    for j in range(NUM_LEVELS):
+        for i in range(NUM_LEVELS - j):
+            node = f"{decoder}.columns.{j - 1}.{i}" if j else f"{encoder}.levels.{i}"
+            yield from _srs_node(node, f"conv{i}_{j}", depths[i])
+    for level in range(NUM_LEVELS - 1):
+        for ours, theirs in _SRS_FUSION.items():
+            yield f"{decoder}.fusions.{level}.{ours}", f"bottomuplocal_fpn_{level + 1}.{theirs}"
+        yield f"{decoder}.upsamples.{level}.conv.0", f"fup{level + 1}.conv.0"
+        yield f"{decoder}.upsamples.{level}.conv.1", f"fup{level + 1}.conv.1"
+    # Named after the column that ends a level, not after the level.
+    yield f"{decoder}.projections.1", "conv0_1_1x1"
+    yield f"{decoder}.projections.2", "conv0_2_1x1"
+    yield from _srs_node(f"{decoder}.merge", "finalconv", depth=1)
+    yield f"{prefix}head", "mask_head_1x1"
+
+
+def _srs_node(ours: str, theirs: str, depth: int) -> Iterator[tuple[str, str]]:
+    for k in range(depth):
+        for our_part, their_part in _SRS_BLOCK.items():
+            yield f"{ours}.{k}.{our_part}", f"{theirs}.{k}.{their_part}"
+
+
+def _source(name: str, modules: Mapping[str, str]) -> str:
+    """The published name of our tensor `name`."""
+    module, _, tensor = name.rpartition(".")
+    return f"{modules[module]}.{tensor}"
+
+
+def _take(
+    network: str,
+    published: Mapping[str, torch.Tensor],
+    sources: Mapping[str, str],
+    shapes: Mapping[str, torch.Size],
+    unused: list[str],
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Take every published tensor out once.
+
+    Args:
+        network: What the error calls the file.
+        published: Names and tensors.
+        sources: Our name -> published name.
+        shapes: Our name -> published shape.
+        unused: Published modules that may be dropped.
+
+    Returns:
+        Our names with the published tensors, and the modules that were dropped.
+
+    Raises:
+        UserError: If something is missing, left over, or of another shape.
+    """
+    left = dict(published)
+    state, missing, misshapen = {}, [], []
+    for name, source in sources.items():
+        tensor = left.pop(source, None)
+        if tensor is None:
+            missing.append(source)
+        elif tensor.shape != shapes[name]:
+            misshapen.append(f"{source} {tuple(tensor.shape)} instead of {tuple(shapes[name])}")
+        else:
+            state[name] = tensor
+    dropped = {name: name.rpartition(".")[0] for name in left if name.rpartition(".")[0] in unused}
+    left_over = [name for name in left if name not in dropped]
+    faults = [
+        f"{len(found)} {kind} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+        for kind, found in (("missing", missing), ("of another shape", misshapen), ("left over", left_over))
+        if found
+    ]
+    if faults:
+        raise UserError(
+            f"these are not the weights of the published SRS {network}: tensors {'; '.join(faults)}; "
+            "check that the files are not exchanged"
+        )
+    return state, list(dict.fromkeys(dropped.values()))

@@ -1,0 +1,228 @@
+"""Use a trained network on pictures: load it, segment, and draw what it found."""
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor, AutoModelForImageSegmentation, PreTrainedModel
+
+from .errors import UserError
+from .models.image_processing_unconceal import UnconcealImageProcessor, to_rgb
+
+
+MAX_PIXELS = 178_956_970  # where Pillow itself stops; a 200-megapixel phone needs more
+# The loaders have no error class of their own: wrong type, absent or damaged file, missing package.
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError)
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A network in evaluation mode with the processor that was saved beside it. `load` makes one."""
+
+    model: PreTrainedModel
+    processor: UnconcealImageProcessor
+
+    def segment(self, images: Iterable[Image.Image], batch_size: int = 1) -> list[np.ndarray]:
+        """Return the soft mask of each picture: (height, width) as displayed, float32 in [0, 1].
+
+        Raises:
+            UserError: If the device runs out of memory.
+        """
+        return list(self.stream(images, batch_size))
+
+    def stream(self, images: Iterable[Image.Image], batch_size: int = 1) -> Iterator[np.ndarray]:
+        """Yield what `segment` returns, one by one; no more than `batch_size` pictures are held at a time."""
+        images = iter(images)
+        while batch := [to_rgb(image) for image in islice(images, batch_size)]:
+            try:
+                masks = self._segment_batch(batch)
+            except torch.OutOfMemoryError:
+                raise UserError(
+                    f"{self.model.device} ran out of memory with {len(batch)} pictures at a time; lower the batch size"
+                ) from None
+            yield from masks
+
+    @torch.inference_mode()
+    def _segment_batch(self, images: list[Image.Image]) -> list[np.ndarray]:
+        pixel_values = self.processor(images).pixel_values.to(self.model.device, self.model.dtype)
+        outputs = self.model(pixel_values=pixel_values)
+        target_sizes = [(image.height, image.width) for image in images]
+        return [mask.cpu().numpy() for mask in self.processor.post_process_masks(outputs, target_sizes)]
+
+
+def load(
+    model_id_or_path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Segmenter:
+    """Load a segmentation network and its processor from a folder or from the Hub.
+
+    Args:
+        model_id_or_path: Folder that `save_pretrained` or training wrote, or "owner/name" on the Hub.
+        device: As torch names it. None is the accelerator where there is one, else the CPU.
+        dtype: "float32", "bfloat16", "float16" or torch's own. None keeps the checkpoint's.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Run the code kept with the checkpoint. Networks of this package do not need it.
+
+    Raises:
+        UserError: If there is no such checkpoint, it is damaged, of an unknown kind, or does not segment, or if the
+            device or the dtype does not exist here.
+    """
+    device, dtype = _device(device), _dtype(dtype)
+    name = str(model_id_or_path)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        name = str(path)
+        if not (path / "config.json").is_file():
+            raise UserError(f"got the folder {name} without config.json; give a folder that save_pretrained wrote")
+    elif path.exists() or not _HUB_ID.fullmatch(name):
+        raise UserError(f"got {name!r} as the model, which is no folder; give a model's folder or its id on the Hub")
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        # Other shapes are reported below; the loader's own error points at a table that it logs.
+        model, report = AutoModelForImageSegmentation.from_pretrained(
+            name, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except SafetensorError as error:
+        raise UserError(
+            f"the weights of {name} are damaged or cut short ({error}); save or download them again"
+        ) from None
+    except _LOADING_ERRORS as error:
+        raise UserError(f"cannot load {name} as a segmentation network: {_first_line(error)}") from None
+    unfilled = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
+    if unfilled:
+        # transformers fills these with random numbers and only warns.
+        saved_as = ", ".join(getattr(model.config, "architectures", None) or ["an unknown class"])
+        raise UserError(
+            f"{name} was saved as {saved_as} and lacks {len(unfilled)} weights of {type(model).__name__} or has them in "
+            f"other shapes, such as {min(unfilled)}; give a checkpoint trained to segment"
+        )
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, **options)
+    except _LOADING_ERRORS as error:
+        raise UserError(f"{name} has no usable preprocessor_config.json: {_first_line(error)}") from None
+    if not hasattr(processor, "post_process_masks"):
+        raise UserError(
+            f"{name} has the processor {type(processor).__name__}, expected UnconcealImageProcessor; "
+            "give a checkpoint of this project"
+        )
+    return Segmenter(model.to(device).eval(), processor)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    # torch says AssertionError for a build without CUDA, NotImplementedError for one without the backend.
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"got the device {str(device)!r}, which torch cannot use here; try cpu") from None
+    return device
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    name = str(dtype).removeprefix("torch.")
+    if dtype is not None and name not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"got the dtype {name!r}, expected float32, bfloat16 or float16")
+    return None if dtype is None else getattr(torch, name)
+
+
+def read_image(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image file of any kind as it is displayed (see `to_rgb`).
+
+    Args:
+        source: A path, or a file open for reading bytes.
+        max_pixels: Width times height above which the file is refused before it is decoded.
+
+    Returns:
+        An RGB picture; the file is closed.
+
+    Raises:
+        UserError: With the reason alone, without the file's name.
+    """
+    too_large = f"over the limit of {max_pixels} pixels that guards against decompression bombs; raise max-pixels"
+    pillow_limit = Image.MAX_IMAGE_PIXELS
+    try:
+        # Pillow warns above its limit and stops above twice that; here one limit stops.
+        Image.MAX_IMAGE_PIXELS = max_pixels
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(source) as image:
+                if image.width * image.height > max_pixels:
+                    raise UserError(f"{image.width}x{image.height} is {too_large}")
+                return to_rgb(image)
+    except UserError:
+        raise
+    except Image.DecompressionBombError:
+        raise UserError(f"it is {too_large}") from None
+    except UnidentifiedImageError:
+        raise UserError("not an image file that Pillow can read") from None
+    except OSError as error:
+        raise UserError(error.strerror or str(error)) from None
+    # Pillow's decoders raise nearly any class on damaged files: SyntaxError, struct.error, IndexError, ...
+    except Exception as error:
+        raise UserError(f"damaged or unsupported image ({error})") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = pillow_limit
+
+
+def mask_picture(mask: np.ndarray) -> Image.Image:
+    """Return a mask (H, W) in [0, 1] as 8-bit grey."""
+    return Image.fromarray(np.rint(np.asarray(mask, np.float32) * 255).astype(np.uint8))
+
+
+def overlay(
+    image: Image.Image, mask: np.ndarray, color: tuple[int, int, int] = (255, 0, 80), alpha: float = 0.6
+) -> Image.Image:
+    """Tint what the mask holds.
+
+    Args:
+        image: Any picture.
+        mask: (H, W) of the displayed picture, in [0, 1].
+        color: RGB, 0 to 255.
+        alpha: Share of `color` where the mask is 1, in [0, 1].
+
+    Returns:
+        An RGB picture of the displayed size.
+
+    Raises:
+        UserError: If the mask has another size.
+    """
+    image = _checked_rgb(image, mask)
+    pixels = np.asarray(image, np.float32)
+    weight = alpha * np.asarray(mask, np.float32)[..., None]  # (H, W, 1)
+    return Image.fromarray(np.rint(pixels + weight * (np.asarray(color, np.float32) - pixels)).astype(np.uint8))
+
+
+def cutout(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """Return the picture as RGBA with the mask (H, W), in [0, 1], as its opacity; the colours stay as they are.
+
+    Raises:
+        UserError: If the mask has another size than the displayed picture.
+    """
+    image = _checked_rgb(image, mask)
+    image.putalpha(mask_picture(mask))
+    return image
+
+
+def _checked_rgb(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    image = to_rgb(image)
+    if mask.shape != (image.height, image.width):
+        raise UserError(f"got a mask of {mask.shape}, expected {(image.height, image.width)}, the picture's size")
+    return image

@@ -1,0 +1,160 @@
+"""Running a model over a data set and scoring every picture at its original size."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..errors import UserError
+from ..models.image_processing_unconceal import to_mask, to_rgb
+from .segmentation import score_image
+
+
+def evaluate_model(
+    model: nn.Module,
+    processor: Any,
+    dataset: Dataset,
+    *,
+    accelerator: Accelerator | None = None,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    threshold: float = 0.5,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Segment every picture of `dataset` and score it by the protocol of `metrics.segmentation`.
+
+    Under several processes each takes every n-th batch and all receive all rows. Batches are cut before they are dealt
+    out, so that each holds the same pictures for any number of processes and the numbers stay the same to the last digit,
+    also where a switch makes the network look at the whole batch.
+
+    Args:
+        model: A network of this package; a wrapper that Accelerate put around it is taken off.
+        processor: Its image processor.
+        dataset: One split with columns `image`, `mask` (foreground above 127), `id` and `source`.
+        accelerator: The one the program runs under, if any. Its mixed precision applies if it prepared `model`.
+        batch_size: Pictures in one forward pass.
+        num_workers: Processes that load and prepare pictures beside the forward pass, for each process.
+        threshold: A pixel counts as predicted where the soft mask is above it.
+        progress: Whether the main process shows a progress bar.
+
+    Returns:
+        One row a picture, in the order of `dataset`: `id`, `source`, `height`, `width` (pixels) and the keys of
+        `score_image`. Put them together by `summarize`.
+
+    Raises:
+        UserError: If a column is missing, a mask has another size than its picture, or the output is not finite.
+    """
+    missing = {"image", "mask", "id", "source"} - set(dataset.column_names)
+    if missing:
+        raise UserError(
+            f"the data set lacks the columns {_listed(missing)} (it has {_listed(dataset.column_names)}); "
+            "make it by scripts/prepare_data.py"
+        )
+    rank, world_size = 0, 1
+    if accelerator is not None:
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        # Without the wrapper, whose forward pass waits for the other processes: they may have one batch less.
+        model = accelerator.unwrap_model(model)
+    parameter = next(model.parameters())
+    indices = range(len(dataset))
+    batches = [indices[start : start + batch_size] for start in range(0, len(dataset), batch_size)]
+    loader = DataLoader(
+        _Indexed(dataset),
+        batch_sampler=batches[rank::world_size],
+        num_workers=num_workers,
+        collate_fn=_Collate(processor),
+    )
+    rows = []
+    with _eval_mode(model), torch.inference_mode():
+        for examples, pixel_values in tqdm(loader, desc="evaluate", unit="batch", disable=rank > 0 or not progress):
+            outputs = model(pixel_values=pixel_values.to(parameter.device, parameter.dtype))
+            sizes = [(example["height"], example["width"]) for example in examples]
+            for example, probs in zip(
+                examples, processor.post_process_masks(outputs, target_sizes=sizes), strict=True
+            ):
+                rows.append(_score_example(example, probs, threshold))
+    if world_size > 1:
+        rows = gather_object(rows)
+    rows.sort(key=lambda row: row["index"])
+    for row in rows:
+        del row["index"]
+    return rows
+
+
+class _Indexed(torch.utils.data.Dataset):
+    """The rows of a data set with their positions, by which gathered rows find their order again."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"index": index, **self.dataset[index]}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+class _Collate:
+    """A batch from rows: what a result row needs to know of each picture, and their pixel values."""
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+
+    def __call__(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], torch.Tensor]:
+        images = [to_rgb(row["image"]) for row in rows]
+        examples = [
+            {
+                "index": row["index"],
+                "id": row["id"],
+                "source": row["source"],
+                "height": image.height,
+                "width": image.width,
+                "target": np.asarray(to_mask(row["mask"])) > 127,
+            }
+            for row, image in zip(rows, images, strict=True)
+        ]
+        return examples, self.processor(images=images, return_tensors="pt")["pixel_values"]
+
+
+def _score_example(example: dict[str, Any], probs: torch.Tensor, threshold: float) -> dict[str, Any]:
+    """The row of one picture; the checks stand here because an error in a loader's process loses its one line."""
+    target = example.pop("target")
+    if target.shape != probs.shape:
+        raise UserError(
+            f"{example['id']}: the mask is {_size(target)}, its picture {_size(probs)} (width x height); "
+            "make the data set again by scripts/prepare_data.py, which reports such pairs"
+        )
+    if not torch.isfinite(probs).all():
+        raise UserError(
+            f"{example['id']}: the model's output is not finite; check its weights, or evaluate in full precision"
+        )
+    return {**example, **score_image(probs.cpu().numpy(), target, threshold)}
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every part is in the mode it was in, frozen parts too."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _listed(names) -> str:
+    return ", ".join(sorted(names))
+
+
+def _size(array) -> str:
+    height, width = array.shape
+    return f"{width}x{height}"

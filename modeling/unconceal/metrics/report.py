@@ -1,0 +1,104 @@
+"""From a data set's name to its split, and from scores to files that say what produced them."""
+
+import csv
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
+
+from .. import __version__
+from ..errors import UserError
+from ..files import make_folder, replacing
+from .segmentation import MEANS, PROTOCOL
+
+
+PER_IMAGE, RESULTS = "per_image.csv", "results.json"
+_TITLES = {"iou": "IoU", "f1": "F1", "precision": "precision", "recall": "recall"}
+
+
+def load_split(data: str | Path, split: str) -> Dataset:
+    """Load one split of a data set from a folder that scripts/prepare_data.py made, or from the Hub by its id.
+
+    Raises:
+        UserError: If there is no such data set or it cannot be read, if it lacks the split, or if the split is empty.
+    """
+    name = str(Path(data).expanduser()) if Path(data).expanduser().exists() else str(data)
+    try:
+        splits = load_dataset(name)
+    # The loader has no error class of its own: nothing there, no internet, not a data set, damaged shards.
+    except (OSError, ValueError, DatasetsError) as error:
+        # The cause of a failed read tells more than the reader's own "an error occurred".
+        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"cannot load the data set {name}: {reason}; give a folder made by scripts/prepare_data.py or a Hub id"
+        ) from None
+    if split not in splits:
+        raise UserError(f"the data set {name} has no split {split!r}; it has {', '.join(splits)}")
+    if len(splits[split]) == 0:
+        raise UserError(f"the split {split!r} of {name} holds no pictures; choose another or build it again")
+    return splits[split]
+
+
+def check_report_folder(out: str | Path, overwrite: bool):
+    """Make the folder of a report, before the work whose result it shall hold.
+
+    Raises:
+        UserError: If a report is there already and `overwrite` is false, or if the folder cannot be written.
+    """
+    existing = [name for name in (PER_IMAGE, RESULTS) if (Path(out) / name).exists()]
+    if existing and not overwrite:
+        raise UserError(
+            f"{out} already holds {' and '.join(existing)}; choose another --out, or pass --overwrite to replace them"
+        )
+    make_folder(out)
+
+
+def write_report(
+    out: str | Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, float], run: Mapping[str, Any]
+):
+    """Write `per_image.csv`, one line for each of `rows`, then `results.json`; each is whole or as it was before.
+
+    Args:
+        out: Folder.
+        rows: What `evaluate_model` returned.
+        summary: What `summarize` made of them.
+        run: What else produced the numbers (model, data, split, threshold, command); kept beside protocol, date, version
+            and, in a git checkout, commit.
+    """
+    folder = make_folder(out)
+    with replacing(folder / PER_IMAGE) as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    results = {
+        "protocol": PROTOCOL,
+        "results": dict(summary),
+        **run,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "unconceal_version": __version__,
+        "git_commit": git_commit(),
+    }
+    with replacing(folder / RESULTS) as path:
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def format_table(summary: Mapping[str, float]) -> str:
+    """Return the numbers of `summarize` as a Markdown table, in percent."""
+    lines = ["|  | whole set | mean over images |", "|---|---|---|"]
+    lines += [f"| {_TITLES[name]} | {summary[name]:.2%} | {summary[mean]:.2%} |" for name, mean in MEANS.items()]
+    return "\n".join(lines)
+
+
+def git_commit() -> str | None:
+    """Return the commit that this package runs from, with "-dirty" where files differ from it; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()

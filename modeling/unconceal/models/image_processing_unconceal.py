@@ -1,0 +1,329 @@
+"""Pictures in, `pixel_values` and `labels` out; logits in, masks of the pictures' own size out.
+
+One processor serves every network of the project. It works with Pillow and NumPy only, so the numbers are the same
+with and without torchvision. `to_rgb` and `to_mask` decide how a file of any kind is read; training uses them too.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_base import BatchFeature
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput, PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return `image` as people see it: upright, 8-bit RGB, at its displayed size.
+
+    - The EXIF orientation is applied.
+    - 16-bit grey is divided by 257, so white stays white (Pillow's own conversion clips at 255, which leaves a white
+      sheet). Sensor counts of 12 or 14 bits in a 16-bit file come out dark: stretch them before.
+    - 32-bit integer and float grey has no defined white: see `_to_uint8`.
+    - Transparent pixels become white, as in a viewer and as in transformers' own conversion. What a file hides under
+      them (black, rubbish, the uncut photograph) never reaches the network. Opaque RGBA files do not change.
+
+    Raises:
+        ValueError: If the colour mode cannot be converted.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_uint8(np.asarray(image))).convert("RGB")
+    if _has_alpha(image):
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), _to_rgba(image)).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_mask(image: Image.Image) -> Image.Image:
+    """Return a mask file as 8-bit grey `L`, 0 background to 255 object, with the depth and orientation rules of `to_rgb`.
+
+    Transparent pixels are background: a mask may be drawn in white on a transparent sheet.
+
+    Raises:
+        ValueError: If the colour mode cannot be converted.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_uint8(np.asarray(image)))
+    if _has_alpha(image):
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), _to_rgba(image)).convert("RGB")
+    return image.convert("L")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    # Not `"A" in image.getbands()`: LAB has a band of that name.
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+
+
+def _to_rgba(image: Image.Image) -> Image.Image:
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # Pillow knows no direct La -> RGBA
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    """Scale pixel values of any type to 8 bits, by the white that their type or, failing that, their range implies.
+
+    White is 1 for bool, 255 for uint8, 65535 for uint16. Other types define none: it is the first of 1 (floats only),
+    255 and 65535 that no value exceeds; values below 0 or above 65535 are stretched from their minimum to their maximum.
+    A value that is not finite counts as the nearest finite end of the range, NaN as the lower end.
+
+    Args:
+        values: Any shape, any real type.
+
+    Returns:
+        The same shape, uint8.
+    """
+    kind, size = values.dtype.kind, values.dtype.itemsize
+    if (kind, size) == ("u", 1):
+        return values
+    if kind == "b":
+        return values.astype(np.uint8) * 255
+    if (kind, size) == ("u", 2):
+        return np.rint(values * np.float32(1 / 257)).astype(np.uint8)
+    values = values.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return np.zeros(values.shape, np.uint8)
+    low, high = finite.min(), finite.max()
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    whites = (1, 255, 65535) if kind == "f" else (255, 65535)
+    if low >= 0 and high <= whites[-1]:
+        low, high = 0, next(white for white in whites if high <= white)
+    return np.rint((values - low) * (255 / (high - low or 1))).astype(np.uint8)
+
+
+def _array_to_pil(array: np.ndarray | torch.Tensor, channels: str | None) -> Image.Image:
+    """Make a picture of (H, W), (H, W, 1|3|4) or (1|3|4, H, W).
+
+    `channels` is "channels_first", "channels_last" or None: where both ends could be channels, a tensor has them first
+    and an array last, as torch and NumPy users do.
+    """
+    is_tensor = isinstance(array, torch.Tensor)
+    if is_tensor:
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()  # NumPy has no bfloat16
+    shape = array.shape
+    if array.ndim == 3:
+        first, last = shape[0] in (1, 3, 4), shape[-1] in (1, 3, 4)
+        if channels is None:
+            channels = "channels_first" if first and (is_tensor or not last) else "channels_last"
+        if channels == "channels_first":
+            array = array.transpose(1, 2, 0)  # (C, H, W) -> (H, W, C)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)) or 0 in shape:
+        raise ValueError(
+            f"got an image of shape {tuple(shape)}, expected (H, W), or 1, 3 or 4 channels first or last; "
+            "name their place with input_data_format if it is unclear"
+        )
+    if array.ndim == 3 and array.shape[-1] > 1 and array.min() < 0:
+        raise ValueError(
+            f"got a colour image with values from {array.min():g}, expected 0 to 1 or 0 to 255; "
+            "pass the picture before any normalisation"
+        )
+    array = _to_uint8(array)
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
+
+
+class UnconcealImageProcessorKwargs(ImagesKwargs, total=False):
+    """What `UnconcealImageProcessor` takes beside transformers' own options.
+
+    Attributes:
+        channel_order: Order of the channels in `pixel_values`.
+    """
+
+    channel_order: Literal["rgb", "bgr"]
+
+
+class UnconcealImageProcessor(PilBackend):
+    """Prepare pictures and masks for a network, and bring its answer back to the pictures' size.
+
+    A picture passes `to_rgb`, is resized to `size` as a whole (Pillow, antialiased; the aspect ratio is not kept), then
+    scaled by `rescale_factor` and normalised, in that order. Every input becomes an 8-bit picture first, so one picture
+    gives the same `pixel_values` as a file, an array or a tensor.
+
+    Args:
+        size: `{"height": int, "width": int}`, pixels.
+        resample: Pillow's filter for pictures. Masks are always resized by nearest neighbour.
+        image_mean: One number, or one per channel in the order of `channel_order`, after rescaling.
+        image_std: Likewise.
+        channel_order: "rgb" or "bgr". SRS was published for breast ultrasound on files read in BGR order, with the
+            ImageNet numbers, which are RGB, applied in place; "bgr" repeats that.
+
+    Raises:
+        ValueError: If `size` or `channel_order` is of another kind.
+    """
+
+    _auto_class = "AutoImageProcessor"  # `save_pretrained` then copies this file and writes `auto_map`
+    valid_kwargs = UnconcealImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+    size = {"height": 256, "width": 256}
+    resample = PILImageResampling.BILINEAR
+    do_resize = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    channel_order = "rgb"
+
+    def _standardize_kwargs(self, channel_order: str = "rgb", **kwargs) -> dict:
+        kwargs = super()._standardize_kwargs(**kwargs)
+        if channel_order not in ("rgb", "bgr"):
+            raise ValueError(f'got channel_order={channel_order!r}, expected "rgb" or "bgr"')
+        if not (kwargs["size"].height and kwargs["size"].width):
+            raise ValueError(f'got size={dict(kwargs["size"])}, expected {{"height": pixels, "width": pixels}}')
+        for name in ("do_center_crop", "do_pad"):  # inherited options that would otherwise be ignored in silence
+            if kwargs.get(name):
+                raise ValueError(f"got {name}=True, expected it unset: pictures are resized as a whole")
+        return {**kwargs, "channel_order": channel_order}
+
+    def preprocess(
+        self,
+        images: ImageInput | str | Path,
+        segmentation_maps: ImageInput | str | Path | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs,
+    ) -> BatchFeature:
+        """Make a batch of pictures and, if given, of their masks. `processor(...)` is this.
+
+        Args:
+            images: One or a list of: Pillow image; array or tensor (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4
+                channels, of any real type; path or URL. Or one array or tensor of four dimensions.
+            segmentation_maps: As many masks, of the same kinds; of three dimensions means (B, H, W). 0 is background and
+                white is object: 255 in 8 bits, 1 in bool or float (see `to_mask`).
+            return_tensors: "pt" for tensors, "np" or None for arrays.
+            **kwargs: Any option of the class, for this call only.
+
+        Returns:
+            `pixel_values` (B, 3, H, W) float32 and, with `segmentation_maps`, `labels` (B, H, W) float32 in [0, 1].
+
+        Raises:
+            ValueError: If an image or mask cannot be understood, their counts differ, or sizes differ with
+                `do_resize=False`.
+        """
+        return super().preprocess(images, segmentation_maps, return_tensors=return_tensors, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self, images, segmentation_maps, *, size, do_resize, resample, input_data_format, return_tensors, **options
+    ) -> BatchFeature:
+        pictures = [to_rgb(image) for image in self._as_pil(images, input_data_format)]
+        if not pictures:
+            raise ValueError("got no images, expected at least one")
+        if do_resize:
+            pictures = [picture.resize((size.width, size.height), resample) for picture in pictures]
+        data = {"pixel_values": self._normalized(_stack(pictures), **options)}
+        if segmentation_maps is not None:
+            masks = [to_mask(mask) for mask in self._as_pil(segmentation_maps, input_data_format, are_masks=True)]
+            if len(masks) != len(pictures):
+                raise ValueError(
+                    f"got {len(pictures)} images and {len(masks)} segmentation maps, expected one for each"
+                )
+            if any(mask.getextrema()[1] == 1 for mask in masks):
+                raise ValueError(
+                    "got a mask of values 0 and 1, expected 0 and 255; multiply it by 255 or make it bool"
+                )
+            if do_resize:
+                masks = [mask.resize((size.width, size.height), Image.Resampling.NEAREST) for mask in masks]
+            data["labels"] = _stack(masks).astype(np.float32) / np.float32(255)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _as_pil(self, images, channels: str | None, are_masks: bool = False) -> Iterator[Image.Image]:
+        """Yield the pictures or masks of any accepted input one by one."""
+        if isinstance(images, (list, tuple)):
+            for image in images:
+                yield from self._as_pil(image, channels, are_masks)
+        elif isinstance(images, Image.Image):
+            yield images
+        elif isinstance(images, (np.ndarray, torch.Tensor)):
+            if images.ndim == 4 or (are_masks and images.ndim == 3 and images.shape[-1] != 1):
+                for image in images:
+                    yield from self._as_pil(image, channels, are_masks)
+            else:
+                yield _array_to_pil(images, channels)
+        elif isinstance(images, str) and images.startswith(("http://", "https://", "data:image/")):
+            yield self.fetch_images(images)
+        elif isinstance(images, (str, Path)):
+            if not Path(images).is_file():
+                raise ValueError(f"got {str(images)!r}, which is no file; expected an image file or a URL")
+            yield Image.open(images)  # not `fetch_images`: that clips 16-bit files at 255
+        else:
+            raise ValueError(f"got {type(images).__name__}, expected a Pillow image, an array, a tensor or a path")
+
+    @staticmethod
+    def _normalized(
+        pixels: np.ndarray, *, channel_order, do_rescale, rescale_factor, do_normalize, image_mean, image_std, **_
+    ) -> np.ndarray:
+        """Turn (B, H, W, 3) uint8 RGB into (B, 3, H, W) float32."""
+        if channel_order == "bgr":
+            pixels = pixels[..., ::-1]
+        pixels = pixels.astype(np.float32)
+        if do_rescale:
+            pixels *= np.float32(rescale_factor)
+        if do_normalize:
+            pixels = (pixels - np.asarray(image_mean, np.float32)) / np.asarray(image_std, np.float32)
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+
+    def post_process_masks(self, outputs, target_sizes: Iterable | None = None) -> list[torch.Tensor]:
+        """Return each picture's soft mask at its own size.
+
+        An enlarged mask is interpolated in its logits, as the published evaluations do: the edge stays where the logits
+        cross zero and stays sharp. A mask that shrinks in either direction is averaged, with antialiasing, in its
+        probabilities: there one very negative logit would outvote the small target beside it.
+
+        Args:
+            outputs: What the network returned, with `logits` (B, 1, h, w) of any float type.
+            target_sizes: (height, width) of each picture, a list of pairs or a (B, 2) tensor. None keeps (h, w).
+
+        Returns:
+            B tensors (height, width), float32 in [0, 1], on the device of the logits.
+
+        Raises:
+            ValueError: If there is not one channel, or not one target size for each picture.
+        """
+        logits = outputs.logits.float()
+        if logits.ndim != 4 or logits.shape[1] != 1:
+            raise ValueError(f"got logits of shape {tuple(logits.shape)}, expected (B, 1, H, W)")
+        if target_sizes is None:
+            return list(logits.sigmoid().squeeze(1))
+        if len(target_sizes) != len(logits):
+            raise ValueError(f"got {len(target_sizes)} target sizes for {len(logits)} pictures, expected one for each")
+        masks = []
+        for picture_logits, target_size in zip(logits.split(1), target_sizes, strict=True):
+            height, width = (int(side) for side in target_size)
+            if height < logits.shape[-2] or width < logits.shape[-1]:
+                probs = F.interpolate(picture_logits.sigmoid(), (height, width), mode="bilinear", antialias=True)
+            else:
+                probs = F.interpolate(picture_logits, (height, width), mode="bilinear", align_corners=False).sigmoid()
+            masks.append(probs[0, 0].clamp(0, 1))  # the antialiased sum can pass 1 by a rounding error
+        return masks
+
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes: Iterable | None = None, threshold: float = 0.5
+    ) -> list[torch.Tensor]:
+        """Return each picture's map of class ids, 0 background and 1 object; `pipeline("image-segmentation")` calls this.
+
+        Args:
+            outputs: As for `post_process_masks`.
+            target_sizes: As for `post_process_masks`.
+            threshold: Probability from which a pixel is object, in [0, 1].
+
+        Returns:
+            B tensors (height, width), int64.
+
+        Raises:
+            ValueError: As for `post_process_masks`.
+        """
+        return [(mask >= threshold).long() for mask in self.post_process_masks(outputs, target_sizes)]
+
+
+def _stack(pictures: list[Image.Image]) -> np.ndarray:
+    sizes = {picture.size for picture in pictures}
+    if len(sizes) != 1:
+        raise ValueError(f"got pictures of (width, height) {sorted(sizes)}, expected one size; set do_resize=True")
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+__all__ = ["UnconcealImageProcessor", "to_mask", "to_rgb"]

@@ -1,0 +1,478 @@
+"""SRS: a reconstruction network steers the convolutions of a segmentation network.
+
+Paper: "SRSNetwork: Siamese Reconstruction-Segmentation Networks based on Dynamic-Parameter Convolution", IEEE TIP 2025,
+https://arxiv.org/abs/2312.01741. Written from the paper's description and the published checkpoints' shapes.
+
+Two networks of one topology, trained one after the other. The first, R, learns to reconstruct images. The second, S,
+segments; R's encoder, frozen, looks at the same image and its deepest feature sets the parameters of one convolution at
+the deepest level of S.
+
+| symbol | here | shape for an H x W image |
+|---|---|---|
+| x_i,0 | `SrsEncoder` output, level i | (B, C_i, H / 2^i, W / 2^i) |
+| x_i,j, j > 0 | nodes of `SrsDecoder.columns[j - 1]` | as x_i,0 |
+| y_3,0 of R | `guidance` | (B, G, H / 8, W / 8) |
+| v, the dynamic parameters | `SrsDynamicConv.guidance_scale` | (B, G) |
+| BLAM | `SrsFusion` | |
+| IPATR | `SrsLocalContrast` | |
+| Spu | `SrsSubpixelUp` | |
+| ECA | `SrsPeakAttention` | |
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_srs import SrsConfig
+from .losses import bce_dice_loss
+from .modeling_unconceal import UnconcealPreTrainedModel
+
+
+NUM_LEVELS = 4
+# Sides are padded to a multiple of this, so that three halvings are exact.
+STRIDE = 2 ** (NUM_LEVELS - 1)
+
+
+@dataclass
+class SrsReconstructionOutput(ModelOutput):
+    """Output of `SrsForReconstruction`.
+
+    Args:
+        loss: Scalar, mean squared error of the reconstruction.
+        reconstruction: (B, 3, H, W), in the normalised range of `pixel_values`.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+
+
+@dataclass
+class SrsSegmentationOutput(ModelOutput):
+    """Output of `SrsForImageSegmentation`.
+
+    Args:
+        loss: Scalar, present when `labels` is given.
+        logits: (B, 1, H, W), pre-sigmoid, at the input size.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class SrsConvNormAct(nn.Sequential):
+    """Convolution (with bias, same size), batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+class SrsChannelAttention(nn.Module):
+    """Per-channel weights in (0, 1) from the mean and the maximum over the image, through one shared bottleneck."""
+
+    def __init__(self, channels: int, reduction_ratio: int):
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, channels // reduction_ratio, kernel_size=1, bias=False)
+        self.excite = nn.Conv2d(channels // reduction_ratio, channels, kernel_size=1, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the weights, (B, C, 1, 1), for (B, C, H, W)."""
+        mean = hidden_states.mean(dim=(2, 3), keepdim=True)
+        peak = hidden_states.amax(dim=(2, 3), keepdim=True)
+        return sum(self.excite(F.relu(self.squeeze(pooled))) for pooled in (mean, peak)).sigmoid()
+
+
+class SrsSpatialAttention(nn.Module):
+    """Per-pixel weights in (0, 1) from the mean and the maximum over the channels, by a 7x7 convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the weights, (B, 1, H, W), for (B, C, H, W)."""
+        mean = hidden_states.mean(dim=1, keepdim=True)
+        peak = hidden_states.amax(dim=1, keepdim=True)
+        return self.conv(torch.cat([mean, peak], dim=1)).sigmoid()
+
+
+class SrsBlock(GradientCheckpointingLayer):
+    """Residual block of two 3x3 convolutions, weighted by channel and then spatial attention before the sum."""
+
+    def __init__(self, in_channels: int, out_channels: int, reduction_ratio: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.channel_attention = SrsChannelAttention(out_channels, reduction_ratio)
+        self.spatial_attention = SrsSpatialAttention()
+        self.shortcut = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, kernel_size=1), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H, W)."""
+        residual = self.norm1(self.conv1(hidden_states)).relu_()
+        residual = self.norm2(self.conv2(residual))
+        residual = self.channel_attention(residual) * residual
+        residual = self.spatial_attention(residual) * residual
+        # The release ends in a ReLU, the paper's figure in a batch norm; published weights need the ReLU.
+        return (residual + self.shortcut(hidden_states)).relu_()
+
+
+class SrsNode(nn.Sequential):
+    """A node of the grid: `depth` residual blocks, the first of which changes the width."""
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int, reduction_ratio: int):
+        widths = [in_channels] + [out_channels] * depth
+        super().__init__(*(SrsBlock(a, b, reduction_ratio) for a, b in zip(widths, widths[1:], strict=False)))
+
+
+class SrsEncoder(nn.Module):
+    """The first column of the grid: a stem and four levels, each half the size of the one before."""
+
+    def __init__(self, config: SrsConfig, stem_size: int, hidden_sizes: list[int], depths: list[int]):
+        super().__init__()
+        self.stem = SrsConvNormAct(config.num_channels, stem_size, kernel_size=3)
+        widths = [stem_size, *hidden_sizes]
+        self.levels = nn.ModuleList(
+            SrsNode(widths[i], widths[i + 1], depths[i], config.attention_reduction_ratio) for i in range(NUM_LEVELS)
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """Return the features of the four levels, (B, C_i, H / 2^i, W / 2^i), finest first."""
+        features = [self.levels[0](self.stem(pixel_values))]
+        for level in self.levels[1:]:
+            features.append(level(F.max_pool2d(features[-1], kernel_size=2)))
+        return features
+
+
+class SrsSubpixelUp(nn.Module):
+    """Doubles the size by pixel shuffle, then sets the width by a 3x3 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = SrsConvNormAct(in_channels // 4, out_channels, kernel_size=3)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, 2H, 2W)."""
+        return self.conv(F.pixel_shuffle(hidden_states, 2))
+
+
+class SrsPeakAttention(nn.Module):
+    """Channel weights from each channel's peak and its two neighbours'.
+
+    A relative of efficient channel attention, with the maximum where that takes the mean.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, kernel_size=3, padding=1, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the weighted (B, C, H, W)."""
+        # The paper's network takes the peak of the sigmoid; the sigmoid of the peak is the same and cheaper.
+        peak = hidden_states.amax(dim=(2, 3)).sigmoid()  # (B, C)
+        weights = self.conv(peak.unsqueeze(1)).sigmoid()  # (B, 1, C)
+        return hidden_states * weights.transpose(1, 2).unsqueeze(-1)  # (B, C, 1, 1)
+
+
+class SrsFusion(nn.Module):
+    """Joins a fine feature with the upsampled coarser one (BLAM)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.refine = nn.Sequential(*(SrsConvNormAct(channels, channels, kernel_size=1) for _ in range(2)))
+        self.attention = SrsPeakAttention()
+        self.merge = SrsConvNormAct(2 * channels, channels, kernel_size=1)
+
+    def forward(self, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+        """Return (B, C, H, W) from two tensors of that shape."""
+        return self.merge(torch.cat([self.attention(coarse), self.refine(fine)], dim=1))
+
+
+class SrsLocalContrast(nn.Module):
+    """Strengthens what differs from its surroundings at three receptive fields (IPATR, reconstruction network only).
+
+    Each convolution gives a local mean mu and, applied to x - mu, a local spread s in (0, 1); the contrast is
+    (x - mu + e) / (s + e) with e = 1e-3.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, kernel_size, padding=padding, dilation=dilation)
+            for kernel_size, padding, dilation in ((1, 0, 1), (3, 1, 1), (3, 2, 2))
+        )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the strengthened (B, C, H, W)."""
+        contrast = 0
+        for conv in self.convs:
+            difference = hidden_states - conv(hidden_states)
+            contrast = contrast + (difference + 1e-3) / (conv(difference).sigmoid() + 1e-3)
+        return hidden_states + hidden_states * (contrast / len(self.convs)).sigmoid()
+
+
+class SrsDecoder(nn.Module):
+    """The other three columns of the grid, then the coarse-to-fine fusion to full resolution.
+
+    Node (i, j) of level i and column j reads its left neighbour (i, j-1), the upsampled (i+1, j-1), from column 2 on the
+    one before its left neighbour, (i, j-2), and, below the finest level, the pooled (i-1, j).
+    """
+
+    def __init__(self, config: SrsConfig, hidden_sizes: list[int], depths: list[int], local_contrast: bool):
+        super().__init__()
+        ratio = config.attention_reduction_ratio
+        self.columns = nn.ModuleList()
+        for j in range(1, NUM_LEVELS):
+            column = nn.ModuleList()
+            for i in range(NUM_LEVELS - j):
+                in_channels = hidden_sizes[i] + hidden_sizes[i + 1]
+                in_channels += hidden_sizes[i] if j > 1 else 0
+                in_channels += hidden_sizes[i - 1] if i > 0 else 0
+                column.append(SrsNode(in_channels, hidden_sizes[i], depths[i], ratio))
+            self.columns.append(column)
+        # The fusion works on levels 0, 1, 2; every list below is in that order.
+        fused = range(NUM_LEVELS - 1)
+        self.contrasts = nn.ModuleList(
+            SrsLocalContrast(hidden_sizes[i]) if local_contrast else nn.Identity() for i in fused
+        )
+        self.upsamples = nn.ModuleList(SrsSubpixelUp(hidden_sizes[i + 1], hidden_sizes[i]) for i in fused)
+        self.fusions = nn.ModuleList(SrsFusion(hidden_sizes[i]) for i in fused)
+        self.projections = nn.ModuleList(
+            nn.Conv2d(hidden_sizes[i], hidden_sizes[0], kernel_size=1) if i else nn.Identity() for i in fused
+        )
+        self.merge = SrsNode(len(fused) * hidden_sizes[0], hidden_sizes[0], depth=1, reduction_ratio=ratio)
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Return (B, C_0, H, W) from the encoder's four features, finest first."""
+        # 1. The grid, column by column, each from the finest level down.
+        columns = [features]
+        for nodes in self.columns:
+            left, column = columns[-1], []
+            for i, node in enumerate(nodes):
+                inputs = [left[i], upsample(left[i + 1], 2)]
+                if len(columns) > 1:
+                    inputs.append(columns[-2][i])
+                if i > 0:
+                    inputs.append(F.max_pool2d(column[i - 1], kernel_size=2))
+                column.append(node(torch.cat(inputs, dim=1)))
+            columns.append(column)
+        # 2. Fusion of the last node of every level with what comes from below.
+        fused, below = [], features[-1]
+        for i in reversed(range(NUM_LEVELS - 1)):
+            last = columns[NUM_LEVELS - 1 - i][i]
+            below = self.fusions[i](self.contrasts[i](last), self.upsamples[i](below))
+            fused.insert(0, below)
+        # 3. All levels at full resolution and the finest width.
+        fused = [self.projections[i](hidden_states) for i, hidden_states in enumerate(fused)]
+        fused = [fused[0]] + [upsample(hidden_states, 2**i) for i, hidden_states in enumerate(fused) if i]
+        return self.merge(torch.cat(fused, dim=1))
+
+
+class SrsDynamicConv(nn.Module):
+    """3x3 convolution whose kernel depends on the image, through G scalars from the reconstruction network (DPConv).
+
+    The paper's form turns each scalar v_g into the kernels of C / G whole output channels by one weight and one bias per
+    kernel entry: kernel_o = b_o + v_g(o) * w_o with g(o) = floor(o / (C / G)). Convolution is linear in its kernel, so
+
+        DPConv(x) = conv(x, b) + v * conv(x, w),
+
+    two ordinary convolutions and a scale for each output channel. No kernel is built for each image, which a grouped
+    convolution over the batch would need (`srs_dynamic_conv_ref`).
+    """
+
+    def __init__(self, channels: int, guidance_channels: int, reduction_ratio: int):
+        super().__init__()
+        self.channels_per_scalar = channels // guidance_channels
+        self.channel_attention = SrsChannelAttention(guidance_channels, reduction_ratio)
+        self.spatial_attention = SrsSpatialAttention()
+        self.project = nn.Conv2d(guidance_channels, guidance_channels, kernel_size=1)
+        self.static_conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        self.scaled_conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+
+    def guidance_scale(self, guidance: torch.Tensor) -> torch.Tensor:
+        """Return the dynamic parameters v, (B, G), for the guidance (B, G, h, w)."""
+        # Channel attention only shapes the spatial map; the guidance itself is not weighted by it.
+        spatial_weights = self.spatial_attention(self.channel_attention(guidance) * guidance)
+        # The 1x1 convolution commutes with the mean over the image and is cheaper after it.
+        return self.project((spatial_weights * guidance).mean(dim=(2, 3), keepdim=True)).flatten(1)
+
+    def forward(self, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+        """Convolve (B, C, h, w) as `guidance`, (B, G, h', w'), says."""
+        scale = self.guidance_scale(guidance).repeat_interleave(self.channels_per_scalar, dim=1)  # (B, C)
+        return self.static_conv(hidden_states) + scale[:, :, None, None] * self.scaled_conv(hidden_states)
+
+
+def srs_dynamic_conv_ref(conv: SrsDynamicConv, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+    """Slow reference of `SrsDynamicConv.forward`: builds the kernels of every image, as the paper draws it."""
+    outputs = []
+    for image, scalars in zip(hidden_states, conv.guidance_scale(guidance), strict=True):
+        scale = scalars.repeat_interleave(conv.channels_per_scalar)[:, None, None, None]
+        kernel = conv.static_conv.weight + scale * conv.scaled_conv.weight  # (C, C, 3, 3)
+        outputs.append(F.conv2d(image[None], kernel, padding=1))
+    return torch.cat(outputs)
+
+
+def upsample(hidden_states: torch.Tensor, factor: int) -> torch.Tensor:
+    """Enlarge (B, C, H, W) by `factor`, bilinearly, corners aligned."""
+    return F.interpolate(hidden_states, scale_factor=factor, mode="bilinear", align_corners=True)
+
+
+def pad_to_stride(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Repeat the last row and column until both sides are multiples of `STRIDE`."""
+    height, width = pixel_values.shape[-2:]
+    # Without a branch on the size: an exported network then takes any size.
+    return F.pad(pixel_values, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+
+
+class SrsPreTrainedModel(UnconcealPreTrainedModel):
+    """Weight initialisation and checkpointing shared by the SRS networks."""
+
+    config_class = SrsConfig
+    base_model_prefix = "srs"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SrsBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Set every parameter and buffer of `module`; convolutions as the authors did, by PyTorch's default rule.
+
+        DEVIATION: the paper's grouped convolution has a fan-in of 1, which draws kernel entries from U(-1, 1) and makes
+        the dynamic convolution's output some 28 times its input. Ours starts at the scale of an ordinary convolution.
+        """
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+    def _set_gradient_checkpointing(self, *args, **kwargs):
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        # A checkpointed block runs twice on one batch, and so does the update of its running statistics. Two steps of
+        # momentum 1 - sqrt(1 - m) equal one of m.
+        for block in (module for module in self.modules() if isinstance(module, SrsBlock)):
+            for norm in (module for module in block.modules() if isinstance(module, nn.BatchNorm2d)):
+                norm.momentum = 1 - math.sqrt(0.9) if block.gradient_checkpointing else 0.1
+
+
+class SrsForReconstruction(SrsPreTrainedModel):
+    """The reconstruction network R, trained in phase 1 to give its input back."""
+
+    auto_classes = ("AutoModel",)
+
+    def __init__(self, config: SrsConfig):
+        super().__init__(config)
+        sizes, depths = config.reconstruction_hidden_sizes, config.reconstruction_depths
+        # Named as in `SrsForImageSegmentation`, so that phase 2 finds it in a checkpoint of phase 1.
+        self.reconstruction_encoder = SrsEncoder(config, config.reconstruction_stem_size, sizes, depths)
+        self.reconstruction_decoder = SrsDecoder(config, sizes, depths, local_contrast=True)
+        self.reconstruction_head = nn.Conv2d(sizes[0], config.num_channels, kernel_size=1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor) -> SrsReconstructionOutput:
+        """Reconstruct a batch of images.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised RGB, at least 32x32.
+
+        Returns:
+            `SrsReconstructionOutput`; its loss needs no labels.
+
+        Raises:
+            ValueError: If the number of channels is another or the image is too small.
+        """
+        self.check_pixel_values(pixel_values)
+        height, width = pixel_values.shape[-2:]
+        features = self.reconstruction_encoder(pad_to_stride(pixel_values))
+        reconstruction = self.reconstruction_head(self.reconstruction_decoder(features))[..., :height, :width]
+        loss = F.mse_loss(reconstruction.float(), pixel_values.float())
+        return SrsReconstructionOutput(loss=loss, reconstruction=reconstruction)
+
+
+class SrsForImageSegmentation(SrsPreTrainedModel):
+    """The segmentation network S with R's frozen encoder, trained in phase 2.
+
+    `SrsForImageSegmentation.from_pretrained(phase_1_folder)` takes the encoder from a checkpoint of
+    `SrsForReconstruction` and initialises the rest.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^reconstruction_decoder\.", r"^reconstruction_head\."]
+
+    def __init__(self, config: SrsConfig):
+        super().__init__(config)
+        self.reconstruction_encoder = SrsEncoder(
+            config, config.reconstruction_stem_size, config.reconstruction_hidden_sizes, config.reconstruction_depths
+        )
+        self.encoder = SrsEncoder(config, config.stem_size, config.hidden_sizes, config.depths)
+        self.dynamic_conv = SrsDynamicConv(
+            config.hidden_sizes[-1], config.reconstruction_hidden_sizes[-1], config.attention_reduction_ratio
+        )
+        self.decoder = SrsDecoder(config, config.hidden_sizes, config.depths, local_contrast=False)
+        self.head = nn.Conv2d(config.hidden_sizes[0], 1, kernel_size=1)
+        self.post_init()
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        """Set training mode; R's encoder stays in evaluation and without gradients, because it is frozen."""
+        super().train(mode)
+        # Not in `__init__`: loading a checkpoint replaces the parameters and ends in `eval()`.
+        self.reconstruction_encoder.eval().requires_grad_(False)
+        if self.config.reconstruction_batch_statistics:
+            for module in self.reconstruction_encoder.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.train()
+        return self
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> SrsSegmentationOutput:
+        """Segment a batch of images.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised RGB, at least 32x32.
+            labels: (B, H, W) or (B, 1, H, W) in [0, 1], 1 for object. Soft values are allowed.
+
+        Returns:
+            `SrsSegmentationOutput`.
+
+        Raises:
+            ValueError: If the number of channels is another, the image is too small, or `labels` has another size.
+        """
+        self.check_pixel_values(pixel_values)
+        height, width = pixel_values.shape[-2:]
+        padded = pad_to_stride(pixel_values)
+        # 1. What the reconstruction network knows of the image.
+        with torch.no_grad():
+            guidance = self.reconstruction_encoder(padded)[-1]  # (B, G, H / 8, W / 8)
+        # 2. The segmentation encoder; its deepest feature is corrected by the dynamic convolution.
+        features = self.encoder(padded)
+        features[-1] = features[-1] + self.dynamic_conv(features[-1], guidance)
+        # 3. Decoder and head.
+        logits = self.head(self.decoder(features))[..., :height, :width]
+
+        loss = None
+        if labels is not None:
+            loss = bce_dice_loss(
+                logits, self.match_labels(labels, logits), self.config.bce_weight, self.config.dice_weight
+            )
+        return SrsSegmentationOutput(loss=loss, logits=logits)
+
+
+__all__ = ["SrsConfig", "SrsForImageSegmentation", "SrsForReconstruction", "SrsPreTrainedModel"]

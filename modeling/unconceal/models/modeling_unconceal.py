@@ -1,0 +1,64 @@
+"""What every network of this project shares: how it is saved with its code, and how its inputs are checked."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+
+class UnconcealPreTrainedModel(PreTrainedModel):
+    """A `PreTrainedModel` whose folder opens through several Auto classes without the package.
+
+    Subclasses set `auto_classes`, the Auto model classes that open their checkpoints, and `min_image_size`.
+    """
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    auto_classes = ("AutoModel", "AutoModelForImageSegmentation", "AutoModelForSemanticSegmentation")
+    min_image_size = 32
+    # Being set, it makes `save_pretrained` copy this model's code beside the weights.
+    _auto_class = "AutoModel"
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save weights, config and code. See `PreTrainedModel.save_pretrained`."""
+        # transformers itself would record one Auto class only, the last that was registered.
+        config_class, model_class = type(self.config), type(self)
+        module = model_class.__module__.split(".")[-1]
+        self.config.auto_map = {
+            "AutoConfig": f"{config_class.__module__.split('.')[-1]}.{config_class.__name__}",
+            **{auto_class: f"{module}.{model_class.__name__}" for auto_class in self.auto_classes},
+        }
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        super().save_pretrained(save_directory, **kwargs)
+
+    def check_pixel_values(self, pixel_values: torch.Tensor):
+        """Raise a `ValueError` that says what to do unless `pixel_values` is (B, C, H, W) and large enough."""
+        channels, smallest = self.config.num_channels, self.min_image_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"`pixel_values` must be (batch, {channels}, height, width), got {tuple(pixel_values.shape)}; "
+                "use the model's image processor."
+            )
+        if pixel_values.shape[2] < smallest or pixel_values.shape[3] < smallest:
+            raise ValueError(
+                f"`pixel_values` must be at least {smallest}x{smallest}, got "
+                f"{pixel_values.shape[2]}x{pixel_values.shape[3]}; resize the image or pad it."
+            )
+
+    @staticmethod
+    def match_labels(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Return `labels`, (B, H, W) or (B, 1, H, W) in [0, 1], as a float tensor in the shape of `logits`.
+
+        Raises:
+            ValueError: If the shape is another.
+        """
+        labels = labels.unsqueeze(1) if labels.ndim == 3 else labels
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"`labels` must be (batch, height, width) or (batch, 1, height, width) at the size of the logits "
+                f"{tuple(logits.shape)}, got {tuple(labels.shape)}."
+            )
+        return labels.to(logits.device, torch.float32)
+
+
+__all__ = ["UnconcealPreTrainedModel"]

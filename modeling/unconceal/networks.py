@@ -1,0 +1,23 @@
+"""The networks by name, as recipes and scripts call them."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .models.configuration_srs import SrsConfig
+from .models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
+
+
+@dataclass(frozen=True)
+class Network:
+    """A configuration class and the model class of each task that the network is trained for."""
+
+    config_class: type[PreTrainedConfig]
+    tasks: dict[str, type[PreTrainedModel]]
+
+
+NETWORKS = {
+    "srs": Network(SrsConfig, {"reconstruction": SrsForReconstruction, "segmentation": SrsForImageSegmentation}),
+}
+
+__all__ = ["NETWORKS", "Network"]

@@ -1,0 +1,82 @@
+"""Checkpoints: folders that `AutoModel.from_pretrained` opens and that training continues from."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from ..errors import UserError
+from ..files import replacing, restore
+
+
+PROGRESS_FILE = "progress.json"
+STATE_FOLDER = "training_state"
+
+
+@dataclass
+class Progress:
+    """How far a phase has come.
+
+    Args:
+        task: The phase.
+        epoch: Finished epochs.
+        step: Finished optimizer steps.
+        best: The best value of the phase's metric, and None before the first evaluation.
+        history: One row for each finished epoch: losses, metrics, seconds.
+    """
+
+    task: str
+    epoch: int = 0
+    step: int = 0
+    best: float | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_checkpoint(
+    folder: Path,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    processor: Any,
+    progress: Progress,
+    with_state: bool,
+):
+    """Write model, processor and progress, and with `with_state` all that resuming needs; all processes call it.
+
+    The checkpoint that was at `folder` stays whole until the new one is.
+    """
+    state = folder.with_name(f".{folder.name}.{STATE_FOLDER}")
+    if with_state:
+        if accelerator.is_main_process:
+            shutil.rmtree(state, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(state))
+        accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        with replacing(folder) as beside:
+            model.save_pretrained(beside)
+            processor.save_pretrained(beside)
+            if with_state:
+                state.rename(beside / STATE_FOLDER)
+            text = json.dumps(asdict(progress), indent=1)
+            (beside / PROGRESS_FILE).write_text(text, encoding="utf-8")
+    accelerator.wait_for_everyone()
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """Return the progress that a checkpoint holds, or None where there is no checkpoint.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    restore(folder)
+    path = folder / PROGRESS_FILE
+    if not path.exists():
+        return None
+    try:
+        return Progress(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot resume: {path} is damaged ({error}); remove {folder} to train anew") from None

@@ -1,0 +1,373 @@
+"""The training loop: phases, epochs, steps, evaluation, checkpoints, resume."""
+
+import inspect
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from datasets import Dataset
+from omegaconf import OmegaConf
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, get_scheduler
+from transformers.utils import logging as transformers_logging
+
+from ..data.loading import load_splits
+from ..data.transforms import TrainingSet, TransformRecipe
+from ..errors import UserError
+from ..files import make_folder, replacing
+from ..metrics import evaluate_model, summarize
+from ..models.image_processing_unconceal import UnconcealImageProcessor
+from ..networks import NETWORKS
+from .checkpoints import STATE_FOLDER, Progress, read_progress, save_checkpoint
+from .recipe import PhaseRecipe, Recipe, recipe_to_dict
+
+
+OPTIMIZERS = {
+    "sgd": lambda parameters, recipe: torch.optim.SGD(
+        parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    ),
+    "adam": lambda parameters, recipe: torch.optim.Adam(
+        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    ),
+    "adamw": lambda parameters, recipe: torch.optim.AdamW(
+        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    ),
+}
+UNCHANGED = TransformRecipe(rotate90_probability=0, flip_probability=0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one phase is judged by.
+
+    Args:
+        evaluate: Takes model, processor, data set, accelerator and batch size and returns named numbers.
+        metric: The number that chooses the best checkpoint.
+        higher_is_better: Whether more of it is better.
+    """
+
+    evaluate: Callable[..., dict[str, float]]
+    metric: str
+    higher_is_better: bool
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether `value` beats `best`."""
+        return best is None or (value > best if self.higher_is_better else value < best)
+
+
+def evaluate_segmentation(model, processor, dataset, accelerator, batch_size, num_workers) -> dict[str, float]:
+    """Score the masks by the protocol of `metrics.segmentation`."""
+    rows = evaluate_model(
+        model,
+        processor,
+        dataset,
+        accelerator=accelerator,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=False,
+    )
+    return summarize(rows)
+
+
+@torch.inference_mode()
+def evaluate_loss(model, processor, dataset, accelerator, batch_size, num_workers) -> dict[str, float]:
+    """Return the loss, averaged over the samples."""
+    samples = TrainingSet(dataset, processor, UNCHANGED, seed=0)
+    batches = accelerator.prepare(DataLoader(samples, batch_size=batch_size, num_workers=num_workers))
+    model = accelerator.unwrap_model(model)
+    was_training = model.training
+    model.eval()
+    losses = []
+    for batch in batches:
+        with accelerator.autocast():
+            # One by one: the mean over a batch would not tell which samples only fill the last one up.
+            sample_losses = [model(pixel_values=sample[None]).loss for sample in batch["pixel_values"]]
+        losses.append(accelerator.gather_for_metrics(torch.stack(sample_losses)))
+    model.train(was_training)
+    return {"loss": torch.cat(losses).mean().item()}
+
+
+def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Path:
+    """Run every phase of a recipe; return the folder of the last phase's best checkpoint.
+
+    `recipe.output_dir` receives `recipe.yaml` and for each phase a folder with the checkpoints `best` and `last` and the
+    trackers' logs. With `resume` a run goes on after its last finished epoch, as if it had never stopped.
+
+    Raises:
+        UserError: If the output folder holds another run, the data or a checkpoint cannot be used, or the loss is no
+            longer finite.
+    """
+    transformers_logging.disable_progress_bar()
+    state = PartialState()
+    with state.main_process_first():
+        if state.is_main_process:
+            claim_folder(Path(recipe.output_dir), recipe, resume, overwrite)
+        splits = load_splits(recipe.data.path, [recipe.data.train_split, recipe.data.eval_split])
+    best = None
+    for task in recipe.phases:
+        best = run_phase(recipe, task, splits, init_from=best)
+    return best
+
+
+def claim_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool):
+    """Make the folder of a new run, or check that it holds the very run that is to be resumed.
+
+    Raises:
+        UserError: If it does not, or cannot be written.
+    """
+    record = output_dir / "recipe.yaml"
+    make_folder(output_dir)
+    if record.exists() and not (resume or overwrite):
+        raise UserError(f"{output_dir} already holds a run; add --resume, --overwrite or output_dir=ANOTHER")
+    wanted = recipe_to_dict(recipe)
+    if record.exists() and resume:
+        kept = OmegaConf.to_container(OmegaConf.load(record))
+        changed = sorted(_differences(kept, wanted))
+        if changed:
+            raise UserError(
+                f"the run in {output_dir} was started with another {', '.join(changed)}; "
+                "resume it with the same recipe, or start anew with output_dir=ANOTHER"
+            )
+        return
+    if record.exists():
+        for task in recipe.phases:
+            shutil.rmtree(output_dir / task, ignore_errors=True)
+    with replacing(record) as beside:
+        OmegaConf.save(OmegaConf.create(wanted), beside)
+
+
+def _differences(kept: Any, wanted: Any, key: str = "") -> Iterator[str]:
+    """Yield the dotted keys by which two recipes differ, as far as it changes the result."""
+    free = ("output_dir", "data.num_workers", "trackers")
+    if isinstance(kept, dict) and isinstance(wanted, dict):
+        for name in kept.keys() | wanted.keys():
+            yield from _differences(kept.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+    elif OmegaConf.create([kept]) != OmegaConf.create([wanted]) and key not in free:
+        yield key
+
+
+def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreTrainedModel:
+    """Build the model of a phase, from scratch or from a checkpoint.
+
+    Raises:
+        UserError: If the checkpoint is missing, of another network, or of other sizes.
+    """
+    network = NETWORKS[recipe.network]
+    model_class = network.tasks[task]
+    try:
+        config = network.config_class(**recipe.model)
+    except Exception as error:  # its validators raise several classes, all for what the user wrote
+        raise UserError(f"recipe: model: {' '.join(str(error).split())}") from None
+    if init_from is None:
+        return model_class(config)
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report of what is new in this phase alarms without cause
+    try:
+        model, report = model_class.from_pretrained(init_from, config=config, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot start from {init_from}: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        transformers_logging.set_verbosity(level)
+    loaded = set(model.state_dict()) - set(report["missing_keys"])
+    if not loaded:
+        raise UserError(f"cannot start from {init_from}: it holds no weights of {model_class.__name__}")
+    return model
+
+
+def run_phase(
+    recipe: Recipe,
+    task_name: str,
+    splits: dict[str, Dataset],
+    init_from: Path | None,
+) -> Path:
+    """Train one phase from its last finished epoch; return the folder of its best checkpoint."""
+    phase = recipe.phases[task_name]
+    task = {
+        "reconstruction": Task(evaluate_loss, "loss", higher_is_better=False),
+        "segmentation": Task(evaluate_segmentation, recipe.best_metric, higher_is_better=True),
+    }[task_name]
+    folder = Path(recipe.output_dir) / task_name
+    best, last = folder / "best", folder / "last"
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        gradient_accumulation_steps=phase.gradient_accumulation_steps,
+        log_with=recipe.trackers or None,
+        project_dir=recipe.output_dir,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=recipe.seed),
+    )
+    progress = read_progress(last) or Progress(task_name)
+    if progress.epoch >= phase.epochs:
+        accelerator.print(f"{task_name}: already finished, best {task.metric} {progress.best:.4f}")
+        return best
+
+    # 1. Model, data, optimizer, schedule.
+    set_seed(recipe.seed)
+    model = build_model(recipe, task_name, phase.init_from or init_from)
+    processor = UnconcealImageProcessor(**recipe.processor)
+    samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed)
+    batches = DataLoader(samples, phase.batch_size, shuffle=True, num_workers=recipe.data.num_workers)
+    model.train()
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if phase.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = OPTIMIZERS[phase.optimizer.name](trainable, phase.optimizer)
+    network = model
+    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+    steps_per_epoch = math.ceil(len(batches) / phase.gradient_accumulation_steps)
+    # Not prepared: Accelerate would step it once for every process.
+    scheduler = make_scheduler(optimizer, phase, steps_per_epoch * phase.epochs)
+    registered = [scheduler]
+    averaged = None
+    if phase.ema_decay is not None:
+        averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(phase.ema_decay), use_buffers=True)
+        registered.append(averaged)
+    accelerator.register_for_checkpointing(*registered)
+    if progress.epoch:
+        accelerator.load_state(str(last / STATE_FOLDER))
+        accelerator.print(f"{task_name}: resumed after epoch {progress.epoch}")
+    accelerator.init_trackers(task_name, config=_flat(recipe_to_dict(recipe)))
+
+    # 2. Epochs.
+    for epoch in range(progress.epoch, phase.epochs):
+        samples.set_epoch(epoch)
+        batches.set_epoch(epoch)
+        row = {"epoch": epoch + 1, "learning_rate": scheduler.get_last_lr()[0]}
+        model.train()
+        row |= train_epoch(recipe, phase, accelerator, model, optimizer, scheduler, batches, averaged, row["epoch"])
+        progress.step += steps_per_epoch
+        progress.epoch = epoch + 1
+        kept = averaged.module if averaged is not None else network
+        is_best = False
+        if progress.epoch % phase.evaluate_every == 0 or progress.epoch == phase.epochs:
+            measured = task.evaluate(
+                kept,
+                processor,
+                splits[recipe.data.eval_split],
+                accelerator,
+                phase.batch_size,
+                recipe.data.num_workers,
+            )
+            row |= {f"eval_{name}": value for name, value in measured.items()}
+            is_best = task.better(measured[task.metric], progress.best)
+            progress.best = measured[task.metric] if is_best else progress.best
+        progress.history.append(row)
+        accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
+        accelerator.print(_report(task_name, row, phase.epochs, task.metric, is_best))
+        if is_best:
+            save_checkpoint(best, accelerator, kept, processor, progress, with_state=False)
+        save_checkpoint(last, accelerator, kept, processor, progress, with_state=True)
+
+    accelerator.end_training()
+    return best
+
+
+def train_epoch(
+    recipe: Recipe,
+    phase: PhaseRecipe,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer,
+    scheduler,
+    batches,
+    averaged: AveragedModel | None,
+    epoch: int,
+) -> dict[str, float]:
+    """Go through the training split once; return the mean loss, the seconds and how they were spent."""
+    started, waited, losses, num_samples = time.perf_counter(), 0.0, [], 0
+    bar = tqdm(
+        total=len(batches),
+        desc=f"epoch {epoch}/{phase.epochs}",
+        unit="batch",
+        leave=False,
+        disable=not accelerator.is_local_main_process,
+    )
+    iterator = iter(batches)
+    while True:
+        asked = time.perf_counter()
+        batch = next(iterator, None)
+        waited += time.perf_counter() - asked
+        if batch is None:
+            break
+        if recipe.channels_last:
+            batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+        with accelerator.accumulate(model):
+            loss = model(**_accepted(model, batch, accelerator)).loss
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and phase.max_grad_norm is not None:
+                accelerator.clip_grad_norm_(model.parameters(), phase.max_grad_norm)
+            optimizer.step()
+            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+                scheduler.step()
+                if averaged is not None:
+                    averaged.update_parameters(accelerator.unwrap_model(model))
+            optimizer.zero_grad()
+        losses.append(loss.detach())
+        num_samples += len(batch["pixel_values"])
+        bar.update()
+    bar.close()
+    mean_loss = accelerator.reduce(torch.stack(losses).float().mean(), "mean").item()
+    if not math.isfinite(mean_loss):
+        raise UserError(
+            f"the loss is {mean_loss} in epoch {epoch}; lower phases.*.optimizer.learning_rate or set max_grad_norm "
+            "(the checkpoint of the epoch before is kept)"
+        )
+    seconds = time.perf_counter() - started
+    return {
+        "train_loss": mean_loss,
+        "seconds": seconds,
+        "samples_per_second": num_samples * accelerator.num_processes / seconds,
+        "data_wait_share": waited / seconds,
+    }
+
+
+def make_scheduler(optimizer, phase: PhaseRecipe, num_steps: int):
+    """Return the learning rate schedule over `num_steps` optimizer steps."""
+    schedule = phase.schedule
+    names = {"constant": "constant_with_warmup"}
+    specific = {"power": schedule.power, "lr_end": 0.0} if schedule.name == "polynomial" else None
+    return get_scheduler(
+        names.get(schedule.name, schedule.name),
+        optimizer,
+        num_warmup_steps=schedule.warmup_steps,
+        num_training_steps=num_steps,
+        scheduler_specific_kwargs=specific,
+    )
+
+
+def _accepted(model: nn.Module, batch: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """Drop the labels for a network that takes none."""
+    wants_labels = "labels" in inspect.signature(accelerator.unwrap_model(model).forward).parameters
+    return batch if wants_labels else {"pixel_values": batch["pixel_values"]}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested dictionaries into one with dotted keys and values that trackers take."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat
+
+
+def _report(task: str, row: dict[str, Any], epochs: int, metric: str, is_best: bool) -> str:
+    """One line about an epoch."""
+    parts = [f"{task} epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
+    if f"eval_{metric}" in row:
+        parts.append(f"{metric} {row[f'eval_{metric}']:.4f}" + (" (best)" if is_best else ""))
+    parts.append(f"{row['seconds']:.0f} s, {row['samples_per_second']:.1f} samples/s")
+    parts.append(f"{row['data_wait_share']:.0%} waiting for data")
+    return ", ".join(parts)

@@ -1,0 +1,84 @@
+"""Score a segmentation model on one split of a data set. Runs as it is, or by `accelerate launch` on several devices."""
+
+import argparse
+import shlex
+import sys
+
+from accelerate import Accelerator
+
+from unconceal.errors import UserError, run_main
+from unconceal.inference import load
+from unconceal.metrics import (
+    check_report_folder,
+    evaluate_model,
+    format_table,
+    load_split,
+    summarize,
+    write_report,
+)
+
+
+def parse_count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number from 1")
+    return int(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help="folder of the model, or its Hub id")
+    parser.add_argument("--data", required=True, metavar="PATH_OR_ID", help="folder of the data set, or its Hub id")
+    parser.add_argument("--split", required=True, help="split to score, such as val or test")
+    parser.add_argument("--out", metavar="DIR", help="folder for per_image.csv and results.json")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
+    parser.add_argument("--batch-size", type=parse_count, default=8, metavar="N", help="pictures at a time")
+    parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="loader processes for each device")
+    parser.add_argument("--threshold", type=float, default=0.5, help="soft mask above which a pixel is object")
+    parser.add_argument("--limit", type=parse_count, metavar="N", help="score the first N pictures only")
+    return parser
+
+
+def main(argv: list[str] | None = None):
+    args = make_parser().parse_args(argv)
+    if not 0 <= args.threshold < 1:
+        raise UserError(f"the threshold is {args.threshold}; give a number from 0 to below 1")
+    accelerator = Accelerator()
+    if args.out and accelerator.is_main_process:
+        check_report_folder(args.out, args.overwrite)
+    with accelerator.main_process_first():  # the first fills the cache, the others read it
+        dataset = load_split(args.data, args.split)
+    if args.limit:
+        dataset = dataset.select(range(min(args.limit, len(dataset))))
+    segmenter = load(args.model, device=accelerator.device)
+    rows = evaluate_model(
+        segmenter.model,
+        segmenter.processor,
+        dataset,
+        accelerator=accelerator,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        threshold=args.threshold,
+    )
+    if not accelerator.is_main_process:
+        return
+    summary = summarize(rows)
+    print(f"{args.model} on {args.split} of {args.data}: {len(rows)} images, threshold {args.threshold}\n")
+    print(format_table(summary))
+    if args.out:
+        run = {
+            "model": args.model,
+            "data": args.data,
+            "split": args.split,
+            "threshold": args.threshold,
+            "limit": args.limit,
+            "batch_size": args.batch_size,
+            "num_processes": accelerator.num_processes,
+            "device": accelerator.device.type,
+            "command": shlex.join(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)]),
+        }
+        write_report(args.out, rows, summary, run)
+        print(f"\nwrote {args.out}")
+
+
+if __name__ == "__main__":
+    run_main(main)

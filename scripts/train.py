@@ -1,0 +1,24 @@
+"""Train a network by a recipe: `accelerate launch scripts/train.py configs/srs/smoke.yaml data.path=data/synthetic`."""
+
+import argparse
+
+from unconceal.errors import run_main
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", help="YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted changes, as data.path=data/sirst")
+    parser.add_argument("--resume", action="store_true", help="go on after the last finished epoch, or start")
+    parser.add_argument("--overwrite", action="store_true", help="discard the run in the output folder")
+    args = parser.parse_args(argv)
+
+    from unconceal.training import load_recipe, train  # after parsing: --help need not wait for torch
+
+    best = train(load_recipe(args.recipe, args.overrides), resume=args.resume, overwrite=args.overwrite)
+    print(f"best checkpoint: {best}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,458 @@
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from unconceal.data import build, build_synthetic, generate, otsu_table
+from unconceal.data import write as data_write
+from unconceal.data.pairs import Pair, UnusablePair, load_pair, read_mask, split_at_random
+from unconceal.errors import UserError, run_main
+
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "prepare_data.py"
+REAL = Path(os.environ.get("UNCONCEAL_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script, capsys):
+    """Run the command line in this process; returns exit code, output and errors."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as end:
+            run_main(lambda: script.main([str(argument) for argument in arguments]))
+        captured = capsys.readouterr()
+        return end.value.code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load_folder(folder):
+        from datasets import load_dataset
+
+        return load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+
+    return load_folder
+
+
+def picture(path, size=(40, 36), seed=0, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(values).save(path, **options)
+
+
+def mask(path, size=(40, 36), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).random((size[1], size[0])) > 0.7
+    Image.fromarray(values.astype(np.uint8) * 255).save(path)
+
+
+def folders(root, names=("a", "b", "c", "d"), image_suffix=".png", mask_suffix=".png"):
+    for i, name in enumerate(names):
+        picture(root / "images" / f"{name}{image_suffix}", seed=i)
+        mask(root / "masks" / f"{name}{mask_suffix}", seed=i)
+    return root
+
+
+@pytest.fixture
+def sirst(tmp_path):
+    root = folders(tmp_path / "raw", [f"Misc_{i}" for i in range(1, 9)], mask_suffix="_pixels0.png")
+    (root / "idx_427").mkdir()
+    (root / "idx_427" / "train.txt").write_text("Misc_1\nMisc_2\nMisc_3\nMisc_4")  # no newline at the end
+    (root / "idx_427" / "val.txt").write_text("Misc_5\r\nMisc_6\r\n\r\n")
+    return root
+
+
+@pytest.fixture
+def busi(tmp_path):
+    root = tmp_path / "raw" / "Dataset_BUSI_with_GT"
+    for place, (label, count) in enumerate((("benign", 10), ("malignant", 5), ("normal", 5))):
+        for i in range(1, count + 1):
+            picture(root / label / f"{label} ({i}).png", seed=100 * place + i)
+            values = np.zeros((36, 40), dtype=bool)
+            values[:10, :10] = label != "normal"
+            Image.fromarray(values).save(root / label / f"{label} ({i})_mask.png")
+    second = np.zeros((36, 40, 4), dtype=np.uint8)
+    second[..., 3] = 255
+    second[20:30, 20:30, :3] = 255
+    Image.fromarray(second).save(root / "benign" / "benign (1)_mask_1.png")
+    return tmp_path / "raw"
+
+
+def assert_one_error(result, out, *words):
+    code, _, errors = result
+    assert code == 2
+    assert errors.count("error:") == 1
+    assert "Traceback" not in errors
+    line = next(line for line in errors.splitlines() if "error:" in line)
+    for word in words:
+        assert word in line
+    assert not out.exists()
+    if out.parent.is_dir():
+        assert [path for path in out.parent.iterdir() if path.name.startswith(".")] == []
+
+
+# Layouts
+
+
+def test_sirst_lists_and_round_trip(sirst, tmp_path, run, load):
+    out = tmp_path / "out"
+    code, text, _ = run("sirst", "--source", sirst, "--out", out)
+    assert code == 0
+    assert "train 4, val 2" in text
+    assert sorted(path.name for path in (out / "data").iterdir()) == [
+        "train-00000-of-00001.parquet",
+        "val-00000-of-00001.parquet",
+    ]
+    loaded = load(out)
+    assert loaded["train"]["id"][:] == ["Misc_1", "Misc_2", "Misc_3", "Misc_4"]
+    assert loaded["val"]["id"][:] == ["Misc_5", "Misc_6"]
+    assert loaded["train"].features == data_write.FEATURES
+    assert set(loaded["train"]["source"]) == {"sirst"}
+    for split in loaded.values():
+        for row in split:
+            stored = np.asarray(row["mask"])
+            original = np.asarray(Image.open(sirst / "masks" / f"{row['id']}_pixels0.png"))
+            assert row["mask"].mode == "L"
+            np.testing.assert_array_equal(stored, original)
+    rows = pq.read_table(out / "data" / "val-00000-of-00001.parquet").to_pylist()
+    for row in rows:
+        assert row["image"]["bytes"] == (sirst / "images" / f"{row['id']}.png").read_bytes()
+
+
+def test_card(sirst, tmp_path, run):
+    from huggingface_hub import DatasetCard
+
+    mask(sirst / "masks" / "Misc_5_pixels0.png", size=(30, 36))
+    out = tmp_path / "out"
+    run("sirst", "--source", sirst, "--out", out, "--skip-unusable")
+    card = DatasetCard.load(out / "README.md")
+    assert card.data.license == "other"
+    assert [split["num_examples"] for split in card.data.dataset_info["splits"]] == [4, 1]
+    assert f"prepare_data.py sirst --source {sirst} --out {out} --skip-unusable" in card.text
+    assert "`Misc_5`: mask Misc_5_pixels0.png is 30x36 but image Misc_5.png is 40x36" in card.text
+    assert "2 name(s) stand in no list" in card.text
+
+
+def test_busi_union_classes_and_shares(busi, tmp_path, load):
+    out = tmp_path / "out"
+    report = build("busi", busi, out)
+    assert {split: done.num_examples for split, done in report.splits.items()} == {"train": 16, "val": 4}
+    assert report.num_empty_masks == 5
+    loaded = load(out)
+    for split, counts in (("train", (8, 4, 4)), ("val", (2, 1, 1))):
+        sources = loaded[split]["source"][:]
+        assert tuple(sources.count(f"busi/{label}") for label in ("benign", "malignant", "normal")) == counts
+    rows = {row["id"]: row for split in loaded.values() for row in split}
+    assert (np.asarray(rows["benign (1)"]["mask"]) > 0).sum() == 200
+    assert (np.asarray(rows["normal (1)"]["mask"]) > 0).sum() == 0
+
+
+@pytest.mark.parametrize(("name", "suffix", "ids"), [("bus", ".png", "case{:04d}"), ("kbt", ".bmp", "{}")])
+def test_bus_and_kbt(name, suffix, ids, tmp_path):
+    root = folders(tmp_path / "raw", [ids.format(i) for i in range(10)], suffix, suffix)
+    report = build(name, root, tmp_path / "random", seed=1)
+    assert {split: done.num_examples for split, done in report.splits.items()} == {"train": 7, "val": 3}
+    (root / "train.txt").write_text("\n".join(ids.format(i) for i in range(6)))
+    (root / "val.txt").write_text("\n".join(ids.format(i) for i in range(6, 10)))
+    report = build(name, root, tmp_path / "listed")
+    assert {split: done.num_examples for split, done in report.splits.items()} == {"train": 6, "val": 4}
+    report = build(name, root, tmp_path / "again", seed=1, random_split=True)
+    assert {split: done.num_examples for split, done in report.splits.items()} == {"train": 7, "val": 3}
+    first, again = (pq.read_table(tmp_path / out / "data")["id"].to_pylist() for out in ("random", "again"))
+    assert first == again
+
+
+def test_folder_with_two_folders(tmp_path, run, load):
+    root = folders(tmp_path / "raw", mask_suffix="_mask.png", image_suffix=".jpg")
+    out = tmp_path / "out"
+    where = ["--images", root / "images", "--masks", root / "masks", "--mask-suffix", "_mask"]
+    code, _, _ = run("folder", *where, "--out", out, "--fractions", "train=0.5", "val=0.25", "test=0.25")
+    assert code == 0
+    assert {split: len(rows) for split, rows in load(out).items()} == {"train": 2, "val": 1, "test": 1}
+
+
+def test_folder_with_a_list(tmp_path, run, load):
+    root = folders(tmp_path / "raw", ["a", "b c", "d"])
+    (root / "pairs.txt").write_text("images/a.png masks/a.png\nimages/b c.png\tmasks/b c.png\n")
+    (root / "names.txt").write_text("b c\nd")
+    run("folder", "--list", root / "pairs.txt", "--out", tmp_path / "one")
+    assert load(tmp_path / "one")["train"]["id"][:] == ["images/a", "images/b c"]
+    where = ["--images", root / "images", "--masks", root / "masks"]
+    run("folder", *where, "--list", root / "names.txt", "--out", tmp_path / "two")
+    assert load(tmp_path / "two")["train"]["id"][:] == ["b c", "d"]
+    run("folder", "--source", root, "--list", root / "names.txt", "--out", tmp_path / "three")
+    assert load(tmp_path / "three")["train"]["id"][:] == ["b c", "d"]
+
+
+def test_synthetic_and_otsu(tmp_path, run, load):
+    out = tmp_path / "out"
+    counts = ["--train", 3, "--val", 2]
+    code, _, _ = run("synthetic", "--kind", "infrared", "--size", 32, *counts, "--seed", 5, "--out", out)
+    assert code == 0
+    loaded = load(out)
+    assert loaded["val"]["id"][:] == ["val-000000", "val-000001"]
+    expected, expected_mask = generate("infrared", 32, 5, 1)
+    assert loaded["train"][1]["image"].convert("RGB").tobytes() == expected.tobytes()
+    assert loaded["train"][1]["mask"].tobytes() == expected_mask.tobytes()
+    assert {row["image"].tobytes() for row in loaded["train"]}.isdisjoint(
+        row["image"].tobytes() for row in loaded["val"]
+    )
+    assert set(otsu_table(out)) == {("train", "synthetic/infrared"), ("val", "synthetic/infrared")}
+    code, text, _ = run("otsu", out)
+    assert code == 0
+    assert "mean Otsu IoU" in text
+
+
+# Splits
+
+
+def test_random_splits_follow_the_seed():
+    pairs = [Pair(f"{label}{i}", label) for label in "xy" for i in range(20)]
+    shares = {"train": 0.7, "val": 0.1, "test": 0.2}
+    dealt = split_at_random(pairs, shares, seed=0)
+    assert dealt == split_at_random(pairs[::-1], shares, seed=0)
+    assert dealt != split_at_random(pairs, shares, seed=1)
+    assert sorted(pair.id for pair in dealt) == sorted(pair.id for pair in pairs)
+    assert [sum(p.split == split and p.source == "x" for p in dealt) for split in shares] == [14, 2, 4]
+
+
+def test_repeats_across_splits_are_told(sirst, tmp_path, caplog):
+    Image.open(sirst / "images" / "Misc_1.png").save(sirst / "images" / "Misc_5.png", compress_level=1)
+    report = build("sirst", sirst, tmp_path / "out")
+    assert report.repeats == [("train/Misc_1", "val/Misc_5")]
+    assert "1 pictures lie in more than one split" in caplog.text
+
+
+# The mask rule
+
+
+def grey_palette():
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 255, 255, 0, 0, 0])  # white comes first
+    image.putdata([0, 1])
+    return image, [True, False]
+
+
+def colour_palette():
+    image = Image.new("P", (3, 1))
+    image.putpalette([0, 0, 0, 64, 0, 0, 0, 0, 128])
+    image.putdata([0, 1, 2])
+    return image, [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("image", "expected", "changed"),
+    [
+        (Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)), [False, False, True, True], True),
+        (Image.fromarray(np.array([[0, 255]], np.uint8)), [False, True], False),
+        (Image.fromarray(np.array([[0, 1]], np.uint8)), [False, True], True),
+        (Image.fromarray(np.array([[False, True]])), [False, True], False),
+        (Image.fromarray(np.array([[0, 32639, 32640, 65535]], np.uint16)), [False, False, True, True], True),
+        (Image.fromarray(np.array([[0, 255]], np.uint16)), [False, True], False),
+        (Image.fromarray(np.array([[[0, 0, 0], [255, 0, 0]]], np.uint8)), [False, True], False),
+        (Image.fromarray(np.array([[[255] * 3 + [0], [255] * 4]], np.uint8)), [False, True], False),
+        (Image.fromarray(np.zeros((1, 2), np.uint8)), [False, False], False),
+        (*grey_palette(), False),
+        (*colour_palette(), False),
+    ],
+    ids=["grey", "8bit", "0-1", "1bit", "16bit", "8-in-16", "red", "alpha", "empty", "grey palette", "colour palette"],
+)
+def test_mask_rule(image, expected, changed, tmp_path):
+    image.save(tmp_path / "mask.png")
+    values, was_changed = read_mask(tmp_path / "mask.png")
+    assert values.tolist() == [expected]
+    assert was_changed == changed
+
+
+def test_size_is_compared_after_the_exif_turn(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(tmp_path / "image.jpg", size=(40, 30), exif=exif)
+    mask(tmp_path / "upright.png", size=(30, 40))
+    mask(tmp_path / "stored.png", size=(40, 30))
+    loaded = load_pair(Pair("x", "test", tmp_path / "image.jpg", (tmp_path / "upright.png",)))
+    assert loaded.mask.shape == (40, 30)
+    with pytest.raises(UnusablePair, match="40x30 but image image.jpg is 30x40 once turned"):
+        load_pair(Pair("x", "test", tmp_path / "image.jpg", (tmp_path / "stored.png",)))
+
+
+# What users do wrong
+
+
+def test_every_unusable_pair_is_named(sirst, tmp_path, run, caplog):
+    (sirst / "masks" / "Misc_1_pixels0.png").unlink()
+    (sirst / "images" / "Misc_2.png").unlink()
+    mask(sirst / "masks" / "Misc_3_pixels0.png", size=(20, 20))
+    whole = (sirst / "images" / "Misc_4.png").read_bytes()
+    (sirst / "images" / "Misc_4.png").write_bytes(whole[: len(whole) // 2])
+    (sirst / "masks" / "Misc_5_pixels0.png").write_text("no picture")
+    with (sirst / "idx_427" / "val.txt").open("a") as file:
+        file.write("Misc_404\nMisc_6\n")
+    out = tmp_path / "out"
+    assert_one_error(run("sirst", "--source", sirst, "--out", out), out, "7 of 8 pairs", "--skip-unusable")
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("unusable")]
+    for name, reason in (
+        ("Misc_1", "no mask masks/Misc_1_pixels0.*"),
+        ("Misc_2", "no image images/Misc_2.*"),
+        ("Misc_3", "is 20x20 but image Misc_3.png is 40x36"),
+        ("Misc_4", "Misc_4.png cannot be read"),
+        ("Misc_5", "Misc_5_pixels0.png cannot be read: not a picture"),
+        ("Misc_6", "occurs 2 times"),
+        ("Misc_404", "no image"),
+    ):
+        assert [line for line in told if f": {name}: " in line and reason in line], (name, told)
+
+
+def test_skip_unusable(sirst, tmp_path, run):
+    (sirst / "masks" / "Misc_1_pixels0.png").unlink()
+    code, text, _ = run("sirst", "--source", sirst, "--out", tmp_path / "out", "--skip-unusable")
+    assert code == 0
+    assert "left out: 1 unusable, 2 in no list" in text
+    assert "train 3, val 2" in text
+
+
+def test_bad_sources(sirst, tmp_path, run):
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    assert_one_error(run("sirst", "--source", tmp_path / "nowhere", "--out", out), out, "nowhere")
+    assert_one_error(run("sirst", "--source", tmp_path / "empty", "--out", out), out, "empty", "images")
+    (tmp_path / "empty" / "images").mkdir()
+    assert_one_error(run("sirst", "--source", tmp_path / "empty", "--out", out), out, "images", "no pictures")
+    (sirst / "idx_427" / "val.txt").write_bytes(b"\xff\xfe\x00bad\xff")
+    assert_one_error(run("sirst", "--source", sirst, "--out", out), out, "val.txt", "UTF-8")
+    (sirst / "idx_427" / "val.txt").write_text("")
+    assert_one_error(run("sirst", "--source", sirst, "--out", out), out, "val.txt", "empty")
+
+
+def test_bad_lists_and_shares(tmp_path, run):
+    root, out = folders(tmp_path / "raw"), tmp_path / "out"
+    (root / "list.txt").write_text("one two three\n")
+    assert_one_error(run("folder", "--out", out), out, "--images")
+    assert_one_error(run("folder", "--list", root / "list.txt", "--out", out), out, "3 entries")
+    assert_one_error(run("folder", "--list", root / "none.txt", "--out", out), out, "none.txt")
+    (root / "list.txt").write_text("images/a.png masks/absent.png\n")
+    assert_one_error(run("folder", "--list", root / "list.txt", "--out", out), out, "1 of 1 pairs")
+    source = ["folder", "--source", root, "--out", out, "--fractions"]
+    assert_one_error(run(*source, "train=0.5"), out, "0.5", "expected 1")
+    assert_one_error(run(*source, "train=1.5", "val=-0.5"), out, "val", "-0.5")
+    assert_one_error(run(*source, "tr/ain=1"), out, "tr/ain")
+    assert_one_error(run(*source, "train=0.99", "val=0.01"), out, "val would be empty")
+    assert_one_error(run(*source, "train"), out, "SPLIT=SHARE")
+    assert_one_error(run("folder", "--source", root, "--out", out, "--seed", "-1"), out, "seed -1")
+
+
+def test_bad_outputs(tmp_path, run):
+    root = folders(tmp_path / "raw")
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "out"
+    assert_one_error(run("folder", "--source", root, "--out", out), out, "cannot write")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.txt").write_text("mine")
+    for name, words in (("file", "no data set"), ("photos", "no data set")):
+        code, _, errors = run("folder", "--source", root, "--out", tmp_path / name, "--overwrite")
+        assert code == 2
+        assert words in errors
+    assert (tmp_path / "file").read_text() == (tmp_path / "photos" / "mine.txt").read_text() == "mine"
+
+
+def test_existing_output_is_kept_unless_told(tmp_path, run):
+    root, out = folders(tmp_path / "raw"), tmp_path / "out"
+    run("folder", "--source", root, "--out", out)
+    card = (out / "README.md").read_bytes()
+    code, _, errors = run("folder", "--source", root, "--out", out)
+    assert code == 2
+    assert "--overwrite" in errors
+    (root / "masks" / "a.png").unlink()
+    assert run("folder", "--source", root, "--out", out, "--overwrite")[0] == 2
+    assert (out / "README.md").read_bytes() == card  # a failed rebuild leaves the old one
+    assert run("folder", "--source", root, "--out", out, "--overwrite", "--skip-unusable")[0] == 0
+    assert (out / "README.md").read_bytes() != card
+
+
+def test_bad_synthetic(tmp_path, run):
+    out = tmp_path / "out"
+    base = ["synthetic", "--out", out, "--kind"]
+    assert_one_error(run(*base, "infrared"), out, "--train")
+    assert_one_error(run(*base, "infrared", "--train", "-1"), out, "-1")
+    assert_one_error(run(*base, "infrared", "--train", "1", "--size", "8"), out, "8x8")
+    assert_one_error(run(*base, "fog", "--train", "1"), out, "fog")
+    assert_one_error(run("otsu", tmp_path / "nowhere"), out, "nowhere")
+    with pytest.raises(UserError, match="no builder named 'sirts'"):
+        build("sirts", tmp_path, out)
+
+
+def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data_write, "write_card", fail)
+    monkeypatch.setattr("unconceal.data.builders.write_card", fail)
+    root = folders(tmp_path / "raw")
+    with pytest.raises(UserError, match="No space left"):
+        build("folder", root, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_interrupted_run_leaves_nothing(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, SCRIPT, "synthetic", "--kind", "camouflage", "--train", "100000", "--out", out]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_and_row_groups(tmp_path, monkeypatch, load):
+    monkeypatch.setattr(data_write, "GROUP_BYTES", 4_000)
+    monkeypatch.setattr(data_write, "SHARD_BYTES", 10_000)
+    out = tmp_path / "out"
+    build_synthetic("dichotomous", out, {"train": 9}, size=32)
+    shards = sorted((out / "data").iterdir())
+    assert len(shards) > 1
+    assert [path.name for path in shards] == [
+        f"train-{i:05d}-of-{len(shards):05d}.parquet" for i in range(len(shards))
+    ]
+    assert load(out)["train"]["id"][:] == [f"train-{i:06d}" for i in range(9)]
+
+
+# Real data
+
+
+@pytest.mark.skipif(not (REAL / "sirst").is_dir(), reason="no real data here")
+def test_real_sirst(tmp_path):
+    report = build("sirst", REAL / "sirst", tmp_path / "out")
+    assert {split: done.num_examples for split, done in report.splits.items()} == {"train": 256, "val": 85}
+    assert not report.skipped
+    assert not report.repeats
+
+
+@pytest.mark.skipif(not (REAL / "busi").is_dir(), reason="no real data here")
+def test_real_busi(tmp_path):
+    report = build("busi", REAL / "busi", tmp_path / "out")
+    assert sum(done.num_examples for done in report.splits.values()) == 172
+    assert report.num_empty_masks == 27
+    assert not report.skipped

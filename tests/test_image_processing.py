@@ -1,0 +1,390 @@
+"""How pictures of every kind become `pixel_values`, and how logits become masks."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import PreTrainedConfig, PreTrainedModel, pipeline
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from unconceal.models.image_processing_unconceal import UnconcealImageProcessor, to_mask, to_rgb
+
+
+SIRST = Path(os.environ.get("UNCONCEAL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "sirst" / "images"
+RAW = {"do_resize": False, "do_rescale": False, "do_normalize": False}
+
+
+def pixels(image):
+    return np.asarray(image).tolist()
+
+
+def random_rgb(height=20, width=30):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+# ---- reading: to_rgb and to_mask ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16), [0, 0, 1, 1, 128, 255]),
+        (np.array([[0, 257, 65535]], ">u2"), [0, 1, 255]),
+        (np.array([[0, 257, 65535]], np.int32), [0, 1, 255]),
+        (np.array([[0, 7, 255]], np.int32), [0, 7, 255]),
+        (np.array([[-100, 0, 155]], np.int32), [0, 100, 255]),
+        (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+        (np.array([[0, 7, 200]], np.float32), [0, 7, 200]),
+        (np.array([[0, 257, 65535]], np.float32), [0, 1, 255]),
+        (np.array([[-1, 0, 3]], np.float32), [0, 64, 255]),
+        (np.array([[0, np.nan, np.inf, 1]], np.float32), [0, 0, 255, 255]),
+        (np.full((1, 2), np.nan, np.float32), [0, 0]),
+        (np.full((1, 2), -5, np.float32), [0, 0]),
+    ],
+)
+def test_deep_grey_is_scaled_and_not_clipped(values, expected):
+    image = Image.fromarray(values)
+    assert image.mode.startswith(("I", "F"))
+    assert pixels(to_rgb(image)) == [[[value] * 3 for value in expected]]
+    assert pixels(to_mask(image)) == [expected]
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [("png", "I;16"), ("tiff", "I;16"), ("pgm", "I")])
+def test_16_bit_files(suffix, mode):
+    values = np.array([[0, 2570, 65535]], np.uint16)
+    file = io.BytesIO(b"P5 3 1 65535\n" + values.byteswap().tobytes())
+    if suffix != "pgm":
+        file = io.BytesIO()
+        Image.fromarray(values).save(file, suffix)
+    image = Image.open(file)
+    assert image.mode == mode
+    assert pixels(to_rgb(image)) == [[[0] * 3, [10] * 3, [255] * 3]]
+
+
+def test_transparent_is_white_in_a_picture_and_background_in_a_mask():
+    rgba = np.array([[[255, 0, 0, 255], [0, 0, 255, 0], [0, 0, 0, 51]]], np.uint8)
+    image = Image.fromarray(rgba)
+    assert pixels(to_rgb(image)) == [[[255, 0, 0], [255, 255, 255], [204, 204, 204]]]
+    assert pixels(to_rgb(image.convert("RGBa")))[0][:2] == [[255, 0, 0], [255, 255, 255]]
+    white_on_glass = Image.fromarray(np.array([[[255, 255, 255, 255], [255, 255, 255, 0]]], np.uint8))
+    assert pixels(to_mask(white_on_glass)) == [[255, 0]]
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "PA"])
+def test_grey_and_palette_with_alpha(mode):
+    image = Image.new("L", (2, 1), 90).convert("P" if mode == "PA" else "L")
+    image.putalpha(Image.fromarray(np.array([[255, 0]], np.uint8)))
+    image = image.convert(mode)
+    assert image.mode == mode
+    assert pixels(to_rgb(image)) == [[[90, 90, 90], [255, 255, 255]]]
+
+
+def test_palette_with_and_without_transparency():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 0, 0])
+    image.putpixel((1, 0), 1)
+    assert pixels(to_rgb(image)) == [[[10, 20, 30], [200, 0, 0]]]
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=0)
+    assert pixels(to_rgb(Image.open(file))) == [[[255, 255, 255], [200, 0, 0]]]
+
+
+def test_opaque_rgba_keeps_every_value():
+    rgb = random_rgb()
+    image = Image.fromarray(np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)]))
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), rgb)
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("1", 1, [255, 255, 255]),
+        ("L", 7, [7, 7, 7]),
+        ("CMYK", (0, 255, 255, 0), [255, 0, 0]),
+        ("YCbCr", (100, 128, 128), [100, 100, 100]),
+        ("HSV", (0, 255, 255), [255, 0, 0]),
+    ],
+)
+def test_other_modes(mode, color, expected):
+    assert pixels(to_rgb(Image.new(mode, (1, 1), color))) == [[expected]]
+
+
+# The stored picture of each EXIF value, made from the upright one by NumPy alone.
+STORED = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation_by_pixel(orientation):
+    upright = random_rgb(2, 3)
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(STORED[orientation](upright))).save(file, "PNG", exif=exif)
+    image = Image.open(file)
+    rgb = to_rgb(image)
+    np.testing.assert_array_equal(np.asarray(rgb), upright)
+    np.testing.assert_array_equal(np.asarray(to_rgb(rgb)), upright)  # not turned twice
+    np.testing.assert_array_equal(np.asarray(to_mask(image)), np.asarray(Image.fromarray(upright).convert("L")))
+
+
+@pytest.mark.skipif(not SIRST.is_dir(), reason="real images are not here")
+def test_sirst_files_of_every_mode():
+    modes = set()
+    for path in SIRST.glob("Misc_*.png"):
+        with Image.open(path) as image:
+            modes.add(image.mode)
+            # Their alpha is opaque throughout, so nothing may change.
+            np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.asarray(image.convert("RGB")))
+    assert modes == {"RGB", "RGBA", "L", "P"}
+
+
+# ---- preprocessing -----------------------------------------------------------------------------------------------
+
+
+def test_one_picture_in_every_container_gives_the_same_numbers(tmp_path):
+    processor = UnconcealImageProcessor(size=16)
+    rgb = random_rgb()
+    path = tmp_path / "a.png"
+    Image.fromarray(rgb).save(path)
+    expected = processor(Image.fromarray(rgb)).pixel_values
+    chw = torch.from_numpy(rgb).permute(2, 0, 1)
+    for same in (
+        *(rgb, rgb.astype(np.int64), rgb / 255, rgb.astype(np.uint16) * 257, rgb.transpose(2, 0, 1), rgb[None], [rgb]),
+        *(chw, chw / 255, chw[None], torch.from_numpy(rgb), [[chw]]),
+        *(path, str(path), [path]),
+    ):
+        assert torch.equal(processor(same).pixel_values, expected)
+    grey = rgb[..., 0]
+    expected = processor(Image.fromarray(grey)).pixel_values
+    for same in (grey, grey[..., None], grey[None], torch.from_numpy(grey)):
+        assert torch.equal(processor(same).pixel_values, expected)
+
+
+def test_where_both_ends_could_be_channels():
+    processor = UnconcealImageProcessor(**RAW)
+    either = np.zeros((3, 5, 3), np.uint8)
+    assert processor(either).pixel_values.shape == (1, 3, 3, 5)
+    assert processor(torch.from_numpy(either)).pixel_values.shape == (1, 3, 5, 3)
+    assert processor(either, input_data_format="channels_first").pixel_values.shape == (1, 3, 5, 3)
+    assert processor(torch.from_numpy(either), input_data_format="channels_last").pixel_values.shape == (1, 3, 3, 5)
+
+
+def test_numbers_by_hand():
+    image = Image.new("RGB", (1, 1), (255, 0, 51))
+    values = UnconcealImageProcessor(do_resize=False)(image).pixel_values.flatten().tolist()
+    assert values == pytest.approx([(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225], rel=1e-6)
+    bgr = UnconcealImageProcessor(do_resize=False, channel_order="bgr")(image).pixel_values.flatten().tolist()
+    assert bgr == pytest.approx([(0.2 - 0.485) / 0.229, -0.456 / 0.224, (1 - 0.406) / 0.225], rel=1e-6)
+    assert UnconcealImageProcessor(**RAW)(image).pixel_values.flatten().tolist() == [255, 0, 51]
+
+
+def test_resize_is_pillow_antialiased():
+    rgb = random_rgb(60, 90)
+    got = UnconcealImageProcessor(size={"height": 8, "width": 12}, do_normalize=False, do_rescale=False)(rgb)
+    expected = Image.fromarray(rgb).resize((12, 8), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(got.pixel_values[0].permute(1, 2, 0).numpy(), np.asarray(expected, np.float32))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20000, 10), (10, 20000)])
+def test_extreme_sizes(size):
+    processor = UnconcealImageProcessor(size=32)
+    batch = processor(Image.new("RGB", size, "gray"))
+    assert batch.pixel_values.shape == (1, 3, 32, 32)
+    outputs = SimpleNamespace(logits=torch.zeros(1, 1, 32, 32))
+    (mask,) = processor.post_process_masks(outputs, [size[::-1]])
+    assert mask.shape == size[::-1]
+    torch.testing.assert_close(mask, torch.full_like(mask, 0.5))
+
+
+def test_labels():
+    processor = UnconcealImageProcessor(size=8)
+    mask = np.zeros((4, 4), np.uint8)
+    mask[:2, 2:] = 255
+    expected = torch.zeros(1, 8, 8)
+    expected[:, :4, 4:] = 1
+    image = random_rgb(4, 4)
+    for same in (
+        Image.fromarray(mask),
+        mask,
+        mask > 0,
+        mask / 255.0,
+        mask[None],
+        mask[..., None],
+        torch.from_numpy(mask),
+    ):
+        labels = processor(image, segmentation_maps=same).labels
+        assert labels.dtype == torch.float32
+        assert torch.equal(labels, expected)
+    stacked = np.stack([mask, mask])
+    for same in (stacked, stacked[:, None], stacked[..., None], [mask, mask]):
+        assert torch.equal(processor([image, image], same).labels, expected.repeat(2, 1, 1))
+    soft = processor(image, Image.new("L", (4, 4), 51)).labels
+    torch.testing.assert_close(soft, torch.full((1, 8, 8), 0.2))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: UnconcealImageProcessor(channel_order="gbr"), "channel_order='gbr'"),
+        (lambda: UnconcealImageProcessor(size={"shortest_edge": 3}), "shortest_edge"),
+        (lambda: UnconcealImageProcessor(do_center_crop=True), "do_center_crop"),
+        (lambda: UnconcealImageProcessor()([]), "no images"),
+        (lambda: UnconcealImageProcessor()("absent.png"), "absent.png"),
+        (lambda: UnconcealImageProcessor()(3), "int"),
+        (lambda: UnconcealImageProcessor()(np.zeros((5, 4, 2))), r"\(5, 4, 2\)"),
+        (lambda: UnconcealImageProcessor()(np.zeros((0, 4, 3))), r"\(0, 4, 3\)"),
+        (lambda: UnconcealImageProcessor()(torch.randn(3, 8, 8)), "before any normalisation"),
+        (lambda: UnconcealImageProcessor()(random_rgb(), np.eye(4, dtype=np.uint8)), "0 and 1"),
+        (lambda: UnconcealImageProcessor()(random_rgb(), np.zeros((2, 4, 4))), "1 images and 2"),
+        (lambda: UnconcealImageProcessor(**RAW)([random_rgb(), random_rgb(4, 4)]), "do_resize=True"),
+    ],
+)
+def test_mistakes_are_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+# ---- post-processing ---------------------------------------------------------------------------------------------
+
+
+def masks(logits, sizes=None):
+    return UnconcealImageProcessor().post_process_masks(SimpleNamespace(logits=logits), sizes)
+
+
+def test_enlarging_by_hand():
+    # Two pixels, logits -4 and 4, to four: align_corners=False samples at -0.25, 0.25, 0.75, 1.25 -> -4, -2, 2, 4.
+    (mask,) = masks(torch.tensor([[[[-4.0, 4.0]]]]), [(1, 4)])
+    torch.testing.assert_close(mask, torch.tensor([[-4.0, -2.0, 2.0, 4.0]]).sigmoid())
+    (mask,) = masks(torch.tensor([[[[-4.0], [4.0]]]]), torch.tensor([[4, 1]]))
+    torch.testing.assert_close(mask, torch.tensor([[-4.0], [-2.0], [2.0], [4.0]]).sigmoid())
+
+
+def test_shrinking_keeps_a_small_target():
+    logits = torch.full((1, 1, 4, 4), -60.0)
+    logits[..., 0, 0] = 60.0
+    (mask,) = masks(logits, [(1, 1)])
+    # Of four pixels to one the antialiased weights are (5, 7, 7, 5) / 24 on either axis.
+    torch.testing.assert_close(mask, torch.full((1, 1), (5 / 24) ** 2))
+    (mask,) = masks(logits, [(2, 2)])
+    assert mask.argmax() == 0
+    assert mask[0, 0] > 0.15
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_sizes_range_and_dtype(dtype):
+    logits = torch.randn(3, 1, 16, 24, generator=torch.Generator().manual_seed(0)).mul(30).to(dtype)
+    sizes = [(16, 24), (5, 70), (33, 31)]
+    results = masks(logits, sizes)
+    assert [tuple(mask.shape) for mask in results] == sizes
+    assert all(mask.dtype == torch.float32 and mask.min() >= 0 and mask.max() <= 1 for mask in results)
+    torch.testing.assert_close(results[0], logits[0, 0].float().sigmoid())
+    assert [mask.shape for mask in masks(logits)] == [(16, 24)] * 3
+
+
+def test_semantic_map_is_the_thresholded_mask():
+    outputs = SimpleNamespace(logits=torch.tensor([[[[-1.0, 0.0, 1.0]]]]))
+    processor = UnconcealImageProcessor()
+    (ids,) = processor.post_process_semantic_segmentation(outputs)
+    assert ids.dtype == torch.int64
+    assert ids.tolist() == [[0, 1, 1]]
+    assert processor.post_process_semantic_segmentation(outputs, threshold=0.6)[0].tolist() == [[0, 0, 1]]
+    assert processor.post_process_semantic_segmentation(outputs, [(1, 6)])[0].tolist() == [[0, 0, 0, 1, 1, 1]]
+
+
+def test_wrong_outputs_are_named():
+    with pytest.raises(ValueError, match=r"\(1, 2, 4, 4\)"):
+        masks(torch.zeros(1, 2, 4, 4))
+    with pytest.raises(ValueError, match="2 target sizes for 1"):
+        masks(torch.zeros(1, 1, 4, 4), [(1, 1), (2, 2)])
+
+
+# ---- with transformers -------------------------------------------------------------------------------------------
+
+
+class BrightConfig(PreTrainedConfig):
+    model_type = "bright_stand_in"
+
+
+class BrightForImageSegmentation(PreTrainedModel):
+    """Calls bright pixels the object, so that a mask shows where its picture was bright."""
+
+    config_class = BrightConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.gain = torch.nn.Parameter(torch.tensor(8.0))
+        self.post_init()
+
+    def _init_weights(self, module):
+        pass
+
+    def forward(self, pixel_values, labels=None):
+        return SemanticSegmenterOutput(logits=self.gain * pixel_values.mean(1, keepdim=True))
+
+
+def test_image_segmentation_pipeline():
+    model = BrightForImageSegmentation(BrightConfig(id2label={0: "background", 1: "target"}))
+    segment = pipeline("image-segmentation", model=model, image_processor=UnconcealImageProcessor(size=32))
+    image = Image.new("RGB", (90, 60), "black")
+    image.paste("white", (60, 0, 90, 30))  # the upper right
+    background, target = segment(image)
+    assert (background["label"], target["label"]) == ("background", "target")
+    found = np.asarray(target["mask"])
+    assert found.shape == (60, 90)
+    truth = np.zeros((60, 90), bool)
+    truth[:30, 60:] = True
+    assert ((found == 255) == truth).mean() > 0.97
+
+
+FRESH = """
+import importlib.util, sys
+sys.modules["unconceal"] = None
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else find_spec(name, *rest)
+import numpy as np
+from transformers import AutoImageProcessor
+processor = AutoImageProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert "torchvision" not in sys.modules
+image = np.load(sys.argv[2])
+np.save(sys.argv[3], processor(image).pixel_values.numpy())
+processor.save_pretrained(sys.argv[4])
+"""
+
+
+def test_loads_without_the_package_and_saves_again(tmp_path):
+    processor = UnconcealImageProcessor(
+        size={"height": 24, "width": 40}, channel_order="bgr", image_std=[1.0, 2.0, 3.0]
+    )
+    processor.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text())
+    assert saved["auto_map"] == {"AutoImageProcessor": "image_processing_unconceal.UnconcealImageProcessor"}
+    np.save(tmp_path / "image.npy", random_rgb())
+    subprocess.run(
+        [sys.executable, "-c", FRESH, *(str(tmp_path / name) for name in ("saved", "image.npy", "got.npy", "again"))],
+        check=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+    )
+    expected = processor(random_rgb()).pixel_values.numpy()
+    np.testing.assert_array_equal(np.load(tmp_path / "got.npy"), expected)
+    for folder in ("saved", "again"):
+        again = UnconcealImageProcessor.from_pretrained(tmp_path / folder)
+        np.testing.assert_array_equal(again(random_rgb()).pixel_values.numpy(), expected)
+    assert (tmp_path / "again" / "image_processing_unconceal.py").is_file()
