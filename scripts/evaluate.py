@@ -1,18 +1,22 @@
-"""Score a segmentation model on one split of a data set. Runs as it is, or by `accelerate launch` on several devices."""
+"""Score a segmentation model on one split of a data set.
+
+Runs as it is; on several accelerators by `accelerate launch`, in several CPU processes by `torchrun --nproc-per-node N`.
+"""
 
 import argparse
 import shlex
 import sys
 
+import torch
 from accelerate import Accelerator
 
+from unconceal.data.loading import load_splits
 from unconceal.errors import UserError, run_main
 from unconceal.inference import load
 from unconceal.metrics import (
     check_report_folder,
     evaluate_model,
     format_table,
-    load_split,
     summarize,
     write_report,
 )
@@ -42,11 +46,12 @@ def main(argv: list[str] | None = None):
     args = make_parser().parse_args(argv)
     if not 0 <= args.threshold < 1:
         raise UserError(f"the threshold is {args.threshold}; give a number from 0 to below 1")
-    accelerator = Accelerator()
-    if args.out and accelerator.is_main_process:
+    # Accelerate takes several processes without an accelerator for one unless told that the CPU is meant.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    if args.out:
         check_report_folder(args.out, args.overwrite)
     with accelerator.main_process_first():  # the first fills the cache, the others read it
-        dataset = load_split(args.data, args.split)
+        dataset = load_splits(args.data, [args.split])[args.split]
     if args.limit:
         dataset = dataset.select(range(min(args.limit, len(dataset))))
     segmenter = load(args.model, device=accelerator.device)

@@ -11,12 +11,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted changes, as data.path=data/sirst")
     parser.add_argument("--resume", action="store_true", help="go on after the last finished epoch, or start")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in the output folder")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # options may stand anywhere
 
-    from unconceal.training import load_recipe, train  # after parsing: --help need not wait for torch
+    # After parsing: --help need not wait for torch.
+    from accelerate import PartialState
+
+    from unconceal.training import load_recipe, train
 
     best = train(load_recipe(args.recipe, args.overrides), resume=args.resume, overwrite=args.overwrite)
-    print(f"best checkpoint: {best}")
+    PartialState().print(f"best checkpoint: {best}")
     return 0
 
 

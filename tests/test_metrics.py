@@ -28,7 +28,10 @@ def test_counts_and_scores_by_hand():
     # 0.5 is not above 0.5, so (1, 1) is missed.
     assert (row["tp"], row["fp"], row["fn"], row["tn"]) == (3, 2, 1, 6)
     assert scores(row) == pytest.approx((3 / 6, 6 / 9, 3 / 5, 3 / 4), abs=1e-15)
-    assert (score_image(probs, target, threshold=0.65)["tp"], score_image(probs, target, threshold=0.45)["tp"]) == (2, 4)
+    assert (score_image(probs, target, threshold=0.65)["tp"], score_image(probs, target, threshold=0.45)["tp"]) == (
+        2,
+        4,
+    )
 
 
 @pytest.mark.parametrize(

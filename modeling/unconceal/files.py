@@ -56,6 +56,12 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
+def is_hub_id(name: str | Path) -> bool:
+    """Whether `name` has the form `owner/name`, so that asking the Hub for it can make sense."""
+    parts = str(name).split("/")
+    return len(parts) == 2 and all(parts) and not str(name).startswith(".")
+
+
 def make_folder(path: str | Path) -> Path:
     """Make `path` and its parents, and check that files can be written there.
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from datasets import Dataset, get_dataset_split_names, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from ..errors import UserError
+from ..files import is_hub_id
 
 
 COLUMNS = ("image", "mask", "id", "source")
@@ -18,7 +19,7 @@ def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
         UserError: If there is no such data set or split, or a column is missing.
     """
     how = "make it by scripts/prepare_data.py, or give the id of a data set on the Hub"
-    if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/"))):
+    if not Path(path).exists() and not is_hub_id(path):
         raise UserError(f"data set {path} does not exist; {how}")
     try:
         there = get_dataset_split_names(path)
@@ -28,7 +29,7 @@ def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
         opened = {split: load_dataset(path, split=split) for split in splits}
     except DatasetNotFoundError:
         raise UserError(f"data set {path} does not exist or is private; {how}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise UserError(f"cannot open data set {path}: {' '.join(str(error).split())[:300]}; {how}") from None
     for split, dataset in opened.items():
         missing = [column for column in COLUMNS if column not in dataset.column_names]

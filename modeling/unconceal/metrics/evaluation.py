@@ -50,14 +50,8 @@ def evaluate_model(
         `score_image`. Put them together by `summarize`.
 
     Raises:
-        UserError: If a column is missing, a mask has another size than its picture, or the output is not finite.
+        UserError: If a mask has another size than its picture, or the output is not finite.
     """
-    missing = {"image", "mask", "id", "source"} - set(dataset.column_names)
-    if missing:
-        raise UserError(
-            f"the data set lacks the columns {_listed(missing)} (it has {_listed(dataset.column_names)}); "
-            "make it by scripts/prepare_data.py"
-        )
     rank, world_size = 0, 1
     if accelerator is not None:
         rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -149,10 +143,6 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _listed(names) -> str:
-    return ", ".join(sorted(names))
 
 
 def _size(array) -> str:

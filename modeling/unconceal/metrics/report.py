@@ -1,4 +1,4 @@
-"""From a data set's name to its split, and from scores to files that say what produced them."""
+"""From scores to files that say what produced them."""
 
 import csv
 import json
@@ -8,9 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetsError
-
 from .. import __version__
 from ..errors import UserError
 from ..files import make_folder, replacing
@@ -19,29 +16,6 @@ from .segmentation import MEANS, PROTOCOL
 
 PER_IMAGE, RESULTS = "per_image.csv", "results.json"
 _TITLES = {"iou": "IoU", "f1": "F1", "precision": "precision", "recall": "recall"}
-
-
-def load_split(data: str | Path, split: str) -> Dataset:
-    """Load one split of a data set from a folder that scripts/prepare_data.py made, or from the Hub by its id.
-
-    Raises:
-        UserError: If there is no such data set or it cannot be read, if it lacks the split, or if the split is empty.
-    """
-    name = str(Path(data).expanduser()) if Path(data).expanduser().exists() else str(data)
-    try:
-        splits = load_dataset(name)
-    # The loader has no error class of its own: nothing there, no internet, not a data set, damaged shards.
-    except (OSError, ValueError, DatasetsError) as error:
-        # The cause of a failed read tells more than the reader's own "an error occurred".
-        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"cannot load the data set {name}: {reason}; give a folder made by scripts/prepare_data.py or a Hub id"
-        ) from None
-    if split not in splits:
-        raise UserError(f"the data set {name} has no split {split!r}; it has {', '.join(splits)}")
-    if len(splits[split]) == 0:
-        raise UserError(f"the split {split!r} of {name} holds no pictures; choose another or build it again")
-    return splits[split]
 
 
 def check_report_folder(out: str | Path, overwrite: bool):

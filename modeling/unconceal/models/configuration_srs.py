@@ -43,7 +43,8 @@ class SrsConfig(PreTrainedConfig):
     reconstruction_batch_statistics: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.id2label is None and kwargs.get("num_labels") is None:
+        # transformers does not save the names of two labels, so a plain `num_labels=2` must mean these as well.
+        if self.id2label is None and kwargs.get("num_labels") in (None, 2):
             self.id2label = {0: "background", 1: "object"}
         if self.label2id is None and self.id2label is not None:
             self.label2id = {label: int(index) for index, label in self.id2label.items()}

@@ -340,6 +340,12 @@ def pad_to_stride(pixel_values: torch.Tensor) -> torch.Tensor:
     return F.pad(pixel_values, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
 
 
+def crop_to(hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Undo `pad_to_stride` for an image of `height` x `width`."""
+    # By negative padding: a slice ties an exported network to sizes that need padding, or to sizes that do not.
+    return F.pad(hidden_states, (0, -(-width % STRIDE), 0, -(-height % STRIDE)))
+
+
 class SrsPreTrainedModel(UnconcealPreTrainedModel):
     """Weight initialisation and checkpointing shared by the SRS networks."""
 
@@ -402,7 +408,7 @@ class SrsForReconstruction(SrsPreTrainedModel):
         self.check_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
         features = self.reconstruction_encoder(pad_to_stride(pixel_values))
-        reconstruction = self.reconstruction_head(self.reconstruction_decoder(features))[..., :height, :width]
+        reconstruction = crop_to(self.reconstruction_head(self.reconstruction_decoder(features)), height, width)
         loss = F.mse_loss(reconstruction.float(), pixel_values.float())
         return SrsReconstructionOutput(loss=loss, reconstruction=reconstruction)
 
@@ -438,7 +444,7 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
         if self.config.reconstruction_batch_statistics:
             for module in self.reconstruction_encoder.modules():
                 if isinstance(module, nn.BatchNorm2d):
-                    module.train()
+                    module.train().track_running_stats = False  # the learned statistics stay as they are
         return self
 
     @can_return_tuple
@@ -465,7 +471,7 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
         features = self.encoder(padded)
         features[-1] = features[-1] + self.dynamic_conv(features[-1], guidance)
         # 3. Decoder and head.
-        logits = self.head(self.decoder(features))[..., :height, :width]
+        logits = crop_to(self.head(self.decoder(features)), height, width)
 
         loss = None
         if labels is not None:

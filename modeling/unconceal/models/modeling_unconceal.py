@@ -52,13 +52,13 @@ class UnconcealPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If the shape is another.
         """
-        labels = labels.unsqueeze(1) if labels.ndim == 3 else labels
-        if labels.shape != logits.shape:
+        matched = labels.unsqueeze(1) if labels.ndim == 3 else labels
+        if matched.shape != logits.shape:
             raise ValueError(
                 f"`labels` must be (batch, height, width) or (batch, 1, height, width) at the size of the logits "
                 f"{tuple(logits.shape)}, got {tuple(labels.shape)}."
             )
-        return labels.to(logits.device, torch.float32)
+        return matched.to(logits.device, torch.float32)
 
 
 __all__ = ["UnconcealPreTrainedModel"]

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from ..data.loading import load_splits
 from ..data.transforms import TrainingSet, TransformRecipe
 from ..errors import UserError
-from ..files import make_folder, replacing
+from ..files import is_hub_id, make_folder, replacing
 from ..metrics import evaluate_model, summarize
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..networks import NETWORKS
@@ -108,7 +108,8 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Path
             longer finite.
     """
     transformers_logging.disable_progress_bar()
-    state = PartialState()
+    # Accelerate takes several processes without an accelerator for one unless told that the CPU is meant.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     with state.main_process_first():
         if state.is_main_process:
             claim_folder(Path(recipe.output_dir), recipe, resume, overwrite)
@@ -116,6 +117,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Path
     best = None
     for task in recipe.phases:
         best = run_phase(recipe, task, splits, init_from=best)
+    state.destroy_process_group()
     return best
 
 
@@ -170,6 +172,10 @@ def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreT
         raise UserError(f"recipe: model: {' '.join(str(error).split())}") from None
     if init_from is None:
         return model_class(config)
+    if not Path(init_from).exists() and not is_hub_id(init_from):
+        raise UserError(
+            f"cannot start from {init_from}: there is no such folder, and a Hub id has the form owner/name"
+        )
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of what is new in this phase alarms without cause
     try:
@@ -199,6 +205,7 @@ def run_phase(
     folder = Path(recipe.output_dir) / task_name
     best, last = folder / "best", folder / "last"
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=recipe.mixed_precision,
         gradient_accumulation_steps=phase.gradient_accumulation_steps,
         log_with=recipe.trackers or None,
@@ -269,7 +276,8 @@ def run_phase(
             save_checkpoint(best, accelerator, kept, processor, progress, with_state=False)
         save_checkpoint(last, accelerator, kept, processor, progress, with_state=True)
 
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # not `end_training`: that ends the group of processes too
+        tracker.finish()
     return best
 
 

@@ -218,6 +218,9 @@ def _check(recipe: Recipe, path: Path):
             refuse(key, value, "more than 0")
     if recipe.data.num_workers < 0:
         refuse("data.num_workers", recipe.data.num_workers, "0 or more")
+    for name in ("rotate90_probability", "flip_probability", "crop_object_probability"):
+        if not 0 <= getattr(recipe.data.transforms, name) <= 1:
+            refuse(f"data.transforms.{name}", getattr(recipe.data.transforms, name), "from 0 to 1")
     crop_size = recipe.data.transforms.crop_size
     if crop_size is not None and crop_size < 32:
         refuse("data.transforms.crop_size", crop_size, "at least 32")

@@ -1,0 +1,254 @@
+"""Evaluation of a model over a data set: every picture once, at its own size, the same in any number of processes."""
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
+from unconceal.errors import UserError
+from unconceal.metrics import evaluate_model, score_image, summarize
+from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
+
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
+spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
+evaluate_script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(evaluate_script)
+
+FEATURES = datasets.Features(
+    {
+        "image": datasets.Image(),
+        "mask": datasets.Image(mode="L"),
+        "id": datasets.Value("string"),
+        "source": datasets.Value("string"),
+    }
+)
+TINY = {
+    "hidden_sizes": (8, 8, 8, 16),
+    "depths": (1, 1, 1, 1),
+    "reconstruction_hidden_sizes": (8, 8, 8, 8),
+    "reconstruction_depths": (1, 1, 1, 1),
+}
+
+
+def make_dataset(num_images: int, seed: int = 0) -> datasets.Dataset:
+    """Bright discs on noise, each picture of another size; the last one without a disc."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(num_images):
+        height, width = (int(side) for side in rng.integers(40, 90, 2))
+        y, x = np.ogrid[:height, :width]
+        disc = (y - height / 2) ** 2 + (x - width / 2) ** 2 < (5 + i) ** 2
+        disc &= i < num_images - 1
+        pixels = rng.integers(0, 100, (height, width, 3)) + 120 * disc[..., None]
+        rows.append(
+            {
+                "image": Image.fromarray(pixels.astype(np.uint8)),
+                "mask": Image.fromarray(disc.astype(np.uint8) * 255),
+                "id": f"disc-{i}",
+                "source": "test",
+            }
+        )
+    return datasets.Dataset.from_list(rows, features=FEATURES)
+
+
+class Brightness(torch.nn.Module):
+    """Calls bright what is above the mean of the batch it is in, so results show which pictures were together."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(1, affine=False, track_running_stats=False)
+        self.scale = torch.nn.Parameter(torch.tensor(5.0))
+        self.frozen = torch.nn.BatchNorm2d(1)
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.scale * self.norm(pixel_values.mean(1, keepdim=True)))
+
+
+@pytest.fixture
+def processor():
+    return UnconcealImageProcessor(size={"height": 64, "width": 64})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The pictures are small: more threads mostly wait for each other, on a busy machine for very long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """A cache of the tests' own, here and in the processes that they start."""
+    folder = str(tmp_path_factory.mktemp("cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", folder)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "data").mkdir()
+    make_dataset(7).to_parquet(folder / "data" / "val-00000-of-00001.parquet")
+    make_dataset(3).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    model = SrsForImageSegmentation(SrsConfig(**TINY)).eval()
+    processor = UnconcealImageProcessor(size={"height": 64, "width": 64})
+    with torch.no_grad():  # moves the logits so that masks are neither all black nor all white
+        model.head.bias.sub_(model(**processor(images=make_dataset(7)["image"][:])).logits.median())
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_rows_hold_every_picture_in_order(processor):
+    dataset = make_dataset(5)
+    model = Brightness()
+    rows = evaluate_model(model, processor, dataset, batch_size=2, progress=False)
+    assert [row["id"] for row in rows] == dataset["id"]
+    assert list(rows[0]) == [
+        *("id", "source", "height", "width", "tp", "fp", "fn", "tn", "iou", "f1", "precision", "recall")
+    ]
+    for row, example in zip(rows, dataset, strict=True):
+        assert (row["width"], row["height"]) == example["image"].size
+        assert row["tp"] + row["fp"] + row["fn"] + row["tn"] == row["width"] * row["height"]
+    # The first batch worked out by hand.
+    inputs = processor(images=dataset[:2]["image"], return_tensors="pt").pixel_values
+    sizes = [(row["height"], row["width"]) for row in rows[:2]]
+    for row, mask, probs in zip(
+        rows, dataset["mask"], processor.post_process_masks(model(inputs), target_sizes=sizes), strict=False
+    ):
+        expected = score_image(probs.detach().numpy(), np.asarray(mask) > 127)
+        assert {name: row[name] for name in expected} == expected
+    assert 0 < summarize(rows)["iou"] < 1
+
+
+def test_modes_come_back(processor):
+    model = Brightness().train()
+    model.frozen.eval()
+    evaluate_model(model, processor, make_dataset(2), progress=False)
+    assert (model.training, model.norm.training, model.frozen.training) == (True, True, False)
+    model.scale.data.fill_(torch.nan)
+    with pytest.raises(UserError):
+        evaluate_model(model, processor, make_dataset(2), progress=False)
+    assert (model.training, model.norm.training, model.frozen.training) == (True, True, False)
+
+
+def test_loader_processes_change_nothing(processor):
+    dataset = make_dataset(5)
+    alone, beside = (
+        evaluate_model(Brightness(), processor, dataset, batch_size=2, num_workers=n, progress=False) for n in (0, 2)
+    )
+    assert alone == beside
+
+
+def test_any_number_of_processes_sees_the_same_batches(processor):
+    """What each of n processes would score, put together, is what one scores, batch mates included."""
+    dataset = make_dataset(7)
+    expected = evaluate_model(Brightness(), processor, dataset, batch_size=2, progress=False)
+    for world_size in (2, 3, 5):  # 4 batches: with 5 processes one has nothing to do
+        gathered = []
+        for rank in range(world_size):
+            accelerator = SimpleNamespace(
+                process_index=rank, num_processes=world_size, unwrap_model=lambda model: model
+            )
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("unconceal.metrics.evaluation.gather_object", lambda rows: rows)
+                rows = evaluate_model(
+                    Brightness(), processor, dataset, accelerator=accelerator, batch_size=2, progress=False
+                )
+            gathered += rows
+        assert sorted(gathered, key=lambda row: row["id"]) == expected
+
+
+def test_bad_data_is_named(processor):
+    dataset = make_dataset(2)
+    wrong = dataset.select([0]).to_dict()
+    other = datasets.Dataset.from_list([{**dataset[1], "mask": Image.new("L", (7, 5))}], features=FEATURES)
+    dataset = datasets.concatenate_datasets([datasets.Dataset.from_dict(wrong, features=FEATURES), other])
+    with pytest.raises(UserError, match="disc-1: the mask is 7x5, its picture "):
+        evaluate_model(Brightness(), processor, dataset, progress=False)
+    broken = Brightness()
+    broken.scale.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="disc-0: the model's output is not finite"):
+        evaluate_model(broken, processor, dataset, progress=False)
+
+
+def test_script(data, model_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["--model", str(model_folder), "--data", str(data), "--split", "val", "--out", str(out)]
+    evaluate_script.main([*command, "--limit", "3", "--threshold", "0.4"])
+    assert "3 images, threshold 0.4" in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert results["results"]["num_images"] == 3
+    assert (results["split"], results["threshold"], results["limit"]) == ("val", 0.4, 3)
+    assert results["protocol"] == "segmentation"
+    assert "--limit 3" in results["command"]
+    with (out / "per_image.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ["disc-0", "disc-1", "disc-2"]
+    assert sum(float(row["iou"]) for row in rows) / 3 == pytest.approx(results["results"]["niou"], abs=1e-12)
+
+    with pytest.raises(UserError, match="--overwrite"):
+        evaluate_script.main(command)
+    evaluate_script.main([*command, "--overwrite", "--batch-size", "3"])
+    assert json.loads((out / "results.json").read_text())["results"]["num_images"] == 7
+    assert sorted(path.name for path in out.iterdir()) == ["per_image.csv", "results.json"]
+    with pytest.raises(UserError, match="threshold"):
+        evaluate_script.main([*command, "--overwrite", "--threshold", "1.5"])
+
+
+def test_script_refuses_another_network_and_absent_things(data, model_folder, tmp_path):
+    SrsForReconstruction(SrsConfig(**TINY)).save_pretrained(tmp_path / "r")
+    UnconcealImageProcessor().save_pretrained(tmp_path / "r")
+    for model, source, split, message in (
+        (tmp_path / "r", data, "val", "SrsForReconstruction"),
+        (tmp_path / "absent", data, "val", "absent"),
+        (model_folder, tmp_path / "absent", "val", "absent"),
+        (model_folder, data, "test", "train, val"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            evaluate_script.main(["--model", str(model), "--data", str(source), "--split", split])
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(data, model_folder, tmp_path):
+    command = ["--model", str(model_folder), "--data", str(data), "--split", "val", "--batch-size", "2", "--out"]
+    evaluate_script.main([*command, str(tmp_path / "one")])
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),  # any free port
+            *(str(SCRIPT), *command, str(tmp_path / "two")),
+        ],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        check=True,
+    )
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert two["num_processes"] == 2
+    assert 0 < one["results"]["iou"] < 1
+    assert one["results"] == two["results"]
+    one, two = ((tmp_path / name / "per_image.csv").read_text() for name in ("one", "two"))
+    assert one == two

@@ -1,0 +1,301 @@
+"""SRS: the common tests for both networks, then its own maths."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from common import ModelTester, batch_norms
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel
+
+from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
+from unconceal.models.modeling_srs import SrsDynamicConv, pad_to_stride, srs_dynamic_conv_ref
+
+
+TINY = {
+    "stem_size": 4,
+    "hidden_sizes": (8, 8, 16, 16),
+    "depths": (1, 1, 1, 1),
+    "reconstruction_stem_size": 4,
+    "reconstruction_hidden_sizes": (8, 8, 8, 8),
+    "reconstruction_depths": (1, 1, 1, 1),
+    "attention_reduction_ratio": 2,
+}
+
+
+class TestSrsForImageSegmentation(ModelTester):
+    model_class = SrsForImageSegmentation
+    tiny = TINY
+
+    def test_odd_sizes_are_padded_by_the_edge_and_cropped_back(self):
+        check_padding(self)
+
+    def test_frozen_encoder_never_changes(self, tmp_path):
+        self.make_model().save_pretrained(tmp_path)
+        for model in (self.make_model(), SrsForImageSegmentation.from_pretrained(tmp_path)):
+            model.train()
+            encoder = model.reconstruction_encoder
+            assert model.decoder.training
+            assert not any(module.training for module in encoder.modules())
+            assert not any(parameter.requires_grad for parameter in encoder.parameters())
+            before = {name: value.clone() for name, value in model.state_dict().items()}
+            # Weight decay would move even a parameter whose gradient is zero.
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+            for _ in range(2):
+                model(**self.make_inputs()).loss.backward()
+                optimizer.step()
+            assert all(parameter.grad is None for parameter in encoder.parameters())
+            changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+            assert changed == {name for name in before if not name.startswith("reconstruction_encoder.")}
+
+    def test_batch_statistics_switch_ties_an_image_to_its_batch(self):
+        first, second, third = self.make_inputs(batch_size=3)["pixel_values"].split(1)
+        # Far from the first image, as a bright picture beside a dark one.
+        pairs = [torch.cat([first, mate]) for mate in (second, 3 * third + 5)]
+        for switch in (False, True):
+            model = self.make_lively_model(reconstruction_batch_statistics=switch).train().eval()
+            masks = [self.predict(model, pair)[0] for pair in pairs]
+            difference = (masks[0] - masks[1]).abs().max()
+            assert difference > 1e-3 if switch else difference < 1e-5, (switch, difference)
+            statistics = {norm.training for norm in batch_norms(model.reconstruction_encoder)}
+            assert statistics == {switch}
+            assert not any(norm.training for norm in batch_norms(model.encoder))
+
+    def test_starts_from_a_reconstruction_checkpoint(self, tmp_path):
+        torch.manual_seed(3)
+        first = SrsForReconstruction(self.make_config())
+        first(torch.randn(2, 3, 32, 32))  # gives the running statistics something to carry over
+        first.save_pretrained(tmp_path / "phase_1")
+        second, report = SrsForImageSegmentation.from_pretrained(tmp_path / "phase_1", output_loading_info=True)
+        state = second.state_dict()
+        new = {name for name in state if not name.startswith("reconstruction_encoder.")}
+        # Whether the counters of the batch norms are reported differs between versions of transformers.
+        expected, reported = (
+            {name for name in names if not name.endswith("num_batches_tracked")}
+            for names in (new, report["missing_keys"])
+        )
+        assert reported == expected
+        assert not report["unexpected_keys"]
+        assert not report["mismatched_keys"]
+        for name, value in first.reconstruction_encoder.state_dict().items():
+            assert torch.equal(state[f"reconstruction_encoder.{name}"], value), name
+        check_initialisation(second, (second.encoder, second.dynamic_conv, second.decoder, second.head))
+
+        # Saved again, the folder is one of the segmentation network, whatever it came from.
+        second.save_pretrained(tmp_path / "phase_2")
+        config = json.loads((tmp_path / "phase_2" / "config.json").read_text())
+        assert config["architectures"] == ["SrsForImageSegmentation"]
+        assert config["auto_map"]["AutoModel"] == "modeling_srs.SrsForImageSegmentation"
+        assert type(AutoModel.from_pretrained(tmp_path / "phase_2")) is SrsForImageSegmentation
+
+    def test_loss_weights_come_from_the_configuration(self):
+        inputs = self.make_inputs()
+        bce, dice, both = (
+            self.make_model(bce_weight=bce, dice_weight=dice)(**inputs).loss
+            for bce, dice in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0))
+        )
+        torch.testing.assert_close(both, 2 * bce + 3 * dice)
+
+
+class TestSrsForReconstruction(ModelTester):
+    model_class = SrsForReconstruction
+    tiny = TINY
+    takes_labels = False
+    main_output = "reconstruction"
+    num_outputs = 3
+    is_exported = False
+
+    def test_odd_sizes_are_padded_by_the_edge_and_cropped_back(self):
+        check_padding(self)
+
+    def test_loss_is_the_error_of_the_given_pixels_only(self):
+        model, inputs = self.make_lively_model(), self.make_inputs()
+        output = model(**inputs)
+        torch.testing.assert_close(output.loss, (output.reconstruction - inputs["pixel_values"]).square().mean())
+
+
+def check_padding(tester: ModelTester):
+    model = tester.make_lively_model()
+    pixel_values = tester.make_inputs(size=(33, 47))["pixel_values"]
+    padded = torch.from_numpy(np.pad(pixel_values.numpy(), ((0, 0), (0, 0), (0, 7), (0, 1)), mode="edge"))
+    assert torch.equal(tester.predict(model, pixel_values), tester.predict(model, padded)[..., :33, :47])
+    assert torch.equal(pad_to_stride(padded), padded), "a size that fits is left alone"
+
+
+def check_initialisation(model, parts):
+    """PyTorch's own rule, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), not transformers' N(0, 0.02)."""
+    weights = [
+        (name, module.weight)
+        for part in parts
+        for name, module in part.named_modules()
+        if isinstance(module, (nn.Conv1d, nn.Conv2d))
+    ]
+    for name, weight in weights:
+        bound = 1 / math.sqrt(weight[0].numel())
+        assert weight.abs().max() <= bound, name
+        if weight.numel() > 100:
+            assert weight.abs().max() > 0.9 * bound, name
+    for norm in batch_norms(model.decoder):
+        assert torch.equal(norm.weight, torch.ones_like(norm.weight))
+        assert torch.equal(norm.running_var, torch.ones_like(norm.running_var))
+
+
+# ---- the dynamic convolution ----------------------------------------------------------------------------------------
+
+
+def dynamic_conv_inputs(channels=12, guidance_channels=4):
+    torch.manual_seed(0)
+    conv = SrsDynamicConv(channels, guidance_channels, reduction_ratio=2).double()
+    hidden_states = torch.randn(3, channels, 5, 7, dtype=torch.float64, requires_grad=True)
+    guidance = torch.randn(3, guidance_channels, 5, 7, dtype=torch.float64, requires_grad=True)
+    return conv, hidden_states, guidance
+
+
+def paper_dynamic_conv(conv: SrsDynamicConv, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+    """The dynamic convolution as the paper draws it: kernels from a grouped convolution, one group for each image."""
+    batch_size, channels, height, width = hidden_states.shape
+    num_scalars = guidance.shape[1]
+
+    def bottleneck(pooled):
+        squeezed = F.conv2d(pooled, conv.channel_attention.squeeze.weight).relu()
+        return F.conv2d(squeezed, conv.channel_attention.excite.weight)
+
+    channel_weights = bottleneck(F.adaptive_avg_pool2d(guidance, 1)) + bottleneck(F.adaptive_max_pool2d(guidance, 1))
+    weighted = channel_weights.sigmoid() * guidance
+    maps = torch.cat([weighted.mean(1, keepdim=True), weighted.max(1, keepdim=True).values], dim=1)
+    attended = F.conv2d(maps, conv.spatial_attention.conv.weight, padding=3).sigmoid() * guidance
+    scalars = F.conv2d(attended, conv.project.weight, conv.project.bias).mean(dim=(2, 3), keepdim=True)
+    # One weight and one bias for every kernel entry; each scalar serves a run of consecutive entries.
+    kernels = F.conv2d(
+        scalars,
+        conv.scaled_conv.weight.reshape(-1, 1, 1, 1),
+        conv.static_conv.weight.reshape(-1),
+        groups=num_scalars,
+    )
+    output = F.conv2d(
+        hidden_states.reshape(1, batch_size * channels, height, width),
+        kernels.reshape(batch_size * channels, channels, 3, 3),
+        padding=1,
+        groups=batch_size,
+    )
+    return output.reshape(batch_size, channels, height, width)
+
+
+@pytest.mark.parametrize("reference", [srs_dynamic_conv_ref, paper_dynamic_conv])
+def test_dynamic_conv_equals_its_slow_forms(reference):
+    conv, hidden_states, guidance = dynamic_conv_inputs()
+    sources = {"hidden_states": hidden_states, "guidance": guidance, **dict(conv.named_parameters())}
+    fast, slow = conv(hidden_states, guidance), reference(conv, hidden_states, guidance)
+    torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-12)
+    weighting = torch.randn_like(fast)
+    gradients = [
+        dict(zip(sources, torch.autograd.grad((output * weighting).sum(), sources.values()), strict=True))
+        for output in (fast, slow)
+    ]
+    assert [name for name, gradient in gradients[0].items() if not gradient.any()] == []
+    torch.testing.assert_close(*gradients, atol=1e-11, rtol=1e-11)
+
+
+def test_dynamic_conv_follows_each_image_s_own_guidance():
+    conv, hidden_states, guidance = dynamic_conv_inputs()
+    changed = guidance.detach().clone()
+    changed[1] += torch.randn_like(changed[1])
+    difference = (conv(hidden_states, changed) - conv(hidden_states, guidance)).abs().amax(dim=(1, 2, 3))
+    assert difference[1] > 1e-3
+    assert difference[[0, 2]].max() == 0
+
+
+# ---- the paper's network --------------------------------------------------------------------------------------------
+
+
+def on_meta(model_class):
+    with torch.device("meta"):
+        return model_class(SrsConfig()).eval()
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_multiply_adds(model: nn.Module) -> float:
+    """For one image of 256x256, in units of 1e9."""
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, 256, 256, device="meta"))
+    return counter.get_total_flops() / 2e9
+
+
+def test_reconstruction_network_has_the_published_size():
+    model = on_meta(SrsForReconstruction)
+    assert count_parameters(model) == 734_250
+    assert count_parameters(model.reconstruction_encoder) == 482_000
+    assert count_multiply_adds(model) == pytest.approx(5.43, abs=0.005)
+
+
+def test_segmentation_network_has_the_published_size():
+    model = on_meta(SrsForImageSegmentation)
+    assert count_parameters(model) - count_parameters(model.reconstruction_encoder) == 9_874_220
+    assert count_parameters(model.reconstruction_encoder) == 482_000
+    assert count_parameters(model.dynamic_conv) == 1_184_930
+    # The published network builds one kernel and convolves once: 45.94 and the encoder's 1.58. Ours convolves twice.
+    second_conv = 256 * 256 * 9 * 32 * 32 / 1e9
+    assert second_conv == pytest.approx(0.604, abs=0.0005)
+    assert count_multiply_adds(model) == pytest.approx(45.94 + 1.58 + second_conv, abs=0.02)
+
+
+def test_initialisation_is_the_authors():
+    torch.manual_seed(0)
+    model = SrsForImageSegmentation(SrsConfig(**TINY))
+    check_initialisation(model, [model])
+
+
+# ---- the configuration ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_sizes": (8, 8, 16)}, r"`hidden_sizes` and `depths` need 4 entries, got \(8, 8, 16\)"),
+        ({"depths": (1, 1, 1, 1, 1)}, r"need 4 entries.*\(1, 1, 1, 1, 1\)"),
+        ({"reconstruction_hidden_sizes": (8,)}, r"`reconstruction_hidden_sizes` and .* need 4 entries, got \(8,\)"),
+        ({"reconstruction_depths": (1, 1)}, r"`reconstruction_depths` need 4 entries.*\(1, 1\)"),
+        ({"depths": (1, 1, 0, 1)}, r"`depths` must be at least 1 each, got \(1, 1, 0, 1\)"),
+        ({"reconstruction_depths": (1, 1, 1, 0)}, r"`reconstruction_depths` must be at least 1 each"),
+        ({"hidden_sizes": (8, 8, 10, 16)}, r"`hidden_sizes\[1:\]` must be multiples of 4, got \(8, 8, 10, 16\)"),
+        ({"reconstruction_hidden_sizes": (8, 9, 8, 8)}, r"`reconstruction_hidden_sizes\[1:\]` must be multiples of 4"),
+        ({"attention_reduction_ratio": 9}, r"at least `attention_reduction_ratio` \(9\), got \(8, 8, 16, 16\)"),
+        ({"hidden_sizes": (8, 8, 16, 12)}, r"`hidden_sizes\[-1\]` must be a multiple of .* got 12 and 8"),
+        ({"stem_size": "8"}, "stem_size.*\n.*expected int, got str"),
+        ({"depths": 3}, "depths"),
+        ({"dice_weight": "1"}, "dice_weight.*\n.*expected float, got str"),
+        ({"reconstruction_batch_statistics": "yes"}, "reconstruction_batch_statistics.*\n.*expected bool, got str"),
+    ],
+)
+def test_wrong_configurations_are_refused(changes, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        SrsConfig(**{**TINY, **changes})
+
+
+def test_a_width_that_is_no_multiple_of_4_is_allowed_where_nothing_shuffles_it():
+    SrsForReconstruction(SrsConfig(**{**TINY, "reconstruction_hidden_sizes": (6, 8, 8, 8)}))(torch.zeros(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {0: "background", 1: "object"}),
+        ({"num_labels": 2}, {0: "background", 1: "object"}),
+        ({"id2label": {0: "background", 1: "lesion"}}, {0: "background", 1: "lesion"}),
+        ({"id2label": {"0": "background", "1": "lesion"}}, {0: "background", 1: "lesion"}),
+    ],
+)
+def test_labels_are_saved_and_reloaded(given, expected, tmp_path):
+    SrsConfig(**TINY, **given).save_pretrained(tmp_path)
+    for config in (SrsConfig(**TINY, **given), AutoConfig.from_pretrained(tmp_path)):
+        assert config.id2label == expected
+        assert config.label2id == {name: index for index, name in expected.items()}
+        assert config.num_labels == 2

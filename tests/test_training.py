@@ -1,0 +1,295 @@
+"""The training loop, through the command line and through Python."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModel, AutoModelForImageSegmentation
+
+from unconceal import SrsForImageSegmentation, SrsForReconstruction
+from unconceal.data import build_synthetic
+from unconceal.data.loading import load_splits
+from unconceal.data.transforms import TrainingSet, TransformRecipe
+from unconceal.errors import UserError
+from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
+from unconceal.training import load_recipe, train
+
+
+ROOT = Path(__file__).parents[1]
+TIMES = ("seconds", "samples_per_second", "data_wait_share")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A small generated data set: 10 training pictures and 3 to evaluate on, both odd for batches of 4."""
+    folder = tmp_path_factory.mktemp("scenes") / "data"
+    build_synthetic("ultrasound", folder, {"train": 10, "val": 3}, size=48)
+    return folder
+
+
+@pytest.fixture
+def recipe_file(tmp_path, scenes):
+    """A recipe that trains both phases in seconds."""
+    recipe = yaml.safe_load((ROOT / "configs/srs/smoke.yaml").read_text())
+    recipe["output_dir"] = str(tmp_path / "run")
+    recipe["data"] = {"path": str(scenes), "num_workers": 0}
+    recipe["processor"] = {"size": {"height": 32, "width": 32}}
+    for phase in recipe["phases"].values():
+        phase["batch_size"] = 4
+    recipe["phases"]["reconstruction"]["epochs"] = 1
+    recipe["phases"]["segmentation"]["epochs"] = 3
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def history(folder):
+    """The epochs of a checkpoint without what a clock decides."""
+    rows = json.loads((folder / "progress.json").read_text())["history"]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def run_train(*arguments, launcher=()):
+    return subprocess.run(
+        [*(launcher or [sys.executable]), str(ROOT / "scripts/train.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def test_two_phases_leave_checkpoints_that_auto_classes_open(recipe_file, tmp_path):
+    best = train(load_recipe(recipe_file))
+    run = tmp_path / "run"
+    assert best == run / "segmentation" / "best"
+    assert type(AutoModel.from_pretrained(run / "reconstruction" / "last")) is SrsForReconstruction
+    for name in ("best", "last"):
+        model = AutoModelForImageSegmentation.from_pretrained(run / "segmentation" / name)
+        assert type(model) is SrsForImageSegmentation
+    # Phase 2 holds the encoder of phase 1's best checkpoint, unchanged, running statistics included.
+    first = SrsForReconstruction.from_pretrained(run / "reconstruction" / "best").state_dict()
+    second = model.state_dict()
+    names = [name for name in second if name.startswith("reconstruction_encoder.")]
+    assert names and all(torch.equal(first[name], second[name]) for name in names)
+    rows = history(run / "segmentation" / "last")
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert rows[0]["learning_rate"] > rows[-1]["learning_rate"] > 0
+    assert {"eval_iou", "eval_niou", "eval_f1"} <= rows[-1].keys()
+    assert list(run.glob("segmentation/events.out.tfevents.*")), "no TensorBoard log"
+
+
+def test_resumed_run_equals_an_unbroken_one(recipe_file, tmp_path):
+    settings = [
+        "phases.segmentation.gradient_accumulation_steps=2",
+        "phases.segmentation.ema_decay=0.9",
+        "phases.segmentation.max_grad_norm=1.0",
+        "phases.segmentation.evaluate_every=2",
+    ]
+    unbroken = tmp_path / "unbroken"
+    train(load_recipe(recipe_file, [*settings, f"output_dir={unbroken}"]))
+
+    from unconceal.training import loop
+
+    class Stop(Exception):
+        pass
+
+    broken = load_recipe(recipe_file, [*settings, f"output_dir={tmp_path / 'broken'}"])
+    original = loop.train_epoch
+
+    def stop_in_second_epoch(*arguments):
+        row = original(*arguments)
+        if arguments[-1] == 2 and len(history_of_segmentation()) == 1:
+            raise Stop
+        return row
+
+    def history_of_segmentation():
+        path = tmp_path / "broken" / "segmentation" / "last"
+        return history(path) if path.exists() else []
+
+    loop.train_epoch = stop_in_second_epoch
+    try:
+        with pytest.raises(Stop):
+            train(broken)
+    finally:
+        loop.train_epoch = original
+    train(broken, resume=True)
+
+    for phase in ("reconstruction", "segmentation"):
+        assert history(tmp_path / "broken" / phase / "last") == history(unbroken / phase / "last")
+    ours = AutoModel.from_pretrained(tmp_path / "broken" / "segmentation" / "last").state_dict()
+    theirs = AutoModel.from_pretrained(unbroken / "segmentation" / "last").state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not list(tmp_path.glob("broken/segmentation/.*")), "something was left beside the checkpoints"
+
+
+def test_interrupt_keeps_the_last_checkpoint_whole(recipe_file, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts/train.py"), str(recipe_file), "phases.segmentation.epochs=1000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores interrupts, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    last = tmp_path / "run" / "segmentation" / "last"
+    deadline = time.monotonic() + 240
+    while not (last / "progress.json").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert AutoModel.from_pretrained(last).num_parameters() > 0
+    assert history(last)[0]["epoch"] == 1
+    assert (last / "training_state" / "optimizer.bin").exists()
+
+
+def test_two_processes_train_and_evaluate(recipe_file, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # any free port
+    result = run_train(recipe_file, launcher=launcher)
+    assert result.returncode == 0, result.stderr
+    rows = history(tmp_path / "run" / "segmentation" / "last")
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["eval_num_images"] == 3
+    assert result.stdout.count("best checkpoint") == 1, "every process printed"
+
+
+def test_fine_tuning_starts_from_a_checkpoint(recipe_file, tmp_path):
+    best = train(load_recipe(recipe_file))
+    recipe = load_recipe(recipe_file, [f"output_dir={tmp_path / 'tuned'}"])
+    del recipe.phases["reconstruction"]
+    phase = recipe.phases["segmentation"]
+    phase.init_from, phase.epochs, phase.optimizer.learning_rate = str(best), 1, 1e-9
+    tuned = AutoModel.from_pretrained(train(recipe)).state_dict()
+    start = AutoModel.from_pretrained(best).state_dict()
+    for name in start:
+        if "running" not in name and "tracked" not in name:
+            torch.testing.assert_close(tuned[name], start[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["data.path=nowhere"], "data set nowhere does not exist"),
+        (["data.eval_split=test"], "has no split test; it has train, val"),
+        (["phases.segmentation.epoch=3"], "unknown key phases.segmentation.epoch"),
+        (["model.depths=[1,1,1]"], "`depths` need 4 entries"),
+        (["phases.reconstruction.init_from=nowhere"], "cannot start from nowhere"),
+    ],
+    ids=lambda value: value[0].split("=")[0] if isinstance(value, list) else "",
+)
+def test_mistakes_give_one_line(recipe_file, arguments, expected):
+    with pytest.raises(UserError) as raised:
+        train(load_recipe(recipe_file, arguments))
+    assert expected in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_command_line_reports_a_mistake(recipe_file):
+    result = run_train(recipe_file, "sed=1")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith(f"error: recipe {recipe_file}: unknown key sed")
+    assert "Traceback" not in result.stderr
+
+
+def test_output_folder_is_not_overwritten(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file, ["phases.segmentation.epochs=1"])
+    best = train(recipe)
+    with pytest.raises(UserError, match="already holds a run"):
+        train(recipe)
+    other = load_recipe(recipe_file, ["phases.segmentation.epochs=2", "data.num_workers=1"])
+    with pytest.raises(UserError, match="with another phases.segmentation.epochs;"):
+        train(other, resume=True)
+    before = (best / "model.safetensors").stat().st_mtime_ns
+    train(recipe, resume=True)
+    assert (best / "model.safetensors").stat().st_mtime_ns == before, "a finished run was trained again"
+    train(other, overwrite=True)
+    assert len(history(tmp_path / "run" / "segmentation" / "last")) == 2
+
+
+def test_unwritable_output_folder(recipe_file, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"):
+        train(load_recipe(recipe_file, [f"output_dir={tmp_path / 'file' / 'run'}"]))
+
+
+def test_diverging_training_stops(recipe_file, tmp_path):
+    with pytest.raises(UserError, match="the loss is (nan|inf)"):
+        train(load_recipe(recipe_file, ["phases.reconstruction.optimizer={name: sgd, learning_rate: 1e30}"]))
+    assert not (tmp_path / "run" / "reconstruction" / "last").exists()
+
+
+def test_checkpoint_of_another_network_is_refused(recipe_file, tmp_path):
+    from transformers import ResNetConfig, ResNetModel
+
+    other = ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1]))
+    other.save_pretrained(tmp_path / "resnet")
+    with pytest.raises(UserError, match="cannot start from"):
+        train(load_recipe(recipe_file, [f"phases.reconstruction.init_from={tmp_path / 'resnet'}"]))
+
+
+class TestTransforms:
+    @pytest.fixture(scope="class")
+    def rows(self, scenes):
+        return load_splits(str(scenes), ["train"])["train"]
+
+    @pytest.fixture(scope="class")
+    def processor(self):
+        # No normalisation: a pixel can then be found again.
+        return UnconcealImageProcessor(size={"height": 48, "width": 48}, do_normalize=False)
+
+    def test_image_and_mask_turn_together(self, rows, processor):
+        from PIL import Image
+
+        marked = rows.map(lambda row: {"mask": row["image"].convert("L").point(lambda v: 255 * (v > 90))})
+        samples = TrainingSet(marked, processor, TransformRecipe(1.0, 1.0), seed=1)
+        turned = 0
+        for index in range(len(samples)):
+            sample = samples[index]
+            grey = Image.fromarray((sample["pixel_values"] * 255).round().byte().permute(1, 2, 0).numpy()).convert("L")
+            expected = torch.tensor(list(grey.getdata())).view(48, 48) > 90
+            assert torch.equal(sample["labels"].bool(), expected)
+            plain = TrainingSet(marked, processor, TransformRecipe(0, 0), seed=1)[index]
+            turned += not torch.equal(sample["labels"], plain["labels"])
+        assert turned > len(samples) // 2
+
+    def test_random_numbers_depend_on_seed_epoch_and_index_alone(self, rows, processor):
+        samples = TrainingSet(rows, processor, TransformRecipe(crop_size=32), seed=3)
+        first = samples[4]["pixel_values"]
+        samples[0]
+        assert torch.equal(samples[4]["pixel_values"], first)
+        different = 0
+        for epoch in range(1, 5):
+            samples.set_epoch(epoch)
+            different += not torch.equal(samples[4]["pixel_values"], first)
+        assert different >= 3
+
+    def test_crop_is_placed_on_objects(self, rows, processor):
+        def share(probability):
+            samples = TrainingSet(rows, processor, TransformRecipe(0, 0, 32, probability), seed=5)
+            found = []
+            for epoch in range(8):
+                samples.set_epoch(epoch)
+                batch = [samples[index] for index in range(len(samples))]
+                assert all(sample["pixel_values"].shape == (3, 32, 32) for sample in batch)
+                found += [bool(sample["labels"].any()) for sample in batch]
+            return sum(found) / len(found)
+
+        assert share(1.0) == 1.0
+        assert share(0.0) <= 1.0
+
+    def test_crop_larger_than_the_image_keeps_it(self, rows, processor):
+        sample = TrainingSet(rows, processor, TransformRecipe(0, 0, 64), seed=0)[0]
+        assert sample["pixel_values"].shape == (3, 48, 48)
