@@ -1,0 +1,1 @@
+"""Towards the Hub: conversion of published checkpoints."""
