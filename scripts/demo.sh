@@ -13,6 +13,9 @@ esac
 export PATH="$PWD/.venv/bin:$PATH"
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 # nothing here needs the Hub
 
+# Another recipe is another run: an old one could not be resumed with it.
+run="$out/run-$(cksum < configs/srs/smoke.yaml | cut -d ' ' -f 1)"
+
 echo "1/5 generate ultrasound-like pictures with lesions"
 if [ ! -d "$out/data" ]; then
   python scripts/prepare_data.py synthetic --kind ultrasound --size 96 --train 200 --val 40 --out "$out/data"
@@ -20,13 +23,13 @@ fi
 
 echo "2/5 train a tiny SRS, first its reconstruction network, then its segmentation network"
 accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-  scripts/train.py configs/srs/smoke.yaml --resume data.path="$out/data" output_dir="$out/run"
+  scripts/train.py configs/srs/smoke.yaml --resume "data.path='$out/data'" "output_dir='$run'"
 
 echo "3/5 evaluate it"
-python scripts/evaluate.py --model "$out/run/segmentation/best" --data "$out/data" --split val --out "$out/results" --overwrite
+python scripts/evaluate.py --model "$run/segmentation/best" --data "$out/data" --split val --out "$out/results" --overwrite
 
 echo "4/5 open it as a user of transformers would"
-python - "$out" <<'PY'
+python - "$out" "$run" <<'PY'
 import sys
 from pathlib import Path
 
@@ -34,7 +37,7 @@ from datasets import load_dataset
 from transformers import AutoModel
 
 out = Path(sys.argv[1])
-model = AutoModel.from_pretrained(out / "run" / "segmentation" / "best", trust_remote_code=True)
+model = AutoModel.from_pretrained(Path(sys.argv[2]) / "segmentation" / "best", trust_remote_code=True)
 print(f"{type(model).__name__}, {model.num_parameters():,} parameters")
 pictures = out / "pictures"
 pictures.mkdir(exist_ok=True)
@@ -43,5 +46,5 @@ for row in load_dataset(str(out / "data"), split="val").select(range(8)):
 PY
 
 echo "5/5 segment pictures that it has not seen"
-unconceal segment "$out/pictures" --model "$out/run/segmentation/best" --out "$out/segmented" --output mask overlay --overwrite
+unconceal segment "$out/pictures" --model "$run/segmentation/best" --out "$out/segmented" --output mask overlay --overwrite
 echo "done: pictures in $out/pictures, masks and overlays in $out/segmented, numbers in $out/results"

@@ -8,14 +8,16 @@ if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
   exit 2
 fi
 
-wanted="$(cat pyproject.toml constraints.txt | cksum)"
+# With the folder: a moved .venv is of no use.
+wanted="$(pwd; cat pyproject.toml constraints.txt | cksum)"
 if [ ! -x .venv/bin/python ] || [ "$(cat .venv/.installed 2>/dev/null)" != "$wanted" ]; then
   echo "installing into $PWD/.venv (once; torch is large)"
-  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  rm -rf .venv-bootstrap
+  if [ "$(head -n 1 .venv/.installed 2>/dev/null)" != "$PWD" ] || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     rm -rf .venv
     # Some systems ship Python without its venv module; virtualenv needs none.
     "$PYTHON" -m venv .venv 2>/dev/null || {
-      rm -rf .venv .venv-bootstrap
+      rm -rf .venv
       "$PYTHON" -m pip install --quiet --target .venv-bootstrap virtualenv
       PYTHONPATH=.venv-bootstrap "$PYTHON" -m virtualenv --quiet .venv
       rm -rf .venv-bootstrap

@@ -59,6 +59,12 @@ SMOKE = ROOT / "configs/srs/smoke.yaml"
         ("data.transforms.crop_size=8", "data.transforms.crop_size is 8, expected at least 32"),
         ("data.num_workers=-1", "data.num_workers is -1"),
         ("data.transforms.flip_probability=2", "data.transforms.flip_probability is 2.0, expected from 0 to 1"),
+        ("seed=-1", "seed is -1, expected 0 or more"),
+        ("phases.segmentation.optimizer.learning_rate=nan", "learning_rate is nan, expected more than 0"),
+        ("phases.segmentation.optimizer.weight_decay=-1", "weight_decay is -1.0, expected 0 or more"),
+        ("phases.segmentation.schedule.warmup_steps=-5", "warmup_steps is -5, expected 0 or more"),
+        ("trackers=[foo]", "trackers is 'foo', expected one that is installed: tensorboard"),
+        ("processor.preprocess=3", "processor is 'preprocess'"),
         ("nonsense", "got override 'nonsense', expected key=value"),
     ],
 )

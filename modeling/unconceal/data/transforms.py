@@ -94,10 +94,20 @@ class TrainingSet(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return `pixel_values`, (3, H, W), and `labels`, (H, W) in [0, 1]."""
+        """Return `pixel_values`, (3, H, W), and `labels`, (H, W) in [0, 1].
+
+        Raises:
+            ValueError: If mask and image differ in size, in one line that names the row.
+        """
         row = self.dataset[index]
+        image, mask = to_rgb(row["image"]), row["mask"]
+        if image.size != mask.size:
+            raise ValueError(
+                f"the mask of row {index} is {mask.width}x{mask.height}, its image {image.width}x{image.height}; "
+                "make the data set again by scripts/prepare_data.py, which reports such pairs"
+            )
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        image, mask = turn_and_flip(to_rgb(row["image"]), row["mask"], self.recipe, rng)
+        image, mask = turn_and_flip(image, mask, self.recipe, rng)
         sample = self.processor(images=image, segmentation_maps=mask, return_tensors="pt")
         pixel_values, labels = crop(sample["pixel_values"][0], sample["labels"][0], self.recipe, rng)
         return {"pixel_values": pixel_values, "labels": labels}

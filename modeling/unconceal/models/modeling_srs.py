@@ -38,6 +38,8 @@ from .modeling_unconceal import UnconcealPreTrainedModel
 NUM_LEVELS = 4
 # Sides are padded to a multiple of this, so that three halvings are exact.
 STRIDE = 2 ** (NUM_LEVELS - 1)
+# PyTorch's default; the weight of the newest batch in the running statistics.
+MOMENTUM = 0.1
 
 
 @dataclass
@@ -223,8 +225,10 @@ class SrsLocalContrast(nn.Module):
         contrast = 0
         for conv in self.convs:
             difference = hidden_states - conv(hidden_states)
-            contrast = contrast + (difference + 1e-3) / (conv(difference).sigmoid() + 1e-3)
-        return hidden_states + hidden_states * (contrast / len(self.convs)).sigmoid()
+            # In float32: the quotient can exceed what half precision holds.
+            contrast = contrast + (difference.float() + 1e-3) / (conv(difference).float().sigmoid() + 1e-3)
+        weights = (contrast / len(self.convs)).sigmoid().to(hidden_states.dtype)
+        return hidden_states + hidden_states * weights
 
 
 class SrsDecoder(nn.Module):
@@ -375,7 +379,7 @@ class SrsPreTrainedModel(UnconcealPreTrainedModel):
         # momentum 1 - sqrt(1 - m) equal one of m.
         for block in (module for module in self.modules() if isinstance(module, SrsBlock)):
             for norm in (module for module in block.modules() if isinstance(module, nn.BatchNorm2d)):
-                norm.momentum = 1 - math.sqrt(0.9) if block.gradient_checkpointing else 0.1
+                norm.momentum = 1 - math.sqrt(1 - MOMENTUM) if block.gradient_checkpointing else MOMENTUM
 
 
 class SrsForReconstruction(SrsPreTrainedModel):
@@ -393,14 +397,15 @@ class SrsForReconstruction(SrsPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor) -> SrsReconstructionOutput:
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> SrsReconstructionOutput:
         """Reconstruct a batch of images.
 
         Args:
             pixel_values: (B, 3, H, W), normalised RGB, at least 32x32.
+            labels: Not used; taken so that every network is called alike. An image is its own label here.
 
         Returns:
-            `SrsReconstructionOutput`; its loss needs no labels.
+            `SrsReconstructionOutput`, always with a loss.
 
         Raises:
             ValueError: If the number of channels is another or the image is too small.

@@ -23,6 +23,7 @@ class Progress:
 
     Args:
         task: The phase.
+        num_processes: Processes that train; with another number the order of the samples would be another.
         epoch: Finished epochs.
         step: Finished optimizer steps.
         best: The best value of the phase's metric, and None before the first evaluation.
@@ -30,6 +31,7 @@ class Progress:
     """
 
     task: str
+    num_processes: int = 1
     epoch: int = 0
     step: int = 0
     best: float | None = None
@@ -69,10 +71,13 @@ def save_checkpoint(
 def read_progress(folder: Path) -> Progress | None:
     """Return the progress that a checkpoint holds, or None where there is no checkpoint.
 
+    If the program was killed while it replaced the checkpoint or the one that was best, the old one is brought back.
+
     Raises:
         UserError: If it cannot be read.
     """
-    restore(folder)
+    for name in (folder, folder.with_name("best")):
+        restore(name)
     path = folder / PROGRESS_FILE
     if not path.exists():
         return None

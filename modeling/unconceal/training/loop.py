@@ -1,6 +1,5 @@
 """The training loop: phases, epochs, steps, evaluation, checkpoints, resume."""
 
-import inspect
 import math
 import shutil
 import time
@@ -11,20 +10,23 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, gather_object, set_seed
 from datasets import Dataset
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedConfig, PreTrainedModel, get_scheduler
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from ..data.loading import load_splits
 from ..data.transforms import TrainingSet, TransformRecipe
 from ..errors import UserError
 from ..files import is_hub_id, make_folder, replacing
+from ..inference import LOADING_ERRORS
 from ..metrics import evaluate_model, summarize
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..networks import NETWORKS
@@ -43,6 +45,7 @@ OPTIMIZERS = {
         parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     ),
 }
+RECORD = "recipe.yaml"
 UNCHANGED = TransformRecipe(rotate90_probability=0, flip_probability=0)
 
 
@@ -81,20 +84,21 @@ def evaluate_segmentation(model, processor, dataset, accelerator, batch_size, nu
 
 @torch.inference_mode()
 def evaluate_loss(model, processor, dataset, accelerator, batch_size, num_workers) -> dict[str, float]:
-    """Return the loss, averaged over the samples."""
-    samples = TrainingSet(dataset, processor, UNCHANGED, seed=0)
-    batches = accelerator.prepare(DataLoader(samples, batch_size=batch_size, num_workers=num_workers))
-    model = accelerator.unwrap_model(model)
+    """Return the loss, averaged over the samples. Each process takes every n-th batch."""
+    starts = range(accelerator.process_index * batch_size, len(dataset), accelerator.num_processes * batch_size)
+    batches = DataLoader(
+        TrainingSet(dataset, processor, UNCHANGED, seed=0),
+        batch_sampler=[range(start, min(start + batch_size, len(dataset))) for start in starts],
+        num_workers=num_workers,
+    )
     was_training = model.training
     model.eval()
-    losses = []
+    total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
     for batch in batches:
         with accelerator.autocast():
-            # One by one: the mean over a batch would not tell which samples only fill the last one up.
-            sample_losses = [model(pixel_values=sample[None]).loss for sample in batch["pixel_values"]]
-        losses.append(accelerator.gather_for_metrics(torch.stack(sample_losses)))
+            total += model(**to_device(batch, accelerator.device)).loss * len(batch["pixel_values"])
     model.train(was_training)
-    return {"loss": torch.cat(losses).mean().item()}
+    return {"loss": accelerator.reduce(total).item() / len(dataset)}
 
 
 def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Path:
@@ -110,42 +114,74 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Path
     transformers_logging.disable_progress_bar()
     # Accelerate takes several processes without an accelerator for one unless told that the CPU is meant.
     state = PartialState(cpu=not torch.accelerator.is_available())
+    output_dir = Path(recipe.output_dir)
+    # A checkpoint to start from makes the phases before it pointless.
+    tasks = list(recipe.phases)
+    given = [index for index, task in enumerate(tasks) if recipe.phases[task].init_from]
+    tasks = tasks[given[-1] :] if given else tasks
+    # Everything that can be refused is, before anything is written or removed.
     with state.main_process_first():
         if state.is_main_process:
-            claim_folder(Path(recipe.output_dir), recipe, resume, overwrite)
+            check_folder(output_dir, recipe, resume, overwrite)
         splits = load_splits(recipe.data.path, [recipe.data.train_split, recipe.data.eval_split])
+        check_start(recipe, tasks[0])
+        if state.is_main_process:
+            claim_folder(output_dir, recipe, resume)
     best = None
-    for task in recipe.phases:
-        best = run_phase(recipe, task, splits, init_from=best)
+    for task in tasks:
+        best = run_phase(recipe, task, splits, init_from=recipe.phases[task].init_from or best)
     state.destroy_process_group()
     return best
 
 
-def claim_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool):
-    """Make the folder of a new run, or check that it holds the very run that is to be resumed.
+def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool):
+    """Refuse an output folder that cannot be written or that holds another run.
 
     Raises:
-        UserError: If it does not, or cannot be written.
+        UserError: For these reasons.
     """
-    record = output_dir / "recipe.yaml"
     make_folder(output_dir)
+    record = output_dir / RECORD
     if record.exists() and not (resume or overwrite):
         raise UserError(f"{output_dir} already holds a run; add --resume, --overwrite or output_dir=ANOTHER")
-    wanted = recipe_to_dict(recipe)
     if record.exists() and resume:
-        kept = OmegaConf.to_container(OmegaConf.load(record))
-        changed = sorted(_differences(kept, wanted))
+        # Over the defaults: a run from before a setting existed has its default.
+        kept = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(record))
+        changed = sorted(_differences(OmegaConf.to_container(kept), recipe_to_dict(recipe)))
         if changed:
             raise UserError(
                 f"the run in {output_dir} was started with another {', '.join(changed)}; "
                 "resume it with the same recipe, or start anew with output_dir=ANOTHER"
             )
-        return
+
+
+def claim_folder(output_dir: Path, recipe: Recipe, resume: bool):
+    """Write the recipe into the folder of a new run, and remove what an earlier run left there."""
+    record = output_dir / RECORD
     if record.exists():
-        for task in recipe.phases:
+        if resume:
+            return
+        for task in NETWORKS[recipe.network].tasks.keys() | OmegaConf.load(record).phases.keys():
             shutil.rmtree(output_dir / task, ignore_errors=True)
     with replacing(record) as beside:
-        OmegaConf.save(OmegaConf.create(wanted), beside)
+        OmegaConf.save(OmegaConf.create(recipe_to_dict(recipe)), beside)
+
+
+def check_start(recipe: Recipe, task: str):
+    """Build the first phase's model without its weights, so that a mistake shows before the run begins.
+
+    Raises:
+        UserError: If the recipe or the checkpoint that it names does not describe a model.
+    """
+    init_from = recipe.phases[task].init_from
+    processor, config = build_processor(recipe, init_from), build_config(recipe, init_from)
+    with torch.device("meta"):
+        model = NETWORKS[recipe.network].tasks[task](config)
+    try:
+        pixel_values = processor(Image.new("RGB", (64, 64)))["pixel_values"]
+        model.check_pixel_values(pixel_values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"recipe: processor: {' '.join(str(error).split())}") from None
 
 
 def _differences(kept: Any, wanted: Any, key: str = "") -> Iterator[str]:
@@ -158,34 +194,68 @@ def _differences(kept: Any, wanted: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
+def build_config(recipe: Recipe, init_from: str | Path | None) -> PreTrainedConfig:
+    """Return the network's configuration: the checkpoint's or the defaults, changed by `recipe.model`.
+
+    Raises:
+        UserError: If there is no such checkpoint, it is of another network, or the values do not fit together.
+    """
+    config_class = NETWORKS[recipe.network].config_class
+    try:
+        if init_from is None:
+            return config_class(**recipe.model)
+        if not Path(init_from).exists() and not is_hub_id(init_from):
+            raise UserError(
+                f"cannot start from {init_from}: there is no such folder, and a Hub id has the form owner/name"
+            )
+        found = config_class.get_config_dict(init_from)[0].get("model_type")
+        if found != config_class.model_type:
+            raise UserError(
+                f"cannot start from {init_from}: it holds a network of type {found}, expected {config_class.model_type}"
+            )
+        return config_class.from_pretrained(init_from, **recipe.model)
+    except LOADING_ERRORS as error:
+        where = "recipe: model" if init_from is None else f"cannot start from {init_from}"
+        raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from None
+
+
+def build_processor(recipe: Recipe, init_from: str | Path | None) -> UnconcealImageProcessor:
+    """Return the image processor: the checkpoint's or the defaults, changed by `recipe.processor`.
+
+    Raises:
+        UserError: If the values do not fit together.
+    """
+    try:
+        if init_from is not None and has_processor(init_from):
+            return UnconcealImageProcessor.from_pretrained(init_from, **recipe.processor)
+        return UnconcealImageProcessor(**recipe.processor)
+    except (*LOADING_ERRORS, TypeError) as error:
+        raise UserError(f"recipe: processor: {' '.join(str(error).split())[:300]}") from None
+
+
+def has_processor(init_from: str | Path) -> bool:
+    """Whether a checkpoint came with its image processor; published ones of others may not."""
+    return cached_file(init_from, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None
+
+
 def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreTrainedModel:
     """Build the model of a phase, from scratch or from a checkpoint.
 
     Raises:
-        UserError: If the checkpoint is missing, of another network, or of other sizes.
+        UserError: If the checkpoint is missing, damaged, of another network, or of other sizes.
     """
-    network = NETWORKS[recipe.network]
-    model_class = network.tasks[task]
-    try:
-        config = network.config_class(**recipe.model)
-    except Exception as error:  # its validators raise several classes, all for what the user wrote
-        raise UserError(f"recipe: model: {' '.join(str(error).split())}") from None
+    config, model_class = build_config(recipe, init_from), NETWORKS[recipe.network].tasks[task]
     if init_from is None:
         return model_class(config)
-    if not Path(init_from).exists() and not is_hub_id(init_from):
-        raise UserError(
-            f"cannot start from {init_from}: there is no such folder, and a Hub id has the form owner/name"
-        )
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of what is new in this phase alarms without cause
     try:
         model, report = model_class.from_pretrained(init_from, config=config, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
         raise UserError(f"cannot start from {init_from}: {' '.join(str(error).split())[:300]}") from None
     finally:
         transformers_logging.set_verbosity(level)
-    loaded = set(model.state_dict()) - set(report["missing_keys"])
-    if not loaded:
+    if not set(model.state_dict()) - set(report["missing_keys"]):
         raise UserError(f"cannot start from {init_from}: it holds no weights of {model_class.__name__}")
     return model
 
@@ -194,9 +264,13 @@ def run_phase(
     recipe: Recipe,
     task_name: str,
     splits: dict[str, Dataset],
-    init_from: Path | None,
+    init_from: str | Path | None,
 ) -> Path:
-    """Train one phase from its last finished epoch; return the folder of its best checkpoint."""
+    """Train one phase from its last finished epoch; return the folder of its best checkpoint.
+
+    Raises:
+        UserError: If it cannot start, cannot be resumed as it is, or diverges.
+    """
     phase = recipe.phases[task_name]
     task = {
         "reconstruction": Task(evaluate_loss, "loss", higher_is_better=False),
@@ -212,15 +286,23 @@ def run_phase(
         project_dir=recipe.output_dir,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=recipe.seed),
     )
-    progress = read_progress(last) or Progress(task_name)
+    with accelerator.main_process_first():
+        progress = read_progress(last) or Progress(task_name, num_processes=accelerator.num_processes)
+    if progress.num_processes != accelerator.num_processes:
+        raise UserError(
+            f"the run in {folder} was started with {progress.num_processes} processes, got {accelerator.num_processes}; "
+            "resume it with as many"
+        )
+    if len(set(gather_object([progress.epoch]))) > 1:
+        raise UserError(f"the processes see different checkpoints in {last}; it must lie on a disk that all share")
     if progress.epoch >= phase.epochs:
         accelerator.print(f"{task_name}: already finished, best {task.metric} {progress.best:.4f}")
         return best
 
     # 1. Model, data, optimizer, schedule.
     set_seed(recipe.seed)
-    model = build_model(recipe, task_name, phase.init_from or init_from)
-    processor = UnconcealImageProcessor(**recipe.processor)
+    model = build_model(recipe, task_name, init_from)
+    processor = build_processor(recipe, init_from)
     samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed)
     batches = DataLoader(samples, phase.batch_size, shuffle=True, num_workers=recipe.data.num_workers)
     model.train()
@@ -256,6 +338,7 @@ def run_phase(
         progress.step += steps_per_epoch
         progress.epoch = epoch + 1
         kept = averaged.module if averaged is not None else network
+        synchronise_buffers(kept)
         is_best = False
         if progress.epoch % phase.evaluate_every == 0 or progress.epoch == phase.epochs:
             measured = task.evaluate(
@@ -304,14 +387,17 @@ def train_epoch(
     iterator = iter(batches)
     while True:
         asked = time.perf_counter()
-        batch = next(iterator, None)
+        try:
+            batch = next(iterator, None)
+        except (UserError, ValueError, OSError) as error:  # of a sample that cannot be used, maybe in a loader process
+            raise UserError(f"cannot read the training data: {str(error).strip().splitlines()[-1]}") from None
         waited += time.perf_counter() - asked
         if batch is None:
             break
         if recipe.channels_last:
             batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
         with accelerator.accumulate(model):
-            loss = model(**_accepted(model, batch, accelerator)).loss
+            loss = model(**batch).loss
             accelerator.backward(loss)
             if accelerator.sync_gradients and phase.max_grad_norm is not None:
                 accelerator.clip_grad_norm_(model.parameters(), phase.max_grad_norm)
@@ -340,6 +426,18 @@ def train_epoch(
     }
 
 
+def synchronise_buffers(model: nn.Module):
+    """Give all processes the first one's batch-norm statistics: those are saved, so those must be evaluated."""
+    if torch.distributed.is_initialized():
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Move a batch that Accelerate's loader did not."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def make_scheduler(optimizer, phase: PhaseRecipe, num_steps: int):
     """Return the learning rate schedule over `num_steps` optimizer steps."""
     schedule = phase.schedule
@@ -352,12 +450,6 @@ def make_scheduler(optimizer, phase: PhaseRecipe, num_steps: int):
         num_training_steps=num_steps,
         scheduler_specific_kwargs=specific,
     )
-
-
-def _accepted(model: nn.Module, batch: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """Drop the labels for a network that takes none."""
-    wants_labels = "labels" in inspect.signature(accelerator.unwrap_model(model).forward).parameters
-    return batch if wants_labels else {"pixel_values": batch["pixel_values"]}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,10 +4,12 @@ A recipe never describes architecture, but for `model`, which is handed to the n
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate.tracking import get_available_trackers
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -188,15 +190,14 @@ def _check(recipe: Recipe, path: Path):
         refuse("phases", {}, f"at least one of {', '.join(network.tasks)}")
     known_fields = {
         "model": {field.name for field in dataclasses.fields(network.config_class)},
-        "processor": set(UnconcealImageProcessor.valid_kwargs.__annotations__)
-        | {name for name in vars(UnconcealImageProcessor) if not name.startswith("_")},
+        "processor": set(UnconcealImageProcessor.valid_kwargs.__annotations__),
     }
     for part, known in known_fields.items():
         unknown = sorted(set(getattr(recipe, part)) - known)
         if unknown:
             refuse(part, unknown[0], f"a field of the network's {'configuration' if part == 'model' else part}")
     values = {"mixed_precision": recipe.mixed_precision, "best_metric": recipe.best_metric}
-    positive = {}
+    positive, at_least_0 = {}, {"seed": recipe.seed, "data.num_workers": recipe.data.num_workers}
     for task, phase in recipe.phases.items():
         if task not in network.tasks:
             refuse("phases", task, f"only {', '.join(network.tasks)}")
@@ -213,11 +214,19 @@ def _check(recipe: Recipe, path: Path):
         allowed = CHOICES[".".join(key.split(".")[-2:])]
         if value not in allowed:
             refuse(key, value, f"one of {', '.join(map(str, allowed))}")
+        for name in ("weight_decay", "momentum"):
+            at_least_0[f"phases.{task}.optimizer.{name}"] = getattr(phase.optimizer, name)
+        at_least_0[f"phases.{task}.schedule.warmup_steps"] = phase.schedule.warmup_steps
     for key, value in positive.items():
-        if value <= 0:
+        if not 0 < value < math.inf:
             refuse(key, value, "more than 0")
-    if recipe.data.num_workers < 0:
-        refuse("data.num_workers", recipe.data.num_workers, "0 or more")
+    for key, value in at_least_0.items():
+        if not 0 <= value < math.inf:
+            refuse(key, value, "0 or more")
+    trackers = sorted(tracker.value for tracker in get_available_trackers())
+    for tracker in recipe.trackers:
+        if tracker not in trackers:
+            refuse("trackers", tracker, f"one that is installed: {', '.join(trackers)}")
     for name in ("rotate90_probability", "flip_probability", "crop_object_probability"):
         if not 0 <= getattr(recipe.data.transforms, name) <= 1:
             refuse(f"data.transforms.{name}", getattr(recipe.data.transforms, name), "from 0 to 1")
