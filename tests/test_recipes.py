@@ -27,7 +27,7 @@ def test_recipe(path):
     UnconcealImageProcessor(**recipe.processor)
 
     header = re.match(r"(?:#.*\n)+", path.read_text()).group()
-    for line in ("# Source:", "# Command:", "# Result:"):
+    for line in ("# Source:", "# Command:", "# Took:", "# Result:"):
         assert line in header, f"{path.name} does not say its {line}"
     assert f"scripts/train.py {path.relative_to(ROOT)}" in header
 
