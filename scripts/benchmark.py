@@ -10,7 +10,6 @@ from pathlib import Path
 from unconceal.benchmark import (
     Case,
     cases_table,
-    check_device,
     dynamic_conv_table,
     machine,
     run_case,
@@ -18,7 +17,8 @@ from unconceal.benchmark import (
     sizes_table,
 )
 from unconceal.errors import UserError, run_main
-from unconceal.files import replacing
+from unconceal.files import make_folder, replacing
+from unconceal.inference import choose_device
 from unconceal.metrics.report import git_commit
 
 
@@ -44,7 +44,11 @@ def main(argv: list[str] | None = None):
         raise UserError(f"--only got {', '.join(sorted(unknown))}; give some of {','.join(PARTS)}")
     if args.image_size < 32 or args.steps < 1 or min(args.batch_sizes) < 1:
         raise UserError("--image-size must be 32 or more, --steps and --batch-sizes 1 or more")
-    check_device(args.device)
+    choose_device(args.device)
+    if args.json:  # before the work whose result it shall hold
+        make_folder(Path(args.json).parent)
+        if Path(args.json).is_dir():
+            raise UserError(f"--json got the folder {args.json}; give a file")
     shared = {"image_size": args.image_size, "device": args.device, "dtype": args.dtype, "steps": args.steps}
     report = {
         "command": shlex.join(["python", "scripts/benchmark.py", *(sys.argv[1:] if argv is None else argv)]),

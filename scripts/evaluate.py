@@ -6,12 +6,14 @@ Runs as it is; on several accelerators by `accelerate launch`, in several CPU pr
 import argparse
 import shlex
 import sys
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 
+from unconceal.cli import count, probability
 from unconceal.data.loading import load_splits
-from unconceal.errors import UserError, run_main
+from unconceal.errors import run_main
 from unconceal.inference import load
 from unconceal.metrics import (
     check_report_folder,
@@ -22,12 +24,6 @@ from unconceal.metrics import (
 )
 
 
-def parse_count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number from 1")
-    return int(text)
-
-
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help="folder of the model, or its Hub id")
@@ -35,17 +31,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", required=True, help="split to score, such as val or test")
     parser.add_argument("--out", metavar="DIR", help="folder for per_image.csv and results.json")
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
-    parser.add_argument("--batch-size", type=parse_count, default=8, metavar="N", help="pictures at a time")
-    parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="loader processes for each device")
-    parser.add_argument("--threshold", type=float, default=0.5, help="soft mask above which a pixel is object")
-    parser.add_argument("--limit", type=parse_count, metavar="N", help="score the first N pictures only")
+    parser.add_argument("--batch-size", type=count, default=8, metavar="N", help="pictures at a time")
+    parser.add_argument(
+        "--num-workers", type=partial(count, least=0), default=0, metavar="N", help="loader processes for each device"
+    )
+    parser.add_argument("--threshold", type=probability, default=0.5, help="soft mask above which a pixel is object")
+    parser.add_argument("--limit", type=count, metavar="N", help="score the first N pictures only")
     return parser
 
 
 def main(argv: list[str] | None = None):
     args = make_parser().parse_args(argv)
-    if not 0 <= args.threshold < 1:
-        raise UserError(f"the threshold is {args.threshold}; give a number from 0 to below 1")
     # Accelerate takes several processes without an accelerator for one unless told that the CPU is meant.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if args.out:

@@ -91,6 +91,15 @@ def test_script(tmp_path, capsys):
     assert numbers["command"].endswith(f"--only size --json {file}")
 
 
+def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark_script, "sizes", lambda image_size: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    for file in (tmp_path / "file" / "numbers.json", tmp_path):
+        with pytest.raises(UserError, match=str(tmp_path)):
+            benchmark_script.main(["--only", "size", "--json", str(file)])
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -15,6 +15,7 @@ from unconceal.data import build, build_synthetic, generate, otsu_table
 from unconceal.data import write as data_write
 from unconceal.data.pairs import Pair, UnusablePair, load_pair, read_mask, split_at_random
 from unconceal.errors import UserError, run_main
+from unconceal.models.image_processing_unconceal import to_mask
 
 
 ROOT = Path(__file__).parents[1]
@@ -201,6 +202,11 @@ def test_folder_with_a_list(tmp_path, run, load):
     assert load(tmp_path / "two")["train"]["id"][:] == ["b c", "d"]
     run("folder", "--source", root, "--list", root / "names.txt", "--out", tmp_path / "three")
     assert load(tmp_path / "three")["train"]["id"][:] == ["b c", "d"]
+    picture(root / "images" / "e.1.ppm")  # every kind of file that `segment` finds too
+    mask(root / "masks" / "e.1.png")
+    (root / "names.txt").write_text("a.png\nb c.PNG\nd\ne.1")
+    run("folder", "--source", root, "--list", root / "names.txt", "--out", tmp_path / "four")
+    assert load(tmp_path / "four")["train"]["id"][:] == ["a", "b c", "d", "e.1"]
 
 
 def test_synthetic_and_otsu(tmp_path, run, load):
@@ -270,17 +276,34 @@ def colour_palette():
         (Image.fromarray(np.array([[0, 255]], np.uint16)), [False, True], False),
         (Image.fromarray(np.array([[[0, 0, 0], [255, 0, 0]]], np.uint8)), [False, True], False),
         (Image.fromarray(np.array([[[255] * 3 + [0], [255] * 4]], np.uint8)), [False, True], False),
+        (Image.fromarray(np.array([[[180] * 3 + [170], [180] * 3 + [190]]], np.uint8)), [False, True], True),
         (Image.fromarray(np.zeros((1, 2), np.uint8)), [False, False], False),
         (*grey_palette(), False),
         (*colour_palette(), False),
     ],
-    ids=["grey", "8bit", "0-1", "1bit", "16bit", "8-in-16", "red", "alpha", "empty", "grey palette", "colour palette"],
+    ids=[
+        "grey",
+        "8bit",
+        "0-1",
+        "1bit",
+        "16bit",
+        "8-in-16",
+        "red",
+        "alpha",
+        "half alpha",
+        "empty",
+        "grey palette",
+        "colour palette",
+    ],
 )
 def test_mask_rule(image, expected, changed, tmp_path):
     image.save(tmp_path / "mask.png")
     values, was_changed = read_mask(tmp_path / "mask.png")
     assert values.tolist() == [expected]
     assert was_changed == changed
+    soft = np.asarray(to_mask(Image.open(tmp_path / "mask.png")))
+    if soft.max() != 1 and not image.mode.startswith("I"):  # there the scale is the file's own
+        assert (soft > 127).tolist() == [expected]
 
 
 def test_size_is_compared_after_the_exif_turn(tmp_path):
@@ -384,6 +407,10 @@ def test_existing_output_is_kept_unless_told(tmp_path, run):
     (root / "masks" / "a.png").unlink()
     assert run("folder", "--source", root, "--out", out, "--overwrite")[0] == 2
     assert (out / "README.md").read_bytes() == card  # a failed rebuild leaves the old one
+    (out / ".DS_Store").touch()  # a system's own files do not make it somebody's work, but hidden folders do
+    (out / ".git").mkdir()
+    assert "no data set" in run("folder", "--source", root, "--out", out, "--overwrite", "--skip-unusable")[2]
+    (out / ".git").rmdir()
     assert run("folder", "--source", root, "--out", out, "--overwrite", "--skip-unusable")[0] == 0
     assert (out / "README.md").read_bytes() != card
 
@@ -398,6 +425,28 @@ def test_bad_synthetic(tmp_path, run):
     assert_one_error(run("otsu", tmp_path / "nowhere"), out, "nowhere")
     with pytest.raises(UserError, match="no builder named 'sirts'"):
         build("sirts", tmp_path, out)
+
+
+def test_otsu_on_damaged_files(tmp_path, run):
+    data = tmp_path / "data" / "data"
+    build_synthetic("infrared", tmp_path / "data", {"train": 2}, size=32)
+    (shard,) = data.iterdir()
+    whole, table = shard.read_bytes(), pq.read_table(shard)
+    rows = table.to_pylist()
+    rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-200]
+
+    def check(*words):
+        assert_one_error(run("otsu", tmp_path / "data"), tmp_path / "out", *words)
+
+    shard.write_bytes(whole[: len(whole) // 2])
+    check(shard.name, "cannot be read")
+    middle = whole.index(b"\x89PNG")
+    shard.write_bytes(whole[:middle] + bytes(60) + whole[middle + 60 :])
+    check(shard.name, "cannot be read")
+    pq.write_table(table.drop_columns("source"), shard)
+    check(shard.name, "columns", "source")
+    pq.write_table(table.from_pylist(rows, schema=table.schema), shard)
+    check(f"{shard.name}: image train-000001 cannot be read")
 
 
 def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
@@ -417,7 +466,7 @@ def test_interrupted_run_leaves_nothing(tmp_path):
     command = [sys.executable, SCRIPT, "synthetic", "--kind", "camouflage", "--train", "100000", "--out", out]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".*/data")) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)

@@ -215,8 +215,17 @@ def test_script(data, model_folder, tmp_path, capsys):
     evaluate_script.main([*command, "--overwrite", "--batch-size", "3"])
     assert json.loads((out / "results.json").read_text())["results"]["num_images"] == 7
     assert sorted(path.name for path in out.iterdir()) == ["per_image.csv", "results.json"]
-    with pytest.raises(UserError, match="threshold"):
-        evaluate_script.main([*command, "--overwrite", "--threshold", "1.5"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--threshold", "1"), ("--num-workers", "-1"), ("--num-workers", "x"), ("--batch-size", "0"), ("--limit", "1.5")],
+)
+def test_script_refuses_wrong_numbers(option, value, capsys):
+    with pytest.raises(SystemExit) as caught:
+        evaluate_script.main(["--model", "absent", "--data", "absent", "--split", "val", option, value])
+    assert caught.value.code == 2
+    assert f"argument {option}: got {value!r}, expected" in capsys.readouterr().err
 
 
 def test_script_refuses_another_network_and_absent_things(data, model_folder, tmp_path):

@@ -180,11 +180,22 @@ def test_half_precision(checkpoint):
 
 
 def test_out_of_memory_is_explained(bright, monkeypatch):
-    def full(self, images):
+    def accelerator(self, images):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Segmenter, "_segment_batch", full)
-    with pytest.raises(UserError, match="lower the batch size"):
+    def cpu(self, images):
+        torch.empty(2**60, dtype=torch.int8)
+
+    for full in (accelerator, cpu):
+        monkeypatch.setattr(Segmenter, "_segment_batch", full)
+        with pytest.raises(UserError, match="30x20; lower the batch size"):
+            bright.segment([picture()])
+
+    def defect(self, images):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(Segmenter, "_segment_batch", defect)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
         bright.segment([picture()])
 
 
@@ -217,6 +228,11 @@ def edit_config(**changes):
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
         (edit_config(model_type="no_such_network"), "no_such_network"),
         (edit_config(hidden_sizes=[8, 8, 8, 16]), "other shapes"),
+        (edit_config(depths="x"), "'depths' with value 'x'"),
+        (edit_config(depths=[1, 1]), r"need 4 entries, got .*\[1, 1\]"),
+        (edit_config(dtype="floot"), "floot"),
+        (edit_config(id2label=3), "cannot load"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("[]"), "preprocessor_config.json"),
         (lambda folder: BertConfig().save_pretrained(folder), "BertConfig"),
         (lambda folder: SrsForReconstruction(SrsConfig(**TINY)).save_pretrained(folder), "SrsForReconstruction"),
     ],
@@ -232,6 +248,7 @@ def test_unusable_checkpoints_are_one_clear_line(checkpoint, tmp_path, damage, w
     [
         ({"model_id_or_path": "/no/such/folder"}, "/no/such/folder"),
         ({"model_id_or_path": __file__}, "which is no folder"),
+        ({"model_id_or_path": "name"}, "owner/name"),
         ({"model_id_or_path": "owner/name", "device": "abacus"}, "abacus"),
         ({"model_id_or_path": "owner/name", "dtype": "int8"}, "int8"),
     ],
@@ -313,16 +330,20 @@ def test_tree_kinds_skip_and_overwrite(segment, tmp_path):
         np.asarray(Image.open(out / "a_cutout.png").getchannel("A")), np.asarray(Image.open(out / "a.png"))
     )
 
-    (out / "a.png").write_text("kept")
+    for name in ("a.png", "deep/a.png", "deep/a_cutout.png"):
+        (out / name).write_text("kept")
     (out / "deep" / "a_overlay.png").unlink()
     code, stdout, _ = segment(folder, "--out", out, *kinds)
-    assert (code, (out / "a.png").read_text()) == (0, "kept")
+    assert code == 0
+    for name in ("a.png", "deep/a.png", "deep/a_cutout.png"):  # what one of a picture's outputs lacks is written alone
+        assert (out / name).read_text() == "kept"
     assert "1 segmented" in stdout
     assert "1 skipped" in stdout
     assert (out / "deep" / "a_overlay.png").is_file()
     code, stdout, _ = segment(folder, "--out", out, *kinds, "--overwrite")
     assert "2 segmented" in stdout
-    assert Image.open(out / "a.png").mode == "L"
+    for name in ("a.png", "deep/a.png"):
+        assert Image.open(out / name).mode == "L"
 
 
 def test_threshold_gives_hard_masks(segment, tmp_path):
@@ -335,6 +356,15 @@ def test_threshold_gives_hard_masks(segment, tmp_path):
     assert set(np.unique(hard)) == {0, 255}
     assert (hard[soft > level * 255 + 1] == 255).all()
     assert (hard[soft < level * 255 - 1] == 0).all()
+
+
+def test_an_object_lies_above_the_threshold(segment, tmp_path, monkeypatch):
+    monkeypatch.setattr(Segmenter, "_segment_batch", lambda self, images: [np.full((1, 2), [0.5, 0.75], np.float32)])
+    Image.new("RGB", (2, 1)).save(tmp_path / "a.png")
+    segment(tmp_path / "a.png", "--out", tmp_path / "out", "--threshold", 0.5)
+    assert np.asarray(Image.open(tmp_path / "out" / "a.png")).tolist() == [[0, 255]]
+    with pytest.raises(SystemExit):
+        segment(tmp_path / "a.png", "--out", tmp_path / "out", "--threshold", 1)
 
 
 def test_same_stem_keeps_the_suffix(segment, tmp_path):
@@ -393,16 +423,52 @@ def test_nothing_is_done_on_a_wrong_call(segment, tmp_path, monkeypatch, argumen
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_failed_write_stops_and_leaves_no_half_file(segment, tmp_path, monkeypatch):
+def test_a_full_disk_stops_and_leaves_no_half_file(segment, tmp_path, monkeypatch, capsys):
     def full(self, path, *args, **kwargs):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    picture().save(tmp_path / "a.png")
+    picture().save(tmp_path / "b.png")
+    (tmp_path / "a.png").write_text("not a picture")
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(UserError, match="No space left on device"):
-        segment(tmp_path / "a.png", "--out", tmp_path / "out")
+        segment(tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "out")
+    assert f"failed: {tmp_path / 'a.png'}: not an image" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_fails_alone(segment, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    long = f"{'a' * 245}.png"  # its mask has a name that a file system takes, its overlay has not
+    for name in (long, "b/c.png", "d.png", "e.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture().save(folder / name)
+    (out / "d.png").mkdir(parents=True)  # a folder where a file should be
+    (out / "b").write_text("a file where a folder should be")
+    code, stdout, stderr = segment(folder, "--out", out, "--output", "mask", "overlay", "--overwrite")
+    assert code == 1
+    assert "1 segmented" in stdout
+    assert "3 failed" in stdout
+    failed = [line for line in stderr.splitlines() if line.startswith("failed: ")]
+    assert {line.split(": ")[1] for line in failed} == {str(folder / name) for name in (long, "b/c.png", "d.png")}
+    assert "File name too long" in failed[0]
+    assert {path.name for path in out.iterdir()} == {long, "b", "d.png", "d_overlay.png", "e.png", "e_overlay.png"}
+
+
+def test_an_output_folder_that_shuts_stops(segment, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+
+    def shut(self, path, *args, **kwargs):
+        shutil.rmtree(out)
+        out.write_text("not a folder any more")
+        raise PermissionError(13, "Permission denied")
+
+    picture().save(tmp_path / "b.png")
+    (tmp_path / "a.png").write_text("not a picture")
+    monkeypatch.setattr(Image.Image, "save", shut)
+    with pytest.raises(UserError, match=f"cannot write to {out}"):
+        segment(tmp_path / "a.png", tmp_path / "b.png", "--out", out)
+    assert "a.png: not an image" in capsys.readouterr().err
 
 
 def test_entry_prints_one_line_and_exits_with_2(monkeypatch, capsys):

@@ -1,12 +1,14 @@
 """The protocol `segmentation`, against pysodmetrics and against cases worked by hand."""
 
 import random
+import shutil
+import subprocess
 
 import numpy as np
 import py_sod_metrics
 import pytest
 
-from unconceal.metrics import score_image, summarize
+from unconceal.metrics import report, score_image, summarize
 
 
 SCORES = ("iou", "f1", "precision", "recall")
@@ -120,3 +122,26 @@ def test_refuses_what_is_not_a_prediction():
         score_image(np.array([[0, np.nan, 0], [0, 0, 0]]), target)
     with pytest.raises(ValueError, match="no picture"):
         summarize([])
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")
+def test_the_commit_is_of_the_repository_that_holds_this_source(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    source = tmp_path / "site-packages" / "report.py"
+    source.parent.mkdir()
+    source.touch()
+    (tmp_path / "other.py").touch()
+    monkeypatch.setattr(report, "__file__", str(source))
+    assert report.git_commit() is None  # no repository
+    git("init")
+    git("add", "other.py")
+    git("commit", "-m", "another project")
+    assert report.git_commit() is None
+    git("add", ".")
+    git("commit", "-m", "this project")
+    assert len(report.git_commit()) == 40
+    source.write_text("changed")
+    assert report.git_commit().endswith("-dirty")

@@ -1,10 +1,12 @@
 """Console script `unconceal`."""
 
 import argparse
+import errno
+import os
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -14,20 +16,17 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from .errors import UserError, run_main
-from .files import make_folder, replacing
+from .files import IMAGE_SUFFIXES, make_folder, replacing
 from .inference import MAX_PIXELS, Segmenter, cutout, load, mask_picture, overlay, read_image
 
 
-# What a folder is searched for. A file given by name is tried whatever its suffix.
-IMAGE_SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm"),
-    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-)
 DRAW = {
     "mask": lambda image, mask: mask_picture(mask),
     "overlay": overlay,
     "cutout": cutout,
 }
+# After these no further file can be written.
+FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def _add_segment(commands):
     )
     parser.add_argument("--output", nargs="+", choices=list(DRAW), default=["mask"], help="what to write (mask)")
     parser.add_argument(
-        "--threshold", type=probability, metavar="T", help="write hard masks: object from T on, 0 to 1"
+        "--threshold", type=probability, metavar="T", help="write hard masks: object above T, 0 to below 1"
     )
     parser.add_argument("--batch-size", type=count, default=1, metavar="N", help="pictures at a time (1)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (the accelerator, if there is one)")
@@ -86,19 +85,18 @@ def _add_segment(commands):
 
 
 def probability(text: str) -> float:
-    """Parse a number in [0, 1]; argparse shows the function's name to the user."""
+    """Parse a threshold in [0, 1), 1 left out because nothing is above it; argparse shows this function's name."""
     value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 1")
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected 0 to below 1")
     return value
 
 
-def count(text: str) -> int:
-    """Parse a positive integer."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 1 or more")
-    return value
+def count(text: str, least: int = 1) -> int:
+    """Parse a whole number from `least` on."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
+    return int(text)
 
 
 def _segment(args: argparse.Namespace) -> int:
@@ -109,17 +107,22 @@ def _segment(args: argparse.Namespace) -> int:
         raise UserError("got no output folder; name one with --out")
     jobs = plan_jobs([Path(path) for path in args.paths], args.out, kinds)
     make_folder(args.out)
-    todo = [job for job in jobs if args.overwrite or not all(path.exists() for path in job.outputs.values())]
-    failures = segment_files(_load(args), todo, args.batch_size, args.threshold, args.max_pixels) if todo else {}
-    for source, reason in failures.items():
-        print(f"failed: {source}: {reason}", file=sys.stderr)
-    counts = [f"{len(todo) - len(failures)} segmented into {args.out}"]
+    todo = jobs if args.overwrite else [left for job in jobs if (left := _without_existing(job)).outputs]
+    failed = (
+        segment_files(_load(args), todo, args.out, args.batch_size, args.threshold, args.max_pixels) if todo else ()
+    )
+    counts = [f"{len(todo) - len(failed)} segmented into {args.out}"]
     if len(todo) < len(jobs):
         counts.append(f"{len(jobs) - len(todo)} skipped because they exist (--overwrite writes them again)")
-    if failures:
-        counts.append(f"{len(failures)} failed")
+    if failed:
+        counts.append(f"{len(failed)} failed")
     print(f"{len(jobs)} pictures: {', '.join(counts)}")
-    return 1 if failures else 0
+    return 1 if failed else 0
+
+
+def _without_existing(job: Job) -> Job:
+    # `lexists`: a broken link is somebody's too. `Path.exists` would raise an error where a name is too long.
+    return replace(job, outputs={kind: path for kind, path in job.outputs.items() if not os.path.lexists(path)})
 
 
 def _segment_pipe(args: argparse.Namespace, kinds: list[str]) -> int:
@@ -202,24 +205,32 @@ def _search(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def segment_files(
-    segmenter: Segmenter, jobs: list[Job], batch_size: int, threshold: float | None, max_pixels: int
-) -> dict[Path, str]:
-    """Segment the pictures of `jobs` and write their outputs, going on past files that cannot be read.
+    segmenter: Segmenter, jobs: list[Job], out: Path, batch_size: int, threshold: float | None, max_pixels: int
+) -> set[Path]:
+    """Segment the pictures of `jobs` and write their outputs, going on past files that cannot be read or written.
+
+    Each failure is told on stderr when it comes, so that none is lost where the run stops.
 
     Args:
         segmenter: What segments.
         jobs: From `plan_jobs`.
+        out: Folder that all outputs are in.
         batch_size: Pictures in memory at a time.
-        threshold: Probability from which a pixel is object; None writes soft masks.
+        threshold: Probability above which a pixel is object; None writes soft masks.
         max_pixels: Larger pictures fail.
 
     Returns:
-        The reason of each source that failed.
+        The sources that failed.
 
     Raises:
-        UserError: If an output cannot be written, or the device runs out of memory.
+        UserError: If nothing more can be written, or memory runs out.
     """
-    failures, pending = {}, deque()
+    failed, pending = set(), deque()
+
+    def fail(source: Path, reason: str):
+        failed.add(source)
+        tqdm.write(f"failed: {source}: {reason}", file=sys.stderr)  # not `print`, which would tear the progress bar
+
     with tqdm(total=len(jobs), unit="picture", disable=None) as progress:
 
         def pictures() -> Iterator[Image.Image]:
@@ -227,7 +238,7 @@ def segment_files(
                 try:
                     image = read_image(job.source, max_pixels)
                 except UserError as error:
-                    failures[job.source] = str(error)
+                    fail(job.source, str(error))
                     progress.update()
                     continue
                 pending.append((job, image))
@@ -240,11 +251,18 @@ def segment_files(
                 try:
                     with replacing(path) as beside:
                         DRAW[kind](image, mask).save(beside)
+                except UserError as error:
+                    make_folder(out)  # stops the run where not only this file's own folder is shut
+                    fail(job.source, str(error))
                 except OSError as error:
-                    raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+                    reason = f"cannot write {path}: {error.strerror or error}"
+                    if error.errno in FATAL_ERRNOS:
+                        raise UserError(reason) from None
+                    make_folder(out)
+                    fail(job.source, reason)
             progress.update()
-    return failures
+    return failed
 
 
 def _hardened(mask: np.ndarray, threshold: float | None) -> np.ndarray:
-    return mask if threshold is None else (mask >= threshold).astype(np.float32)
+    return mask if threshold is None else (mask > threshold).astype(np.float32)

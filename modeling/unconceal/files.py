@@ -1,6 +1,7 @@
-"""Writing that never leaves half a file: write beside the target, then rename."""
+"""Names of files, and writing that never leaves half a file: write beside the target, then rename."""
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,29 +11,40 @@ from pathlib import Path
 from .errors import UserError
 
 
+# What a folder is searched for. A file given by name is tried whatever its suffix.
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm"),
+    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a fresh name beside `path`; on success what was written there, file or folder, takes the place of `path`.
 
     On any failure, Ctrl-C included, `path` is as it was before and nothing is left beside it.
 
+    A file never takes the place of a folder.
+
     Raises:
         UserError: If the folder that holds `path` cannot be made or written.
+        OSError: If what was written cannot be renamed to `path`.
     """
     path = Path(path)
-    # The suffix stays: Pillow and pandas choose the format by it.
-    beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    # The suffix stays: Pillow and pandas choose the format by it. The stem goes: with it the name could be too long.
+    beside = path.with_name(f".{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         make_folder(path.parent)
+        restore(path)
         yield beside
-        if path.is_dir():  # a folder cannot be renamed over another, so the old one steps aside first
+        if beside.is_dir() and path.is_dir():  # neither can be renamed over the other, so the old one steps aside
             aside = _aside(path)
             shutil.rmtree(aside, ignore_errors=True)
-            os.rename(path, aside)
             try:
+                os.rename(path, aside)
                 os.rename(beside, path)
             except BaseException:
-                os.rename(aside, path)
+                restore(path)
                 raise
             shutil.rmtree(aside)
         else:
@@ -48,8 +60,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def restore(path: str | Path):
     """Bring back the folder at `path` if the program was killed between the two renames of `replacing`."""
     path = Path(path)
-    if _aside(path).is_dir() and not path.exists():
-        os.rename(_aside(path), path)
+    # Not Path's own methods, which raise an error where a name is too long to exist.
+    if os.path.isdir(_aside(path)) and not os.path.exists(path):
+        with suppress(FileNotFoundError):  # another process was faster
+            os.rename(_aside(path), path)
 
 
 def _aside(path: Path) -> Path:
@@ -58,8 +72,7 @@ def _aside(path: Path) -> Path:
 
 def is_hub_id(name: str | Path) -> bool:
     """Whether `name` has the form `owner/name`, so that asking the Hub for it can make sense."""
-    parts = str(name).split("/")
-    return len(parts) == 2 and all(parts) and not str(name).startswith(".")
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) is not None
 
 
 def make_folder(path: str | Path) -> Path:

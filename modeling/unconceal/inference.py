@@ -1,6 +1,6 @@
 """Use a trained network on pictures: load it, segment, and draw what it found."""
 
-import re
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,18 +10,24 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageSegmentation, PreTrainedModel
 
 from .errors import UserError
+from .files import is_hub_id
 from .models.image_processing_unconceal import UnconcealImageProcessor, to_rgb
 
 
 MAX_PIXELS = 178_956_970  # where Pillow itself stops; a 200-megapixel phone needs more
-# The loaders have no error class of their own: wrong type, absent or damaged file, missing package.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError)
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# What transformers' loaders raise, having no error class of their own. First absent and damaged files, missing packages
+# and unknown types; then wrong values in a configuration, which reach all kinds of code unchecked.
+LOADING_ERRORS = (
+    *(OSError, SafetensorError, ImportError, KeyError, RuntimeError, ValueError),
+    *(StrictDataclassError, ArithmeticError, AttributeError, TypeError),
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Segmenter:
         """Return the soft mask of each picture: (height, width) as displayed, float32 in [0, 1].
 
         Raises:
-            UserError: If the device runs out of memory.
+            UserError: If memory runs out.
         """
         return list(self.stream(images, batch_size))
 
@@ -45,9 +51,13 @@ class Segmenter:
         while batch := [to_rgb(image) for image in islice(images, batch_size)]:
             try:
                 masks = self._segment_batch(batch)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
+                    raise
+                width, height = max((image.size for image in batch), key=math.prod)
                 raise UserError(
-                    f"{self.model.device} ran out of memory with {len(batch)} pictures at a time; lower the batch size"
+                    f"{self.model.device} ran out of memory with {len(batch)} picture(s) at a time, the largest of "
+                    f"{width}x{height}; lower the batch size or max-pixels"
                 ) from None
             yield from masks
 
@@ -79,15 +89,17 @@ def load(
         UserError: If there is no such checkpoint, it is damaged, of an unknown kind, or does not segment, or if the
             device or the dtype does not exist here.
     """
-    device, dtype = _device(device), _dtype(dtype)
+    device, dtype = choose_device(device), _dtype(dtype)
     name = str(model_id_or_path)
     path = Path(name).expanduser()
     if path.is_dir():
         name = str(path)
         if not (path / "config.json").is_file():
             raise UserError(f"got the folder {name} without config.json; give a folder that save_pretrained wrote")
-    elif path.exists() or not _HUB_ID.fullmatch(name):
-        raise UserError(f"got {name!r} as the model, which is no folder; give a model's folder or its id on the Hub")
+    elif path.exists() or not is_hub_id(name):
+        raise UserError(
+            f"got {name!r} as the model, which is no folder; give a model's folder or its id on the Hub, owner/name"
+        )
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         # Other shapes are reported below; the loader's own error points at a table that it logs.
@@ -98,8 +110,8 @@ def load(
         raise UserError(
             f"the weights of {name} are damaged or cut short ({error}); save or download them again"
         ) from None
-    except _LOADING_ERRORS as error:
-        raise UserError(f"cannot load {name} as a segmentation network: {_first_line(error)}") from None
+    except LOADING_ERRORS as error:
+        raise UserError(f"cannot load {name} as a segmentation network: {_one_line(error)}") from None
     unfilled = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
     if unfilled:
         # transformers fills these with random numbers and only warns.
@@ -110,8 +122,8 @@ def load(
         )
     try:
         processor = AutoImageProcessor.from_pretrained(name, **options)
-    except _LOADING_ERRORS as error:
-        raise UserError(f"{name} has no usable preprocessor_config.json: {_first_line(error)}") from None
+    except LOADING_ERRORS as error:
+        raise UserError(f"{name} has no usable preprocessor_config.json: {_one_line(error)}") from None
     if not hasattr(processor, "post_process_masks"):
         raise UserError(
             f"{name} has the processor {type(processor).__name__}, expected UnconcealImageProcessor; "
@@ -120,11 +132,16 @@ def load(
     return Segmenter(model.to(device).eval(), processor)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """Return the device of that name, or the accelerator where there is one, else the CPU.
+
+    Raises:
+        UserError: If torch cannot use it here.
+    """
     if device is None:
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:

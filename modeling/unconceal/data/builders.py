@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..errors import UserError
+from ..files import IMAGE_SUFFIXES
 from .pairs import (
     Checked,
     Pair,
@@ -203,8 +204,8 @@ def find_folder(
         source: Folder that `images` and `masks` are in.
         images: Folder of images; `images` by default.
         masks: Folder of masks; `masks` by default.
-        list_file: Text file. A line is the name of an image and its mask, without ending, or two paths with a tab or
-            blanks between them. Paths start at the folders of images and masks where any folder is given, else at
+        list_file: Text file. A line is the name of an image and its mask, with or without ending, or two paths with a
+            tab or blanks between them. Paths start at the folders of images and masks where any folder is given, else at
             the folder of the list.
         mask_suffix: What the mask of `NAME` has after its name, such as `_mask`.
 
@@ -223,9 +224,12 @@ def find_folder(
     pairs = []
     for line in names:
         fields = [part.strip() for part in line.split("\t")] if "\t" in line else line.split()
-        if line in image_files or line in mask_files or len(fields) == 1:
-            where = {"image": str(images / f"{line}.*"), "mask": str(masks / f"{line}{mask_suffix}.*")}
-            pairs.append(match(line, "folder", image_files.get(line, []), mask_files.get(line, []), **where))
+        name = line
+        if line not in image_files and Path(line).suffix.lower() in IMAGE_SUFFIXES:  # a name may hold dots of its own
+            name = line[: -len(Path(line).suffix)]
+        if name in image_files or name in mask_files or len(fields) == 1:
+            where = {"image": str(images / f"{name}.*"), "mask": str(masks / f"{name}{mask_suffix}.*")}
+            pairs.append(match(name, "folder", image_files.get(name, []), mask_files.get(name, []), **where))
         elif len(fields) == 2:
             image, mask = images / fields[0], masks / fields[1]
             id = Path(fields[0]).stem if Path(fields[0]).is_absolute() else str(Path(fields[0]).with_suffix(""))
@@ -381,8 +385,8 @@ def _card(builder: Builder, report: Report, command: str) -> Card:
         f"- Splits: {report.split_rule}.",
         "- Images are the bytes of the original files.",
         "- Masks are PNG, one channel, 0 and 255. A pixel is foreground where the brightest channel of the mask file is "
-        "above 127 of 255 (above half where the file's largest value is 1, and in 16-bit files); transparent pixels "
-        "are background; in a palette of colours index 0 is background. Where an image has several masks the mask is "
+        "above 127 of 255 (above half where the file's largest value is 1, and in 16-bit files); transparency counts "
+        "as black; in a palette of colours index 0 is background. Where an image has several masks the mask is "
         "their union.",
         f"- {report.num_changed_masks} mask(s) held other values than 0 and 255 and were changed by this rule.",
         f"- {report.num_empty_masks} mask(s) have no foreground.",

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 from skimage.filters import threshold_otsu
@@ -13,9 +14,9 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..errors import UserError
-from .pairs import encode_mask
+from .pairs import encode_mask, open_upright
 from .synthetic import generate
-from .write import Card, Split, make_row, new_data_set, write_card, write_splits
+from .write import FEATURES, Card, Split, make_row, new_data_set, write_card, write_splits
 
 
 # Pictures of a split are numbered from its place times this on, so that a larger split only adds pictures to a smaller.
@@ -118,21 +119,33 @@ def otsu_table(folder: str | Path) -> dict[tuple[str, str], tuple[float, int]]:
         (split, source) -> mean IoU and number of pictures.
 
     Raises:
-        UserError: If the folder holds no such data set.
+        UserError: If the folder holds no such data set, or a file of it is damaged.
     """
     shards = sorted(Path(folder).glob("data/*.parquet"))
     if not shards:
         raise UserError(f"{folder} holds no data/*.parquet; expected a data set built by this command")
     values = defaultdict(list)
-    for split, row in tqdm(_stored_rows(shards), desc="thresholding", unit="picture", disable=None):
-        picture, mask = (Image.open(io.BytesIO(row[column]["bytes"])) for column in ("image", "mask"))
+    for shard, row in tqdm(_stored_rows(shards), desc="thresholding", unit="picture", disable=None):
+        picture, mask = (
+            open_upright(io.BytesIO(row[column]["bytes"]), f"{shard}: {column} {row['id']}")
+            for column in ("image", "mask")
+        )
+        split = shard.name.rsplit("-", 3)[0]
         if mask.getbbox() is not None:
             values[split, row["source"]].append(otsu_iou(picture, mask))
     return {key: (float(np.mean(ious)), len(ious)) for key, ious in sorted(values.items())}
 
 
-def _stored_rows(shards: Iterable[Path]) -> Iterator[tuple[str, dict]]:
+def _stored_rows(shards: Iterable[Path]) -> Iterator[tuple[Path, dict]]:
     for shard in shards:
-        for batch in pq.ParquetFile(shard).iter_batches(batch_size=8):
-            for row in batch.to_pylist():
-                yield shard.name.rsplit("-", 3)[0], row
+        try:
+            file = pq.ParquetFile(shard)
+            if not set(FEATURES) <= set(file.schema_arrow.names):
+                raise UserError(f"{shard} has not the columns {', '.join(FEATURES)}; build the data set again")
+            for batch in file.iter_batches(batch_size=8):
+                for row in batch.to_pylist():
+                    yield shard, row
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{shard} cannot be read: {' '.join(str(error).split())[:300]}; build the data set again"
+            ) from None

@@ -1,9 +1,9 @@
 """One image with its mask: reading, judging, and splitting.
 
-The mask rule, the same for every data set. A mask file becomes one grey value a pixel: the brightest of red, green and
-blue; what is transparent counts as black; a palette of colours is a map of classes, of which index 0 is the background.
-The full scale is 1, 255 or 65535: the smallest of these that the brightest pixel does not pass. A pixel is foreground
-where its value is above 127/255 of the full scale, which for 8-bit masks means > 127.
+The mask rule, the same for every data set. A mask file becomes one grey value a pixel as the processor's `to_mask` has
+it, but for the scale, which a builder finds for each file: 1, 255 or 65535, the smallest of these that the brightest
+pixel does not pass. A pixel is foreground where its value is above 127/255 of the full scale, which for 8-bit masks means
+> 127.
 """
 
 import hashlib
@@ -19,11 +19,12 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..files import IMAGE_SUFFIXES
+from ..models.image_processing_unconceal import to_mask
 
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 FULL_SCALES = (1, 255, 65535)
 
 
@@ -113,17 +114,8 @@ def open_upright(file: Path | io.BytesIO, name: str) -> Image.Image:
 
 
 def _grey_values(picture: Image.Image) -> np.ndarray:
-    """Bring a mask of any mode to one value a pixel, (H, W), by the module's rule."""
-    if picture.mode == "P":
-        colours = np.asarray(picture.convert("RGB"))
-        if (colours != colours[..., :1]).any():
-            return np.where(np.asarray(picture) > 0, np.uint8(255), np.uint8(0))
-    if picture.mode == "1":
-        return np.asarray(picture.convert("L"))
-    if picture.mode in ("L", "F") or picture.mode.startswith("I"):
-        return np.asarray(picture)
-    rgba = np.asarray(picture.convert("RGBA"))
-    return np.where(rgba[..., 3] > 127, rgba[..., :3].max(axis=-1), 0).astype(np.uint8)
+    """Bring a mask of any mode to one value a pixel, (H, W), by the module's rule; deep grey keeps its own scale."""
+    return np.asarray(picture if picture.mode.startswith(("I", "F")) else to_mask(picture))
 
 
 def read_mask(path: Path) -> tuple[np.ndarray, bool]:

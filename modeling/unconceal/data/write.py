@@ -153,7 +153,9 @@ def write_card(folder: Path, card: Card, splits: dict[str, Split]):
 
 
 def _is_data_set(folder: Path) -> bool:
-    return {path.name for path in folder.iterdir()} == {"README.md", "data"}
+    # Systems leave files such as .DS_Store behind; a hidden folder such as .git is somebody's work.
+    names = {path.name for path in folder.iterdir() if path.is_dir() or not path.name.startswith(".")}
+    return names == {"README.md", "data"}
 
 
 @contextmanager

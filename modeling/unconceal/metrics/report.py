@@ -70,9 +70,14 @@ def format_table(summary: Mapping[str, float]) -> str:
 
 def git_commit() -> str | None:
     """Return the commit that this package runs from, with "-dirty" where files differ from it; None outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    here = Path(__file__).resolve()
     try:
-        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        # Installed inside another project's checkout, this file lies in git's reach but is none of its own.
+        _git("ls-files", "--error-unmatch", here.name, cwd=here.parent)
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", cwd=here.parent)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return answer.stdout.strip()
+
+
+def _git(*arguments: str, cwd: Path) -> str:
+    return subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True).stdout.strip()

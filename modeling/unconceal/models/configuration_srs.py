@@ -52,6 +52,9 @@ class SrsConfig(PreTrainedConfig):
 
     def validate_levels(self):
         """Reject configurations whose levels cannot be wired together."""
+        for name in ("num_channels", "stem_size", "reconstruction_stem_size", "attention_reduction_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for prefix in ("", "reconstruction_"):
             hidden_sizes, depths = getattr(self, f"{prefix}hidden_sizes"), getattr(self, f"{prefix}depths")
             if len(hidden_sizes) != 4 or len(depths) != 4:

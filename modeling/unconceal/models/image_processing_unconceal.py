@@ -42,7 +42,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def to_mask(image: Image.Image) -> Image.Image:
     """Return a mask file as 8-bit grey `L`, 0 background to 255 object, with the depth and orientation rules of `to_rgb`.
 
-    Transparent pixels are background: a mask may be drawn in white on a transparent sheet.
+    - The value is the brightest of red, green and blue: a mask drawn in pure red is as good as one in white.
+    - Transparency counts as black: a mask may be drawn in white on a transparent sheet.
+    - A palette of colours is a map of classes: index 0 is background, every other is object.
 
     Raises:
         ValueError: If the colour mode cannot be converted.
@@ -50,9 +52,15 @@ def to_mask(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_to_uint8(np.asarray(image)))
+    if image.mode == "P":
+        colors = np.asarray(image.convert("RGB"))
+        if (colors != colors[..., :1]).any():
+            return Image.fromarray(np.where(np.asarray(image) > 0, np.uint8(255), np.uint8(0)))
     if _has_alpha(image):
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), _to_rgba(image)).convert("RGB")
-    return image.convert("L")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), _to_rgba(image))
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    return Image.fromarray(np.asarray(image.convert("RGB")).max(axis=-1))
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -308,7 +316,7 @@ class UnconcealImageProcessor(PilBackend):
         Args:
             outputs: As for `post_process_masks`.
             target_sizes: As for `post_process_masks`.
-            threshold: Probability from which a pixel is object, in [0, 1].
+            threshold: Probability above which a pixel is object, in [0, 1].
 
         Returns:
             B tensors (height, width), int64.
@@ -316,7 +324,7 @@ class UnconcealImageProcessor(PilBackend):
         Raises:
             ValueError: As for `post_process_masks`.
         """
-        return [(mask >= threshold).long() for mask in self.post_process_masks(outputs, target_sizes)]
+        return [(mask > threshold).long() for mask in self.post_process_masks(outputs, target_sizes)]
 
 
 def _stack(pictures: list[Image.Image]) -> np.ndarray:
