@@ -263,6 +263,7 @@ def test_initialisation_is_the_authors():
         ({"depths": (1, 1, 1, 1, 1)}, r"need 4 entries.*\(1, 1, 1, 1, 1\)"),
         ({"reconstruction_hidden_sizes": (8,)}, r"`reconstruction_hidden_sizes` and .* need 4 entries, got \(8,\)"),
         ({"reconstruction_depths": (1, 1)}, r"`reconstruction_depths` need 4 entries.*\(1, 1\)"),
+        ({"attention_reduction_ratio": 0}, r"`attention_reduction_ratio` must be at least 1, got 0"),
         ({"depths": (1, 1, 0, 1)}, r"`depths` must be at least 1 each, got \(1, 1, 0, 1\)"),
         ({"reconstruction_depths": (1, 1, 1, 0)}, r"`reconstruction_depths` must be at least 1 each"),
         ({"hidden_sizes": (8, 8, 10, 16)}, r"`hidden_sizes\[1:\]` must be multiples of 4, got \(8, 8, 10, 16\)"),
