@@ -158,6 +158,20 @@ def test_interrupt_keeps_the_last_checkpoint_whole(recipe_file, tmp_path):
     assert (last / "training_state" / "optimizer.bin").exists()
 
 
+def test_reduced_precision_and_memory(recipe_file, tmp_path):
+    # In a process of its own: Accelerate keeps one precision for as long as a process lives.
+    settings = ["mixed_precision=bf16", "channels_last=true", "phases.segmentation.gradient_checkpointing=true"]
+    result = run_train(recipe_file, *settings)
+    assert result.returncode == 0, result.stderr
+    rows = history(tmp_path / "run" / "segmentation" / "last")
+    full = train(load_recipe(recipe_file, [f"output_dir={tmp_path / 'full'}"])).parent / "last"
+    assert rows[0]["train_loss"] != history(full)[0]["train_loss"], "the precision was not reduced"
+    for reduced, whole in zip(rows, history(full), strict=True):
+        assert reduced["train_loss"] == pytest.approx(whole["train_loss"], rel=0.05)
+    weights = AutoModel.from_pretrained(tmp_path / "run" / "segmentation" / "last").state_dict()
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
+
+
 def test_two_processes_train_and_evaluate(recipe_file, scenes, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # any free port
