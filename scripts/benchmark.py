@@ -78,7 +78,11 @@ def main(argv: list[str] | None = None):
     if "memory" in parts:
         # One step reaches the peak: the momentum stands after the warm-up.
         cases = [Case("training", 8, checkpointing=on, **{**shared, "steps": 1}) for on in (False, True)]
-        report["memory"] = [run_case(case) for case in cases]
+        # What the part before has measured is not measured again.
+        known = [
+            result for result in report.get("speed", ()) if (result["task"], result["batch_size"]) == ("training", 8)
+        ]
+        report["memory"] = known or [run_case(case) for case in cases]
         print("\n## Memory of training, phase 2, batch 8\n")
         print(cases_table(report["memory"]))
     if args.json:

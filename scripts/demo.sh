@@ -5,10 +5,10 @@ set -euo pipefail
 here="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
-out="${1:-demo}"
-case "$out" in
-  /*) ;;
-  *) [ $# -eq 0 ] && out="$PWD/$out" || out="$here/$out" ;;
+case "${1:-}" in
+  "") out="$PWD/demo" ;;
+  /*) out="$1" ;;
+  *) out="$here/$1" ;;
 esac
 export PATH="$PWD/.venv/bin:$PATH"
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 # nothing here needs the Hub

@@ -2,7 +2,10 @@
 
 import argparse
 
+from accelerate import PartialState
+
 from unconceal.errors import run_main
+from unconceal.training import load_recipe, train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -12,12 +15,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on after the last finished epoch, or start")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in the output folder")
     args = parser.parse_intermixed_args(argv)  # options may stand anywhere
-
-    # After parsing: --help need not wait for torch.
-    from accelerate import PartialState
-
-    from unconceal.training import load_recipe, train
-
     best = train(load_recipe(args.recipe, args.overrides), resume=args.resume, overwrite=args.overwrite)
     PartialState().print(f"best checkpoint: {best}")
     return 0

@@ -103,7 +103,7 @@ class ModelTester:
 
     model_class: type
     tiny: dict  # arguments of the configuration class
-    takes_labels = True
+    needs_labels = True  # else an image is its own label, and given ones are ignored
     main_output = "logits"
     num_outputs = 1  # channels of the main output
     is_exported = True  # users run it elsewhere
@@ -137,8 +137,7 @@ class ModelTester:
         generator = torch.Generator().manual_seed(1)
         channels = self.make_config().num_channels
         inputs = {"pixel_values": torch.randn(batch_size, channels, *size, generator=generator)}
-        if self.takes_labels:
-            inputs["labels"] = (torch.rand(batch_size, *size, generator=generator) > 0.5).float()
+        inputs["labels"] = (torch.rand(batch_size, *size, generator=generator) > 0.5).float()
         return inputs
 
     def predict(self, model, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -168,10 +167,13 @@ class ModelTester:
         assert torch.equal(as_tuple[0], output.loss)
         assert any(torch.equal(value, output[self.main_output]) for value in as_tuple[1:])
 
-    def test_without_labels_there_is_no_loss(self):
-        if not self.takes_labels:
-            pytest.skip("the loss of this network needs no labels")
-        assert self.make_model()(self.make_inputs()["pixel_values"]).loss is None
+    def test_without_labels_there_is_a_loss_only_if_it_needs_none(self):
+        model, inputs = self.make_model(), self.make_inputs()
+        loss = model(inputs["pixel_values"]).loss
+        if self.needs_labels:
+            assert loss is None
+        else:
+            assert torch.equal(loss, model(**inputs).loss)
 
     def test_every_image_is_alone_in_its_batch(self):
         model, pixel_values = self.make_lively_model(), self.make_inputs(batch_size=3)["pixel_values"]
@@ -190,16 +192,14 @@ class ModelTester:
     # ---- inputs -----------------------------------------------------------------------------------------------------
 
     def test_labels_with_and_without_channel_axis_are_equal(self):
-        if not self.takes_labels:
-            pytest.skip("takes no labels")
         model, inputs = self.make_model(), self.make_inputs()
         without_axis = model(**inputs).loss
         assert torch.equal(model(inputs["pixel_values"], labels=inputs["labels"][:, None]).loss, without_axis)
 
     @pytest.mark.parametrize("shape", [(2, 33, 46), (2, 33), (1, 33, 47), (2, 3, 33, 47)])
     def test_wrong_labels_are_refused(self, shape):
-        if not self.takes_labels:
-            pytest.skip("takes no labels")
+        if not self.needs_labels:
+            pytest.skip("this network ignores labels: its images are its labels")
         with says("labels", "(2, 1, 33, 47)", "got", str(shape)):
             self.make_model()(self.make_inputs()["pixel_values"], labels=torch.zeros(shape))
 

@@ -210,15 +210,6 @@ def up(x, factor):
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The pictures are small: more threads mostly wait for each other, on a busy machine for very long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def states():
     return {network: random_state(network) for network in NETWORKS}

@@ -82,15 +82,6 @@ def processor():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The pictures are small: more threads mostly wait for each other, on a busy machine for very long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
     """A cache of the tests' own, here and in the processes that they start."""
     folder = str(tmp_path_factory.mktemp("cache"))

@@ -105,7 +105,7 @@ class TestSrsForImageSegmentation(ModelTester):
 class TestSrsForReconstruction(ModelTester):
     model_class = SrsForReconstruction
     tiny = TINY
-    takes_labels = False
+    needs_labels = False
     main_output = "reconstruction"
     num_outputs = 3
     is_exported = False

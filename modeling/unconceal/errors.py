@@ -9,6 +9,11 @@ class UserError(Exception):
     """A mistake the user can mend. The message is one line: what was got, what was expected, what to do."""
 
 
+def one_line(error: Exception) -> str:
+    """Return a library's message, which may have many lines, as one of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def run_main(main: Callable[[], int | None]):
     """Run a command line and exit with its code.
 

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageSegmentation, PreTrainedModel
 
-from .errors import UserError
+from .errors import UserError, one_line
 from .files import is_hub_id
 from .models.image_processing_unconceal import UnconcealImageProcessor, to_rgb
 
@@ -111,7 +111,7 @@ def load(
             f"the weights of {name} are damaged or cut short ({error}); save or download them again"
         ) from None
     except LOADING_ERRORS as error:
-        raise UserError(f"cannot load {name} as a segmentation network: {_one_line(error)}") from None
+        raise UserError(f"cannot load {name} as a segmentation network: {one_line(error)}") from None
     unfilled = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
     if unfilled:
         # transformers fills these with random numbers and only warns.
@@ -123,17 +123,13 @@ def load(
     try:
         processor = AutoImageProcessor.from_pretrained(name, **options)
     except LOADING_ERRORS as error:
-        raise UserError(f"{name} has no usable preprocessor_config.json: {_one_line(error)}") from None
+        raise UserError(f"{name} has no usable preprocessor_config.json: {one_line(error)}") from None
     if not hasattr(processor, "post_process_masks"):
         raise UserError(
             f"{name} has the processor {type(processor).__name__}, expected UnconcealImageProcessor; "
             "give a checkpoint of this project"
         )
     return Segmenter(model.to(device).eval(), processor)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:

@@ -13,7 +13,7 @@ from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
 from .. import __version__
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .pairs import encode_mask, open_upright
 from .synthetic import generate
 from .write import FEATURES, Card, Split, make_row, new_data_set, write_card, write_splits
@@ -146,6 +146,4 @@ def _stored_rows(shards: Iterable[Path]) -> Iterator[tuple[Path, dict]]:
                 for row in batch.to_pylist():
                     yield shard, row
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{shard} cannot be read: {' '.join(str(error).split())[:300]}; build the data set again"
-            ) from None
+            raise UserError(f"{shard} cannot be read: {one_line(error)}; build the data set again") from None

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from datasets import Dataset, get_dataset_split_names, load_dataset
+from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import is_hub_id
 
 
@@ -22,15 +22,15 @@ def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
     if not Path(path).exists() and not is_hub_id(path):
         raise UserError(f"data set {path} does not exist; {how}")
     try:
-        there = get_dataset_split_names(path)
-        absent = [split for split in splits if split not in there]
-        if absent:
-            raise UserError(f"data set {path} has no split {', '.join(absent)}; it has {', '.join(there)}")
-        opened = {split: load_dataset(path, split=split) for split in splits}
+        there = load_dataset(path)
     except DatasetNotFoundError:
         raise UserError(f"data set {path} does not exist or is private; {how}") from None
     except (OSError, ValueError, DatasetsError) as error:
-        raise UserError(f"cannot open data set {path}: {' '.join(str(error).split())[:300]}; {how}") from None
+        raise UserError(f"cannot open data set {path}: {one_line(error)}; {how}") from None
+    absent = [split for split in splits if split not in there]
+    if absent:
+        raise UserError(f"data set {path} has no split {', '.join(absent)}; it has {', '.join(there)}")
+    opened = {split: there[split] for split in splits}
     for split, dataset in opened.items():
         missing = [column for column in COLUMNS if column not in dataset.column_names]
         if missing:

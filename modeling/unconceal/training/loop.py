@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DataLoaderConfiguration, gather_object, set_seed
+from accelerate.utils import DataLoaderConfiguration, gather_object, send_to_device, set_seed
 from datasets import Dataset
 from omegaconf import OmegaConf
 from PIL import Image
@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.loading import load_splits
 from ..data.transforms import TrainingSet, TransformRecipe
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import is_hub_id, make_folder, replacing
 from ..inference import LOADING_ERRORS
 from ..metrics import evaluate_model, summarize
@@ -96,7 +96,7 @@ def evaluate_loss(model, processor, dataset, accelerator, batch_size, num_worker
     total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
     for batch in batches:
         with accelerator.autocast():
-            total += model(**to_device(batch, accelerator.device)).loss * len(batch["pixel_values"])
+            total += model(**send_to_device(batch, accelerator.device)).loss * len(batch["pixel_values"])
     model.train(was_training)
     return {"loss": accelerator.reduce(total).item() / len(dataset)}
 
@@ -181,7 +181,7 @@ def check_start(recipe: Recipe, task: str):
         pixel_values = processor(Image.new("RGB", (64, 64)))["pixel_values"]
         model.check_pixel_values(pixel_values)
     except (ValueError, TypeError) as error:
-        raise UserError(f"recipe: processor: {' '.join(str(error).split())}") from None
+        raise UserError(f"recipe: processor: {one_line(error)}") from None
 
 
 def _differences(kept: Any, wanted: Any, key: str = "") -> Iterator[str]:
@@ -216,7 +216,7 @@ def build_config(recipe: Recipe, init_from: str | Path | None) -> PreTrainedConf
         return config_class.from_pretrained(init_from, **recipe.model)
     except LOADING_ERRORS as error:
         where = "recipe: model" if init_from is None else f"cannot start from {init_from}"
-        raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{where}: {one_line(error)}") from None
 
 
 def build_processor(recipe: Recipe, init_from: str | Path | None) -> UnconcealImageProcessor:
@@ -229,8 +229,8 @@ def build_processor(recipe: Recipe, init_from: str | Path | None) -> UnconcealIm
         if init_from is not None and has_processor(init_from):
             return UnconcealImageProcessor.from_pretrained(init_from, **recipe.processor)
         return UnconcealImageProcessor(**recipe.processor)
-    except (*LOADING_ERRORS, TypeError) as error:
-        raise UserError(f"recipe: processor: {' '.join(str(error).split())[:300]}") from None
+    except LOADING_ERRORS as error:
+        raise UserError(f"recipe: processor: {one_line(error)}") from None
 
 
 def has_processor(init_from: str | Path) -> bool:
@@ -252,7 +252,7 @@ def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreT
     try:
         model, report = model_class.from_pretrained(init_from, config=config, output_loading_info=True)
     except LOADING_ERRORS as error:
-        raise UserError(f"cannot start from {init_from}: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"cannot start from {init_from}: {one_line(error)}") from None
     finally:
         transformers_logging.set_verbosity(level)
     if not set(model.state_dict()) - set(report["missing_keys"]):
@@ -279,7 +279,6 @@ def run_phase(
     folder = Path(recipe.output_dir) / task_name
     best, last = folder / "best", folder / "last"
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
         mixed_precision=recipe.mixed_precision,
         gradient_accumulation_steps=phase.gradient_accumulation_steps,
         log_with=recipe.trackers or None,
@@ -389,7 +388,7 @@ def train_epoch(
         asked = time.perf_counter()
         try:
             batch = next(iterator, None)
-        except (UserError, ValueError, OSError) as error:  # of a sample that cannot be used, maybe in a loader process
+        except (ValueError, OSError) as error:  # of a sample that cannot be used, maybe in a loader process
             raise UserError(f"cannot read the training data: {str(error).strip().splitlines()[-1]}") from None
         waited += time.perf_counter() - asked
         if batch is None:
@@ -431,11 +430,6 @@ def synchronise_buffers(model: nn.Module):
     if torch.distributed.is_initialized():
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
-
-
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """Move a batch that Accelerate's loader did not."""
-    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def make_scheduler(optimizer, phase: PhaseRecipe, num_steps: int):

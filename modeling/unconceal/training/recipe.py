@@ -231,8 +231,9 @@ def _check(recipe: Recipe, path: Path):
         if not 0 <= getattr(recipe.data.transforms, name) <= 1:
             refuse(f"data.transforms.{name}", getattr(recipe.data.transforms, name), "from 0 to 1")
     crop_size = recipe.data.transforms.crop_size
-    if crop_size is not None and crop_size < 32:
-        refuse("data.transforms.crop_size", crop_size, "at least 32")
+    smallest = max(model_class.min_image_size for model_class in network.tasks.values())
+    if crop_size is not None and crop_size < smallest:
+        refuse("data.transforms.crop_size", crop_size, f"at least {smallest}")
 
 
 def _describe(error: OmegaConfBaseException) -> str:
