@@ -27,7 +27,9 @@ def make_parser() -> argparse.ArgumentParser:
     out.add_argument("--overwrite", action="store_true", help="replace --out where it is a data set built before")
 
     raw = argparse.ArgumentParser(add_help=False)
-    raw.add_argument("--random-split", action="store_true", help="split at random even where official lists exist")
+    raw.add_argument(
+        "--random-split", action="store_true", help="split at random even where official lists or folders exist"
+    )
     raw.add_argument(
         "--fractions",
         nargs="+",

@@ -9,13 +9,24 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from unconceal.data import build, build_synthetic, generate, otsu_table
 from unconceal.data import write as data_write
 from unconceal.data.pairs import Pair, UnusablePair, load_pair, read_mask, split_at_random
+from unconceal.data.transforms import (
+    TrainingSet,
+    TransformRecipe,
+    crop,
+    jitter_colors,
+    mirror_and_trim,
+    rotate,
+    turn_and_flip,
+)
 from unconceal.errors import UserError, run_main
-from unconceal.models.image_processing_unconceal import to_mask
+from unconceal.models.image_processing_unconceal import UnconcealImageProcessor, to_mask
+from unconceal.training import load_recipe
 
 
 ROOT = Path(__file__).parents[1]
@@ -66,10 +77,12 @@ def mask(path, size=(40, 36), seed=0):
     Image.fromarray(values.astype(np.uint8) * 255).save(path)
 
 
-def folders(root, names=("a", "b", "c", "d"), image_suffix=".png", mask_suffix=".png"):
-    for i, name in enumerate(names):
-        picture(root / "images" / f"{name}{image_suffix}", seed=i)
-        mask(root / "masks" / f"{name}{mask_suffix}", seed=i)
+def folders(
+    root, names=("a", "b", "c", "d"), image_suffix=".png", mask_suffix=".png", images="images", masks="masks", seed=0
+):
+    for i, name in enumerate(names, start=seed):
+        picture(root / images / f"{name}{image_suffix}", seed=i)
+        mask(root / masks / f"{name}{mask_suffix}", seed=i)
     return root
 
 
@@ -180,6 +193,101 @@ def test_bus_and_kbt(name, suffix, ids, tmp_path):
     assert {split: done.num_examples for split, done in report.splits.items()} == {"train": 7, "val": 3}
     first, again = (pq.read_table(tmp_path / out / "data")["id"].to_pylist() for out in ("random", "again"))
     assert first == again
+
+
+def split_sizes(report):
+    return {split: done.num_examples for split, done in report.splits.items()}
+
+
+def test_kvasir_in_folders(tmp_path, load):
+    root = tmp_path / "raw"
+    folders(root / "train", ["0", "1", "2"], ".jpg", ".jpg")
+    folders(root / "validation", ["0", "1"], ".jpg", ".jpg", seed=50)  # other pictures of the same names
+    report = build("kvasir", root, tmp_path / "out")
+    assert split_sizes(report) == {"train": 3, "val": 2}
+    assert not report.repeats
+    assert report.num_changed_masks == 5  # JPEG leaves values beside 0 and 255
+    loaded = load(tmp_path / "out")
+    assert loaded["train"]["id"][:] == ["train/0", "train/1", "train/2"]
+    assert loaded["val"]["id"][:] == ["validation/0", "validation/1"]
+    for row in loaded["val"]:
+        raw = np.asarray(Image.open(root / "validation" / "masks" / f"{Path(row['id']).name}.jpg"))
+        np.testing.assert_array_equal(np.asarray(row["mask"]), np.where(raw > 127, 255, 0))
+
+
+def test_kvasir_official(tmp_path):
+    root = folders(tmp_path / "raw" / "Kvasir-SEG", [f"cju{i}" for i in range(25)], ".jpg", ".jpg")
+    (root / "kavsir_bboxes.json").write_text("{}")  # the makers' spelling
+    assert split_sizes(build("kvasir", tmp_path / "raw", tmp_path / "outer")) == {"train": 22, "val": 3}
+    assert split_sizes(build("kvasir", root, tmp_path / "inner")) == {"train": 22, "val": 3}
+    (root / "train.txt").write_text("\n".join(f"cju{i}" for i in range(20)))
+    (root / "val.txt").write_text("\n".join(f"cju{i}" for i in range(20, 25)))
+    assert split_sizes(build("kvasir", root, tmp_path / "listed")) == {"train": 20, "val": 5}
+
+
+COD_TRAIN = ["COD10K-CAM-1-Aquatic-1-BatFish-1", "camourflage_00001", "other"]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"), [("Imgs", "GT"), ("Image", "Mask"), ("Images", "Masks"), ("imgs", "gt"), ("Imgs", "MASK")]
+)
+def test_cod(images, masks, tmp_path, load):
+    root = tmp_path / "raw"
+    train = folders(root / "TrainDataset", COD_TRAIN, ".jpg", ".png", images, masks)
+    mask(train / "Edge" / "camourflage_00001.png")
+    for place, (name, file) in enumerate((("NC4K", "1"), ("CAMO", "camourflage_00001"), ("chameleon", "animal-1"))):
+        folders(root / "TestDataset" / name, [file], ".jpg", ".png", images, masks, seed=10 + place)
+    report = build("cod", root, tmp_path / "out")
+    assert split_sizes(report) == {"train": 3, "CHAMELEON": 1, "CAMO": 1, "NC4K": 1}
+    loaded = load(tmp_path / "out")
+    assert loaded["train"]["id"][:] == [f"train/{name}" for name in COD_TRAIN]
+    assert loaded["train"]["source"][:] == ["cod/COD10K", "cod/CAMO", "cod"]
+    assert loaded["CAMO"]["id"][:] == ["CAMO/camourflage_00001"]  # a name of the training set may come again
+    assert {split: loaded[split]["source"][0] for split in ("CHAMELEON", "CAMO", "NC4K")} == {
+        "CHAMELEON": "cod/CHAMELEON",
+        "CAMO": "cod/CAMO",
+        "NC4K": "cod/NC4K",
+    }
+
+
+def test_cod_without_the_other_half(tmp_path, caplog):
+    folders(tmp_path / "train" / "TrainDataset", COD_TRAIN, ".jpg", ".png", "Imgs", "GT")
+    assert split_sizes(build("cod", tmp_path / "train", tmp_path / "one")) == {"train": 3}
+    for name in ("CAMO", "CPD1K"):
+        folders(tmp_path / "test" / "TestDataset" / name, ["a"], ".jpg", ".png", "Imgs", "GT")
+    assert split_sizes(build("cod", tmp_path / "test", tmp_path / "two")) == {"CAMO": 1}
+    assert "holds CPD1K; left out, expected only CHAMELEON, CAMO, COD10K, NC4K" in caplog.text
+
+
+def test_cod_as_one_pack(tmp_path, run, load):
+    root = folders(tmp_path / "raw", COD_TRAIN, ".jpg", ".png", "Imgs", "GT")
+    assert run("cod", "--source", root, "--out", tmp_path / "one")[0] == 0
+    assert load(tmp_path / "one")["train"]["id"][:] == COD_TRAIN
+    assert run("cod", "--source", root, "--out", tmp_path / "two", "--fractions", "CAMO=1")[0] == 0
+    assert load(tmp_path / "two")["CAMO"]["source"][:] == ["cod/COD10K", "cod/CAMO", "cod"]
+
+
+def test_cod_pictures_without_a_mask_are_named(tmp_path, run, caplog):
+    root, out = folders(tmp_path / "raw" / "TrainDataset", COD_TRAIN, ".jpg", ".png", "Imgs", "GT"), tmp_path / "out"
+    bare = "COD10K-NonCAM-1-Aquatic-1-BatFish-1"
+    picture(root / "Imgs" / f"{bare}.jpg")
+    arguments = ["cod", "--source", root.parent, "--out", out]
+    assert_one_error(run(*arguments), out, "1 of 4 pairs", "--skip-unusable")
+    assert f"unusable: train/{bare}: no mask GT/{bare}.*" in caplog.text
+    code, text, _ = run(*arguments, "--skip-unusable")
+    assert code == 0
+    assert "left out: 1 unusable" in text
+    assert "train 3" in text
+
+
+def test_cod_bad_sources(tmp_path, run):
+    out = tmp_path / "out"
+    (tmp_path / "raw" / "TestDataset" / "CPD1K").mkdir(parents=True)
+    assert_one_error(run("cod", "--source", tmp_path / "raw", "--out", out), out, "no pairs", "TrainDataset", "NC4K")
+    (tmp_path / "raw" / "TestDataset" / "NC4K").mkdir()
+    assert_one_error(run("cod", "--source", tmp_path / "raw", "--out", out), out, "NC4K/Imgs", "folder of pictures")
+    picture(tmp_path / "pack" / "Imgs" / "a.jpg")
+    assert_one_error(run("cod", "--source", tmp_path / "pack", "--out", out), out, "pack/GT", "folder of pictures")
 
 
 def test_folder_with_two_folders(tmp_path, run, load):
@@ -488,6 +596,197 @@ def test_shards_and_row_groups(tmp_path, monkeypatch, load):
     assert load(out)["train"]["id"][:] == [f"train-{i:06d}" for i in range(9)]
 
 
+# Transforms
+
+
+@pytest.fixture
+def scenes(tmp_path, load):
+    build_synthetic("camouflage", tmp_path / "scenes", {"train": 6}, size=64)
+    return load(tmp_path / "scenes")["train"]
+
+
+def training_set(rows, seed=3, **fields):
+    """Rows of 64 pixels a side as `TrainingSet` gives them, with nothing on but `fields`; pixels stay in [0, 1]."""
+    off = {"rotate90_probability": 0, "flip_probability": 0}
+    processor = UnconcealImageProcessor(size=64, do_normalize=False)
+    return TrainingSet(rows, processor, TransformRecipe(**(off | fields)), seed)
+
+
+def grey(sample):
+    """The image of a sample, (H, W) in [0, 255]."""
+    return (sample["pixel_values"].mean(0) * 255).numpy()
+
+
+ALL_ON = {
+    "horizontal_flip_probability": 0.5,
+    "max_crop_ratio": 0.3,
+    "brightness": 0.5,
+    "contrast": 0.5,
+    "saturation": 1.0,
+    "sharpness": 2.0,
+    "rotate_probability": 0.5,
+}
+
+
+@pytest.mark.parametrize("fields", [{}, {"rotate90_probability": 1.0, "flip_probability": 0.3, "crop_size": 40}])
+def test_old_recipes_draw_the_same_numbers(fields, scenes):
+    samples = training_set(scenes, **fields)
+    changed = training_set(scenes, **fields, brightness=0.5, sharpness=2.0)
+    samples.set_epoch(2)
+    changed.set_epoch(2)
+    for index in range(len(scenes)):
+        rng = np.random.default_rng([3, 2, index])  # the seed, epoch and index, and nothing else drawn in between
+        image, mask_image = turn_and_flip(scenes[index]["image"], scenes[index]["mask"], samples.recipe, rng)
+        expected = samples.processor(image, mask_image)
+        pixel_values, labels = crop(expected["pixel_values"][0], expected["labels"][0], samples.recipe, rng)
+        assert torch.equal(samples[index]["pixel_values"], pixel_values)
+        assert torch.equal(samples[index]["labels"], labels)
+        # Colours on top of it draw from numbers of their own.
+        assert torch.equal(changed[index]["labels"], labels)
+        assert not torch.equal(changed[index]["pixel_values"], pixel_values)
+
+
+def test_new_changes_are_off_by_default():
+    off = TransformRecipe()
+    assert all(getattr(off, name) == 0 for name in ALL_ON)
+
+
+def test_switching_one_off_leaves_the_others(scenes):
+    whole = training_set(scenes, **ALL_ON)
+    colourless = {name: 0 for name in ("brightness", "contrast", "saturation", "sharpness")}
+    without = training_set(scenes, **ALL_ON | colourless)
+    for index in range(len(scenes)):
+        assert torch.equal(whole[index]["labels"], without[index]["labels"])
+
+
+def test_horizontal_flip_is_never_upside_down(scenes):
+    plain, samples = training_set(scenes), training_set(scenes, horizontal_flip_probability=0.5)
+    flipped = 0
+    for index in range(len(scenes)):
+        for epoch in range(4):
+            samples.set_epoch(epoch)
+            sample, same = samples[index], plain[index]
+            turned = not torch.equal(sample["pixel_values"], same["pixel_values"])
+            for key in ("pixel_values", "labels"):
+                assert torch.equal(sample[key], same[key].flip(-1) if turned else same[key])
+            flipped += turned
+    assert 4 < flipped < 20
+
+
+def test_border_crop_by_pixel():
+    ramp = Image.fromarray(np.arange(100, dtype=np.uint8)[None].repeat(50, axis=0)).convert("RGB")
+    sizes = set()
+    for seed in range(200):
+        cut, cut_mask = mirror_and_trim(
+            ramp, ramp.convert("L"), TransformRecipe(max_crop_ratio=0.2), np.random.default_rng(seed)
+        )
+        assert cut.convert("L").tobytes() == cut_mask.tobytes()
+        first, last = np.asarray(cut_mask)[0, [0, -1]]
+        assert first == 99 - last  # centred
+        sizes.add(cut.size)
+    widths, heights = zip(*sizes, strict=True)
+    assert (min(widths), max(widths), min(heights), max(heights)) == (82, 100, 42, 50)
+    dot = Image.new("RGB", (1, 1))
+    assert mirror_and_trim(dot, dot, TransformRecipe(max_crop_ratio=0.99), np.random.default_rng(0))[0].size == (1, 1)
+
+
+def test_image_and_mask_rotate_together(scenes):
+    marked = scenes.map(lambda row: {"image": row["mask"].convert("RGB")})
+    plain, samples = training_set(marked), training_set(marked, rotate_probability=1.0, max_rotation=30)
+    turned = 0
+    for index in range(len(marked)):
+        sample = samples[index]
+        assert sample["labels"].shape == (64, 64)
+        assert set(sample["labels"].unique().tolist()) <= {0, 1}
+        turned += not torch.equal(sample["labels"], plain[index]["labels"])
+        # Bilinear and nearest rotation differ along the contour alone.
+        assert ((grey(sample) > 127) == sample["labels"].numpy().astype(bool)).mean() > 0.97
+    assert turned >= 4  # a small angle may move no pixel
+
+
+def test_free_corners_have_the_mean_colour_and_no_object():
+    image = Image.new("RGB", (60, 60), (200, 100, 0))
+    image.paste((0, 0, 100), (0, 0, 30, 60))
+    turned, turned_mask = rotate(
+        image,
+        Image.new("L", (60, 60), 255),
+        TransformRecipe(rotate_probability=1, max_rotation=180),
+        np.random.default_rng(3),
+    )
+    assert turned.size == turned_mask.size == (60, 60)
+    assert turned.getpixel((0, 0)) == turned.getpixel((59, 59)) == (100, 50, 50)
+    assert turned_mask.getpixel((0, 0)) == turned_mask.getpixel((59, 59)) == 0
+    assert set(np.unique(turned_mask)) == {0, 255}
+
+
+def test_rotation_stays_within_its_angle():
+    line = Image.new("L", (101, 101))
+    line.paste(255, (0, 48, 101, 53))
+    angles = []
+    for seed in range(100):
+        recipe, rng = TransformRecipe(rotate_probability=0.5, max_rotation=15), np.random.default_rng(seed)
+        _, turned = rotate(line.convert("RGB"), line, recipe, rng)
+        heights = [np.asarray(turned)[:, column].nonzero()[0].mean() for column in (10, 90)]
+        angles.append(np.degrees(np.arctan2(heights[0] - heights[1], 80)))
+    assert 13 < max(np.abs(angles)) < 15.5
+    assert min(angles) < 0 < max(angles)
+    assert 30 < np.count_nonzero(angles) < 70
+
+
+def test_colours_by_hand():
+    class Highest:
+        def uniform(self, low, high):
+            return high
+
+    class Lowest:
+        def uniform(self, low, high):
+            return low
+
+    image = Image.new("RGB", (4, 4), (40, 80, 0))
+    for fields, rng, expected in (
+        ({}, Highest(), (40, 80, 0)),
+        ({"brightness": 0.5}, Highest(), (60, 120, 0)),
+        ({"brightness": 0.5}, Lowest(), (20, 40, 0)),
+        ({"saturation": 1.0}, Lowest(), (59, 59, 59)),
+        ({"saturation": 2.0}, Lowest(), (59, 59, 59)),  # 1 - 2 is stopped at 0
+        ({"contrast": 1.0}, Lowest(), (59, 59, 59)),
+        ({"sharpness": 2.0}, Highest(), (40, 80, 0)),  # nothing to sharpen
+    ):
+        assert jitter_colors(image, TransformRecipe(**fields), rng).getpixel((1, 1)) == expected
+    noise = Image.fromarray(np.random.default_rng(0).integers(60, 200, (9, 9, 3), dtype=np.uint8))
+    soft, sharp = (jitter_colors(noise, TransformRecipe(sharpness=1.0), rng) for rng in (Lowest(), Highest()))
+    assert np.std(soft) < np.std(noise) < np.std(sharp)
+
+
+def test_a_mask_of_any_kind_rotates_into_background(scenes):
+    white_first = Image.new("P", (64, 64), 1)
+    white_first.putpalette([255, 255, 255, 0, 0, 0])  # the fill must not be index 0, which is white here
+    samples = training_set(scenes, rotate_probability=1.0, max_rotation=45)
+    samples.dataset = [{"image": row["image"], "mask": white_first} for row in scenes]
+    assert not any(samples[index]["labels"].any() for index in range(len(scenes)))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("horizontal_flip_probability=1.5", "is 1.5, expected from 0 to 1"),
+        ("rotate_probability=-1", "is -1.0, expected from 0 to 1"),
+        ("max_crop_ratio=1", "is 1.0, expected less than 1"),
+        ("max_crop_ratio=-0.1", "is -0.1, expected 0 or more"),
+        ("brightness=-0.5", "is -0.5, expected 0 or more"),
+        ("contrast=nan", "is nan, expected 0 or more"),
+        ("sharpness=inf", "is inf, expected 0 or more"),
+        ("saturation=much", "Value 'much'"),
+        ("max_rotation=181", "is 181.0, expected at most 180 degrees"),
+    ],
+)
+def test_ranges_of_the_recipe(override, expected):
+    with pytest.raises(UserError) as raised:
+        load_recipe(ROOT / "configs/srs/smoke.yaml", [f"data.transforms.{override}"])
+    assert f"data.transforms.{override.split('=')[0]}" in str(raised.value)
+    assert expected in str(raised.value)
+
+
 # Real data
 
 
@@ -505,3 +804,20 @@ def test_real_busi(tmp_path):
     assert sum(done.num_examples for done in report.splits.values()) == 172
     assert report.num_empty_masks == 27
     assert not report.skipped
+
+
+@pytest.mark.skipif(not (REAL / "kvasir_seg").is_dir(), reason="no real data here")
+def test_real_kvasir(tmp_path):
+    report = build("kvasir", REAL / "kvasir_seg", tmp_path / "out")
+    assert split_sizes(report) == {"train": 800, "val": 100}
+    assert report.num_changed_masks == 900
+    assert report.num_empty_masks == 0
+    assert not report.skipped
+    assert not report.repeats
+
+
+@pytest.mark.skipif(not (REAL / "camo").is_dir(), reason="no real data here")
+def test_real_camo(tmp_path):
+    report = build("cod", REAL / "camo", tmp_path / "out", fractions={"CAMO": 1.0})
+    assert split_sizes(report) == {"CAMO": 4}
+    assert report.num_changed_masks == report.num_empty_masks == 0

@@ -15,6 +15,8 @@ from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from unconceal.errors import UserError
+from unconceal.inference import read_image
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor, to_mask, to_rgb
 
 
@@ -45,8 +47,6 @@ def random_rgb(height=20, width=30):
         (np.array([[0, 7, 200]], np.float32), [0, 7, 200]),
         (np.array([[0, 257, 65535]], np.float32), [0, 1, 255]),
         (np.array([[-1, 0, 3]], np.float32), [0, 64, 255]),
-        (np.array([[0, np.nan, np.inf, 1]], np.float32), [0, 0, 255, 255]),
-        (np.full((1, 2), np.nan, np.float32), [0, 0]),
         (np.full((1, 2), -5, np.float32), [0, 0]),
     ],
 )
@@ -55,6 +55,33 @@ def test_deep_grey_is_scaled_and_not_clipped(values, expected):
     assert image.mode.startswith(("I", "F"))
     assert pixels(to_rgb(image)) == [[[value] * 3 for value in expected]]
     assert pixels(to_mask(image)) == [expected]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(bad, tmp_path):
+    words = "got 1 of 6 pixel values that are NaN or infinite, expected finite numbers; fill them in"
+    grey = np.array([[0, 0.5, 1], [0, bad, 1]], np.float32)
+    for read in (to_rgb, to_mask):
+        with pytest.raises(ValueError, match=words):
+            read(Image.fromarray(grey))
+    Image.fromarray(grey).save(tmp_path / "bad.tiff")
+    with pytest.raises(UserError, match=words):  # what `unconceal segment` reports for the file
+        read_image(tmp_path / "bad.tiff")
+    processor = UnconcealImageProcessor(size=8)
+    for same in (
+        *(grey, grey.astype(np.float64), grey.astype(np.float16), grey[None], grey[..., None], [grey]),
+        *(torch.from_numpy(grey), torch.from_numpy(grey).bfloat16(), torch.from_numpy(grey)[None].half()),
+        *(Image.fromarray(grey), tmp_path / "bad.tiff", str(tmp_path / "bad.tiff")),
+    ):
+        with pytest.raises(ValueError, match=words):
+            processor(same)
+        with pytest.raises(ValueError, match=words):
+            processor(random_rgb(), segmentation_maps=same)
+    color = np.zeros((2, 4, 4, 3), np.float32)
+    color[1, 2, 1, 0] = bad
+    for same in (color, list(color), torch.from_numpy(color).permute(0, 3, 1, 2)):
+        with pytest.raises(ValueError, match="got 1 of 48 pixel values that are NaN or infinite"):
+            processor(same)
 
 
 @pytest.mark.parametrize(("suffix", "mode"), [("png", "I;16"), ("tiff", "I;16"), ("pgm", "I")])

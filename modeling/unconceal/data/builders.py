@@ -5,7 +5,7 @@ To add one, write a function that lists its pairs and put `@register(...)` above
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -184,6 +184,106 @@ def find_busi(source: Path) -> list[Pair]:
 
 
 @register(
+    "kvasir",
+    title="Kvasir-SEG: polyps in colonoscopy",
+    fractions={"train": 880 / 1000, "val": 120 / 1000},
+    license="other",
+    terms="For research and education only; the makers ask for a citation of their paper (Jha et al., MMM 2020).",
+    home="https://datasets.simula.no/kvasir-seg/",
+)
+def find_kvasir(source: Path) -> list[Pair]:
+    """`images/NAME.jpg`, `masks/NAME.jpg`, lists `train.txt`, `val.txt`; or `train` and `validation` of such folders.
+
+    The makers give their 880 + 120 lists apart from the pictures; without them the split is this project's, at random in
+    the same shares. Where the split is made by folders, one name may stand in both for two pictures, so the ids begin
+    with the folder.
+    """
+    folders = [
+        (folder, split) for folder, split in (("train", "train"), ("validation", "val")) if (source / folder).is_dir()
+    ]
+    if folders:
+        return [
+            replace(pair, id=f"{folder}/{pair.id}", split=split)
+            for folder, split in folders
+            for pair in find_listed(source / folder, "kvasir", ".")
+        ]
+    inner = source / "Kvasir-SEG"
+    return find_listed(inner if inner.is_dir() else source, "kvasir", ".")
+
+
+COD_TEST_SETS = ("CHAMELEON", "CAMO", "COD10K", "NC4K")
+COD_IMAGES, COD_MASKS = ("Imgs", "Image", "Images"), ("GT", "Mask", "Masks")
+
+
+def find_subfolder(parent: Path, names: Sequence[str]) -> Path:
+    """Return the first of some names that a subfolder has, in upper or lower case; the first name if none has."""
+    there = {path.name.lower(): path for path in sorted(parent.iterdir()) if path.is_dir()}
+    return next((there[name.lower()] for name in names if name.lower() in there), parent / names[0])
+
+
+def find_cod_pack(folder: Path, split: str | None = None) -> list[Pair]:
+    """List pairs of `Imgs/NAME.jpg` and `GT/NAME.png`; a test set names their source, else their own names do."""
+    images_folder, masks_folder = find_subfolder(folder, COD_IMAGES), find_subfolder(folder, COD_MASKS)
+    images, masks = list_pictures(images_folder), list_pictures(masks_folder)
+    pairs = []
+    for name in sorted(set(images) | set(masks)):
+        prefixes = {"COD10K-": "cod/COD10K", "camourflage_": "cod/CAMO"}  # the second is spelt so by its makers
+        source = next((source for prefix, source in prefixes.items() if name.startswith(prefix)), "cod")
+        pairs.append(
+            match(
+                f"{split}/{name}" if split else name,
+                f"cod/{split}" if split in COD_TEST_SETS else source,
+                images.get(name, []),
+                masks.get(name, []),
+                split,
+                image=f"{images_folder.name}/{name}.*",
+                mask=f"{masks_folder.name}/{name}.*",
+            )
+        )
+    return pairs
+
+
+@register(
+    "cod",
+    title="COD: camouflaged objects (COD10K, CAMO, CHAMELEON, NC4K)",
+    fractions={"train": 1.0},
+    license="unknown",
+    terms="Each of the four sets has its makers' own terms: ask them before you publish a copy.",
+    home="https://github.com/DengPingFan/SINet (COD10K, and CAMO and CHAMELEON in the same layout), "
+    "https://github.com/JingZhang617/COD-Rank-Localize-and-Segment (NC4K)",
+)
+def find_cod(source: Path) -> list[Pair]:
+    """`TrainDataset/{Imgs,GT}`, `TestDataset/{CHAMELEON,CAMO,COD10K,NC4K}/{Imgs,GT}`; or `Imgs` and `GT` alone.
+
+    `Imgs` may be `Image` or `Images`, and `GT` may be `Mask` or `Masks`. The splits are `train` and one of its name for
+    each test set that is there. A folder of `Imgs` and `GT` alone has no official split: all of it is `train`, or what
+    `--fractions` says, such as `NC4K=1`. Edges are not read: the network derives them from the masks. Pictures without a
+    camouflaged object (COD10K-NonCAM) that lie among the others without masks are unusable pairs.
+
+    Raises:
+        UserError: If none of these folders is there.
+    """
+    train, tests = find_subfolder(source, ["TrainDataset"]), find_subfolder(source, ["TestDataset"])
+    packs = [(train, "train")] if train.is_dir() else []
+    if tests.is_dir():
+        packs += [(find_subfolder(tests, [name]), name) for name in COD_TEST_SETS]
+        others = {path.name for path in tests.iterdir() if path.is_dir()} - {folder.name for folder, _ in packs}
+        if others:
+            logger.warning(
+                "%s holds %s; left out, expected only %s", tests, ", ".join(sorted(others)), ", ".join(COD_TEST_SETS)
+            )
+    packs = [(folder, split) for folder, split in packs if folder.is_dir()]
+    if packs:
+        return [pair for folder, split in packs for pair in find_cod_pack(folder, split)]
+    if not any(find_subfolder(source, names).is_dir() for names in (COD_IMAGES, COD_MASKS)):
+        raise UserError(
+            f"{source} holds no pairs; expected the folders TrainDataset, TestDataset with one of "
+            f"{', '.join(COD_TEST_SETS)}, or Imgs and GT"
+        )
+    return find_cod_pack(source)
+
+
+@register(
     "folder",
     title="Images with masks",
     fractions={"train": 1.0},
@@ -292,7 +392,7 @@ def build(
         source: Raw folder.
         out: Folder to make.
         seed: Seed of a random split.
-        random_split: Split at random even where the raw folder has official lists.
+        random_split: Split at random even where the raw folder has official lists or folders.
         fractions: Share of each split of a random split; the builder's own by default. Giving it asks for one.
         skip_unusable: Leave unusable pairs out instead of stopping.
         overwrite: Replace `out` where it is a data set that was built before.
@@ -331,7 +431,7 @@ def build(
             _refuse_empty_splits(usable, fractions)
         else:
             usable = checked.usable
-            split_rule = "the official lists that lie beside the raw data"
+            split_rule = "the official lists or folders of the raw data"
         report = Report(
             splits=write_splits(folder, _rows(usable)),
             split_rule=split_rule,

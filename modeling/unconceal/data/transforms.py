@@ -10,14 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageStat
 
-from ..models.image_processing_unconceal import to_rgb
+from ..models.image_processing_unconceal import to_mask, to_rgb
 
 
 @dataclass
 class TransformRecipe:
-    """Random changes of a training sample, in the order of the fields; a probability of 0 switches one off.
+    """Random changes of a training sample; a probability, ratio or strength of 0 switches one off.
+
+    They come in the order of the fields, but for the crop to `crop_size`, which is the last, after resizing. Pictures
+    with an up and a down, such as those of camouflaged animals, want `rotate90_probability` and `flip_probability` at 0
+    and the fields from `horizontal_flip_probability` on instead.
+
+    A strength s is that of a colour jitter: the factor is drawn evenly from max(0, 1 - s) to 1 + s, where 1 changes
+    nothing and 0 leaves black, flat grey, no colour or a blurred picture.
 
     Args:
         rotate90_probability: Of turning by 90, 180 or 270 degrees.
@@ -25,16 +32,38 @@ class TransformRecipe:
         crop_size: Side in pixels, after resizing, of a square that is cut out; None trains on whole images.
         crop_object_probability: Of placing that square over a random object pixel, where there is one, instead of
             anywhere. Small targets would else be missed by most squares.
+        horizontal_flip_probability: Of mirroring left-right.
+        max_crop_ratio: Largest share of the width, and of the height, that is cut off, half of it at either end.
+        brightness: Strength.
+        contrast: Strength.
+        saturation: Strength, of the colours.
+        sharpness: Strength.
+        rotate_probability: Of rotating about the centre; the size stays.
+        max_rotation: Largest angle of that, to either side, in degrees.
     """
 
     rotate90_probability: float = 0.5
     flip_probability: float = 0.5
     crop_size: int | None = None
     crop_object_probability: float = 0.5
+    horizontal_flip_probability: float = 0.0
+    max_crop_ratio: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    sharpness: float = 0.0
+    rotate_probability: float = 0.0
+    max_rotation: float = 15.0
 
 
 QUARTER_TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 FLIPS = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180)
+ENHANCERS = {
+    "brightness": ImageEnhance.Brightness,
+    "contrast": ImageEnhance.Contrast,
+    "saturation": ImageEnhance.Color,
+    "sharpness": ImageEnhance.Sharpness,
+}
 
 
 def turn_and_flip(
@@ -45,6 +74,45 @@ def turn_and_flip(
         chosen = choices[rng.integers(len(choices))]
         if rng.random() < probability:
             image, mask = image.transpose(chosen), mask.transpose(chosen)
+    return image, mask
+
+
+def mirror_and_trim(
+    image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: np.random.Generator
+) -> tuple[Image.Image, Image.Image]:
+    """Mirror image and mask left-right and cut the same random border off both; no pixel value changes."""
+    if rng.random() < recipe.horizontal_flip_probability:
+        image, mask = (picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in (image, mask))
+    ratios = rng.uniform(0, recipe.max_crop_ratio, size=2)
+    left, top = (int(side * ratio / 2) for side, ratio in zip(image.size, ratios, strict=True))
+    box = (left, top, image.width - left, image.height - top)
+    return image.crop(box), mask.crop(box)
+
+
+def jitter_colors(image: Image.Image, recipe: TransformRecipe, rng: np.random.Generator) -> Image.Image:
+    """Change brightness, contrast, saturation and sharpness of an RGB image at random."""
+    for name, enhancer in ENHANCERS.items():
+        strength = getattr(recipe, name)
+        factor = rng.uniform(max(0, 1 - strength), 1 + strength)  # drawn for 0 too: the others' numbers then stay
+        if strength:
+            image = enhancer(image).enhance(factor)
+    return image
+
+
+def rotate(
+    image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: np.random.Generator
+) -> tuple[Image.Image, Image.Image]:
+    """Rotate an RGB image and its grey mask by the same random angle, within their size.
+
+    The corners that come free are background in the mask and the mean colour in the image. That colour says nothing of
+    where the object lies and is no black wedge that only training pictures have; mirrored pixels could repeat the
+    object where the mask says background.
+    """
+    angle = rng.uniform(-recipe.max_rotation, recipe.max_rotation)
+    if rng.random() < recipe.rotate_probability:
+        mean_color = tuple(round(mean) for mean in ImageStat.Stat(image).mean)
+        image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=mean_color)
+        mask = mask.rotate(angle, Image.Resampling.NEAREST, fillcolor=0)
     return image, mask
 
 
@@ -100,7 +168,7 @@ class TrainingSet(torch.utils.data.Dataset):
             ValueError: If mask and image differ in size, in one line that names the row.
         """
         row = self.dataset[index]
-        image, mask = to_rgb(row["image"]), row["mask"]
+        image, mask = to_rgb(row["image"]), to_mask(row["mask"])
         if image.size != mask.size:
             raise ValueError(
                 f"the mask of row {index} is {mask.width}x{mask.height}, its image {image.width}x{image.height}; "
@@ -108,6 +176,11 @@ class TrainingSet(torch.utils.data.Dataset):
             )
         rng = np.random.default_rng([self.seed, self.epoch, index])
         image, mask = turn_and_flip(image, mask, self.recipe, rng)
+        # Numbers of their own for what came later: those of older recipes are as they were.
+        (child,) = rng.spawn(1)
+        image, mask = mirror_and_trim(image, mask, self.recipe, child)
+        image = jitter_colors(image, self.recipe, child)
+        image, mask = rotate(image, mask, self.recipe, child)
         sample = self.processor(images=image, segmentation_maps=mask, return_tensors="pt")
         pixel_values, labels = crop(sample["pixel_values"][0], sample["labels"][0], self.recipe, rng)
         return {"pixel_values": pixel_values, "labels": labels}

@@ -29,7 +29,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
       them (black, rubbish, the uncut photograph) never reaches the network. Opaque RGBA files do not change.
 
     Raises:
-        ValueError: If the colour mode cannot be converted.
+        ValueError: If the colour mode cannot be converted, or if values are NaN or infinite.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
@@ -47,7 +47,7 @@ def to_mask(image: Image.Image) -> Image.Image:
     - A palette of colours is a map of classes: index 0 is background, every other is object.
 
     Raises:
-        ValueError: If the colour mode cannot be converted.
+        ValueError: If the colour mode cannot be converted, or if values are NaN or infinite.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
@@ -77,13 +77,15 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
     White is 1 for bool, 255 for uint8, 65535 for uint16. Other types define none: it is the first of 1 (floats only),
     255 and 65535 that no value exceeds; values below 0 or above 65535 are stretched from their minimum to their maximum.
-    A value that is not finite counts as the nearest finite end of the range, NaN as the lower end.
 
     Args:
         values: Any shape, any real type.
 
     Returns:
         The same shape, uint8.
+
+    Raises:
+        ValueError: If values are NaN or infinite: which shade they stand for is not known.
     """
     kind, size = values.dtype.kind, values.dtype.itemsize
     if (kind, size) == ("u", 1):
@@ -93,11 +95,13 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     if (kind, size) == ("u", 2):
         return np.rint(values * np.float32(1 / 257)).astype(np.uint8)
     values = values.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
-        return np.zeros(values.shape, np.uint8)
-    low, high = finite.min(), finite.max()
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    num_bad = values.size - np.isfinite(values).sum()
+    if num_bad:
+        raise ValueError(
+            f"got {num_bad} of {values.size} pixel values that are NaN or infinite, expected finite numbers; "
+            "fill them in, or leave the picture out"
+        )
+    low, high = values.min(), values.max()
     whites = (1, 255, 65535) if kind == "f" else (255, 65535)
     if low >= 0 and high <= whites[-1]:
         low, high = 0, next(white for white in whites if high <= white)
@@ -126,13 +130,13 @@ def _array_to_pil(array: np.ndarray | torch.Tensor, channels: str | None) -> Ima
             f"got an image of shape {tuple(shape)}, expected (H, W), or 1, 3 or 4 channels first or last; "
             "name their place with input_data_format if it is unclear"
         )
+    pixels = _to_uint8(array)  # before the minimum is asked for, which NaN has not
     if array.ndim == 3 and array.shape[-1] > 1 and array.min() < 0:
         raise ValueError(
             f"got a colour image with values from {array.min():g}, expected 0 to 1 or 0 to 255; "
             "pass the picture before any normalisation"
         )
-    array = _to_uint8(array)
-    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
 class UnconcealImageProcessorKwargs(ImagesKwargs, total=False):
@@ -209,8 +213,8 @@ class UnconcealImageProcessor(PilBackend):
             `pixel_values` (B, 3, H, W) float32 and, with `segmentation_maps`, `labels` (B, H, W) float32 in [0, 1].
 
         Raises:
-            ValueError: If an image or mask cannot be understood, their counts differ, or sizes differ with
-                `do_resize=False`.
+            ValueError: If an image or mask cannot be understood or holds NaN or infinite values, their counts differ,
+                or sizes differ with `do_resize=False`.
         """
         return super().preprocess(images, segmentation_maps, return_tensors=return_tensors, **kwargs)
 
