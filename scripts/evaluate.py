@@ -16,10 +16,9 @@ from unconceal.data.loading import load_splits
 from unconceal.errors import run_main
 from unconceal.inference import load
 from unconceal.metrics import (
+    PROTOCOLS,
     check_report_folder,
     evaluate_model,
-    format_table,
-    summarize,
     write_report,
 )
 
@@ -35,13 +34,27 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-workers", type=partial(count, least=0), default=0, metavar="N", help="loader processes for each device"
     )
-    parser.add_argument("--threshold", type=probability, default=0.5, help="soft mask above which a pixel is object")
     parser.add_argument("--limit", type=count, metavar="N", help="score the first N pictures only")
+    parser.add_argument(
+        "--protocol", choices=list(PROTOCOLS), default="segmentation", help="how to score (segmentation)"
+    )
+    options = parser.add_argument_group("options of the protocols")
+    options.add_argument(
+        "--threshold", type=probability, help="segmentation: soft mask above which a pixel is object (0.5)"
+    )
+    options.add_argument(
+        "--min-max",
+        action=argparse.BooleanOptionalAction,
+        help="cod: stretch each prediction to [0, 1] and round it to 8 bits before scoring (yes)",
+    )
     return parser
 
 
 def main(argv: list[str] | None = None):
     args = make_parser().parse_args(argv)
+    protocol = PROTOCOLS[args.protocol]
+    given = {"threshold": args.threshold, "min_max": args.min_max}
+    options = protocol.options(**{name: value for name, value in given.items() if value is not None})
     # Accelerate takes several processes without an accelerator for one unless told that the CPU is meant.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if args.out:
@@ -58,26 +71,28 @@ def main(argv: list[str] | None = None):
         accelerator=accelerator,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
-        threshold=args.threshold,
+        protocol=protocol,
+        **options,
     )
     if not accelerator.is_main_process:
         return
-    summary = summarize(rows)
-    print(f"{args.model} on {args.split} of {args.data}: {len(rows)} images, threshold {args.threshold}\n")
-    print(format_table(summary))
+    summary = protocol.summarize(rows)
+    settings = ", ".join(f"{name} {value}" for name, value in options.items())
+    print(f"{args.model} on {args.split} of {args.data}, protocol {protocol.name}: {len(rows)} images, {settings}\n")
+    print(protocol.format_table(summary))
     if args.out:
         run = {
             "model": args.model,
             "data": args.data,
             "split": args.split,
-            "threshold": args.threshold,
+            **options,
             "limit": args.limit,
             "batch_size": args.batch_size,
             "num_processes": accelerator.num_processes,
             "device": accelerator.device.type,
             "command": shlex.join(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)]),
         }
-        write_report(args.out, rows, summary, run)
+        write_report(args.out, protocol, rows, summary, run)
         print(f"\nwrote {args.out}")
 
 

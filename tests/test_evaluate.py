@@ -17,7 +17,8 @@ from PIL import Image
 
 from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
 from unconceal.errors import UserError
-from unconceal.metrics import evaluate_model, score_image, summarize
+from unconceal.metrics import evaluate_model
+from unconceal.metrics.segmentation import score_image, summarize
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 
 
@@ -208,6 +209,38 @@ def test_script(data, model_folder, tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == ["per_image.csv", "results.json"]
 
 
+def test_script_by_the_protocol_cod(data, model_folder, tmp_path, capsys):
+    command = ["--model", str(model_folder), "--data", str(data), "--split", "val", "--protocol", "cod", "--out"]
+    results = {}
+    for name, options, shown in (("stretched", [], "min_max True"), ("plain", ["--no-min-max"], "min_max False")):
+        out = tmp_path / name
+        evaluate_script.main([*command, str(out), *options])
+        output = capsys.readouterr().out
+        results[name] = json.loads((out / "results.json").read_text())
+        assert f"protocol cod: 7 images, {shown}" in output
+        assert f"| {results[name]['results']['s_measure']:.3f} |" in output
+        assert (results[name]["protocol"], results[name]["min_max"]) == ("cod", name == "stretched")
+        assert "threshold" not in results[name]
+        with (out / "per_image.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row.pop("id") for row in rows] == [f"disc-{i}" for i in range(7)]
+        assert {row.pop("source") for row in rows} == {"test"}
+        scores = [{column: float(value) for column, value in row.items()} for row in rows]  # no curves
+        assert sum(row["mae"] for row in scores) / 7 == pytest.approx(results[name]["results"]["mae"], abs=1e-12)
+    assert results["stretched"]["results"] != results["plain"]["results"]
+
+
+def test_script_refuses_options_of_another_protocol(tmp_path):
+    command = ["--model", "absent", "--data", "absent", "--split", "val", "--out", str(tmp_path / "out")]
+    for options, message in (
+        (["--protocol", "cod", "--threshold", "0.5"], "got option threshold, but the protocol cod has only min_max"),
+        (["--min-max"], "got option min_max, but the protocol segmentation has only threshold"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_script.main([*command, *options])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--threshold", "1"), ("--num-workers", "-1"), ("--num-workers", "x"), ("--batch-size", "0"), ("--limit", "1.5")],
@@ -234,8 +267,10 @@ def test_script_refuses_another_network_and_absent_things(data, model_folder, tm
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(data, model_folder, tmp_path):
-    command = ["--model", str(model_folder), "--data", str(data), "--split", "val", "--batch-size", "2", "--out"]
+@pytest.mark.parametrize(("protocol", "metric"), [("segmentation", "iou"), ("cod", "s_measure")])
+def test_two_processes_give_the_numbers_of_one(data, model_folder, tmp_path, protocol, metric):
+    command = ["--model", str(model_folder), "--data", str(data), "--split", "val", "--batch-size", "2"]
+    command += ["--protocol", protocol, "--out"]
     evaluate_script.main([*command, str(tmp_path / "one")])
     subprocess.run(
         [
@@ -248,7 +283,7 @@ def test_two_processes_give_the_numbers_of_one(data, model_folder, tmp_path):
     )
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert two["num_processes"] == 2
-    assert 0 < one["results"]["iou"] < 1
+    assert 0 < one["results"][metric] < 1
     assert one["results"] == two["results"]
     one, two = ((tmp_path / name / "per_image.csv").read_text() for name in ("one", "two"))
     assert one == two

@@ -1,14 +1,18 @@
-"""The protocol `segmentation`, against pysodmetrics and against cases worked by hand."""
+"""The protocols, against pysodmetrics and against cases worked by hand."""
 
 import random
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import py_sod_metrics
 import pytest
+from PIL import Image
 
-from unconceal.metrics import report, score_image, summarize
+from unconceal.errors import UserError
+from unconceal.metrics import PROTOCOLS, cod, report
+from unconceal.metrics.segmentation import score_image, summarize
 
 
 SCORES = ("iou", "f1", "precision", "recall")
@@ -103,14 +107,30 @@ def test_equals_pysodmetrics():
         assert summary[name] == pytest.approx(overall.get_results()[name]["binary"], abs=1e-12)
 
 
-def test_summary_is_the_same_in_any_order():
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_summary_is_the_same_in_any_order(protocol):
     rng = np.random.default_rng(1)
-    rows = [score_image(rng.random((9, 9)), rng.random((9, 9)) < 0.3) for _ in range(31)]
+    rows = [protocol.score_image(rng.random((9, 9)), rng.random((9, 9)) < 0.3) for _ in range(31)]
     shuffled = random.Random(0).sample(rows, len(rows))
-    assert summarize(rows) == summarize(shuffled)
+    assert protocol.summarize(rows) == protocol.summarize(shuffled)
 
 
-def test_refuses_what_is_not_a_prediction():
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_a_protocol_is_whole(protocol):
+    row = protocol.score_image(np.array([[0.9, 0.2], [0.4, 0.6]]), np.eye(2, dtype=bool))
+    summary = protocol.summarize([row])
+    assert {name for name, value in row.items() if not isinstance(value, int | float)} == set(protocol.curves)
+    assert {type(value) for value in summary.values()} == {int, float}
+    assert protocol.best_metrics.keys() < summary.keys()
+    lines = protocol.format_table(summary).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    with pytest.raises(UserError, match=f"got option sharpness, but the protocol {protocol.name} has only"):
+        protocol.options(sharpness=1)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_refuses_what_is_not_a_prediction(protocol):
+    score_image, summarize = protocol.score_image, protocol.summarize
     target = np.ones((2, 3), dtype=bool)
     with pytest.raises(ValueError, match="size"):
         score_image(np.zeros((3, 2)), target)
@@ -122,6 +142,154 @@ def test_refuses_what_is_not_a_prediction():
         score_image(np.array([[0, np.nan, 0], [0, 0, 0]]), target)
     with pytest.raises(ValueError, match="no picture"):
         summarize([])
+
+
+def saved(probs: np.ndarray) -> np.ndarray:
+    """The 8-bit picture that RUN's test code would write."""
+    if probs.max() > probs.min():
+        probs = (probs - probs.min()) / (probs.max() - probs.min())
+    return np.rint(probs * 255).astype(np.uint8)
+
+
+def directly(pairs: list[tuple[np.ndarray, np.ndarray]], **kwargs) -> dict[str, float]:
+    """What pysodmetrics makes of predictions and truths."""
+    measures = {
+        "wf": py_sod_metrics.WeightedFmeasure(),
+        "s": py_sod_metrics.Smeasure(),
+        "e": py_sod_metrics.Emeasure(),
+        "mae": py_sod_metrics.MAE(),
+        "counted": py_sod_metrics.FmeasureV2(
+            {
+                "f": py_sod_metrics.FmeasureHandler(True, True, beta=0.3),
+                "dice": py_sod_metrics.DICEHandler(False, False, with_binary=True),
+                "iou": py_sod_metrics.IOUHandler(False, False, with_binary=True),
+            }
+        ),
+    }
+    for probs, target in pairs:
+        for measure in measures.values():
+            measure.step(probs, target, **kwargs)
+    results = {name: measure.get_results() for name, measure in measures.items()}
+    f, e = results["counted"]["f"], results["e"]["em"]
+    return {
+        "s_measure": results["s"]["sm"],
+        "weighted_f_measure": results["wf"]["wfm"],
+        "f_measure_adaptive": f["adaptive"],
+        "f_measure_mean": f["dynamic"].mean(),
+        "f_measure_max": f["dynamic"].max(),
+        "e_measure_adaptive": e["adp"],
+        "e_measure_mean": e["curve"].mean(),
+        "e_measure_max": e["curve"].max(),
+        "mae": results["mae"]["mae"],
+        "mean_dice_at_0.5": results["counted"]["dice"]["binary"],
+        "mean_iou_at_0.5": results["counted"]["iou"]["binary"],
+        "num_images": len(pairs),
+    }
+
+
+def check_against_pysodmetrics(pairs: list[tuple[np.ndarray, np.ndarray]]):
+    """Compare each picture alone and the data set, with and without the min-max step."""
+    for chosen in ([pair] for pair in pairs), [pairs]:
+        for pairs in chosen:
+            files = [(saved(probs), target.astype(np.uint8) * 255) for probs, target in pairs]
+            summary = cod.summarize(cod.score_image(*pair) for pair in pairs)
+            assert summary == pytest.approx(directly(files), abs=1e-6)
+            summary = cod.summarize(cod.score_image(*pair, min_max=False) for pair in pairs)
+            assert summary == pytest.approx(directly(pairs, normalize=False), abs=1e-6)
+
+
+def test_cod_equals_pysodmetrics():
+    rng = np.random.default_rng(0)
+    pairs = []
+    for foreground in (0.002, 0.1, 0.5, 0.9):
+        for size in ((7, 5), (64, 48), (33, 90)):
+            target = rng.random(size) < foreground
+            target[size[0] // 2, size[1] // 2] = True
+            pairs.append((np.clip(0.2 + 0.5 * target + 0.4 * rng.random(size), 0, 1), target))
+    check_against_pysodmetrics(pairs)
+
+
+BLACK, WHITE = np.zeros((12, 16), dtype=bool), np.ones((12, 16), dtype=bool)
+PIXEL, BLOCK = BLACK.copy(), BLACK.copy()
+PIXEL[4, 9] = True
+BLOCK[3:8, 5:11] = True
+
+
+@pytest.mark.parametrize("target", [BLACK, WHITE, PIXEL, BLOCK], ids=["black", "white", "pixel", "block"])
+@pytest.mark.parametrize(
+    "predicted",
+    [BLACK, WHITE, PIXEL, BLOCK, np.full((12, 16), 0.5), np.random.default_rng(0).random((12, 16))],
+    ids=["black", "white", "pixel", "block", "half", "random"],
+)
+def test_cod_edge_cases_equal_pysodmetrics(predicted, target):
+    check_against_pysodmetrics([(predicted.astype(np.float64), target)])
+
+
+DIS5K = Path(__file__).parents[2] / "shared/data/dis5k_gt_and_predictions"
+
+
+@pytest.mark.skipif(not DIS5K.is_dir(), reason=f"{DIS5K} is not here")
+def test_cod_equals_pysodmetrics_on_real_predictions():
+    pairs = []
+    for path in sorted((DIS5K / "gt").glob("*.png"))[::4]:
+        probs, target = (
+            np.asarray(Image.open(folder / path.name).convert("L").resize((256, 192)))
+            for folder in (DIS5K / "pred", DIS5K / "gt")
+        )
+        pairs.append((probs / 255, target > 127))
+    assert len(pairs) > 4
+    check_against_pysodmetrics(pairs)
+
+
+def test_cod_of_pictures_without_object():
+    right = cod.score_image(np.zeros((12, 16)), BLACK)
+    wrong = cod.score_image(np.ones((12, 16)), BLACK)
+    pixels, thresholds = BLACK.size, 256
+    assert (right["s_measure"], wrong["s_measure"]) == (1, 0)
+    assert (right["mae"], wrong["mae"]) == (0, 1)
+    # At the threshold 0, the lowest of 256 and the adaptive one, all of a black prediction counts as predicted.
+    assert right["e_measure_adaptive"] == wrong["e_measure_adaptive"] == 0
+    assert right["e_measure_max"] == pytest.approx(pixels / (pixels - 1))
+    assert right["e_measure_mean"] == pytest.approx(pixels / (pixels - 1) * (thresholds - 1) / thresholds)
+    assert wrong["e_measure_max"] == 0
+    for name in cod.score_image(BLOCK.astype(float), BLACK):
+        if name.startswith(("f_", "weighted", "dice", "iou")):
+            assert np.all(right[name] == 0) and np.all(wrong[name] == 0)
+
+
+def test_cod_where_pysodmetrics_gives_no_number():
+    """The centroid of the truth in the last row and column leaves three quarters of the picture without a pixel."""
+    target = BLACK.copy()
+    target[-1, -1] = True
+    probs = np.random.default_rng(0).random(target.shape)
+    measure = py_sod_metrics.Smeasure()
+    with np.errstate(invalid="ignore"), pytest.warns(RuntimeWarning):
+        assert np.isnan(measure.cal_sm(probs, target))
+    expected = 0.5 * measure.object(probs, target) + 0.5 * measure.ssim(probs, target)
+    assert cod.score_image(probs, target, min_max=False)["s_measure"] == pytest.approx(expected, abs=1e-15)
+
+
+def test_cod_max_is_of_the_mean_curve():
+    low, high = (
+        cod.score_image(np.where(BLOCK, *levels), BLOCK, min_max=False) for levels in ((0.4, 0.1), (0.9, 0.5))
+    )
+    assert low["f_measure_max"] == high["f_measure_max"] == 1
+    # Where `low` is right, all of `high` counts as predicted; where `high` is right, nothing of `low`.
+    precision = BLOCK.mean()
+    assert cod.summarize([low, high])["f_measure_max"] == pytest.approx(
+        (1 + 1.3 * precision / (0.3 * precision + 1)) / 2
+    )
+
+
+def test_cod_min_max_stretches_and_rounds():
+    faint = np.where(BLOCK, 0.3, 0.1)
+    assert cod.score_image(faint, BLOCK)["mae"] == 0
+    assert cod.score_image(faint, BLOCK)["dice_at_0.5"] == 1
+    plain = cod.score_image(faint, BLOCK, min_max=False)
+    assert plain["mae"] == pytest.approx(np.abs(faint - BLOCK).mean())
+    assert plain["dice_at_0.5"] == 0
+    # A constant is rounded (to 128 / 255) but not stretched.
+    assert cod.score_image(np.full(BLOCK.shape, 0.5), WHITE)["mae"] == pytest.approx(1 - 128 / 255)
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")

@@ -21,6 +21,7 @@ from unconceal.data import build_synthetic
 from unconceal.data.loading import load_splits
 from unconceal.data.transforms import TrainingSet, TransformRecipe
 from unconceal.errors import UserError
+from unconceal.metrics import PROTOCOLS
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.training import load_recipe, train
 
@@ -189,6 +190,17 @@ def test_two_processes_train_and_evaluate(recipe_file, scenes, tmp_path):
     assert history(folder)[-1]["eval_loss"] == pytest.approx(float(sum(losses)) / len(losses), rel=1e-6)
 
 
+def test_the_protocol_says_which_checkpoint_is_best(recipe_file, tmp_path):
+    settings = ["protocol=cod", "best_metric=mae", "phases.segmentation.epochs=4"]
+    best = train(load_recipe(recipe_file, settings))
+    rows = history(tmp_path / "run" / "segmentation" / "last")
+    errors = {row["epoch"]: row["eval_mae"] for row in rows}
+    assert len(set(errors.values())) == 4
+    assert history(best)[-1]["epoch"] == min(errors, key=errors.get)
+    assert {f"eval_{name}" for name in PROTOCOLS["cod"].best_metrics} < rows[0].keys()
+    assert all(isinstance(value, int | float) for value in rows[0].values()), "curves were logged"
+
+
 def test_fine_tuning_starts_from_a_checkpoint(recipe_file, tmp_path):
     best = train(load_recipe(recipe_file, ["processor.image_std=[0.5, 0.5, 0.5]"]))
     # A recipe that describes another network and other inputs: the checkpoint's own hold.
@@ -216,6 +228,9 @@ def test_fine_tuning_starts_from_a_checkpoint(recipe_file, tmp_path):
     ("arguments", "expected"),
     [
         (["data.path=nowhere"], "data set nowhere does not exist"),
+        (["protocol=dis"], "protocol is 'dis', expected one of segmentation, cod"),
+        (["protocol=cod"], "best_metric is 'iou', expected one of s_measure,"),
+        (["best_metric=mae"], "best_metric is 'mae', expected one of iou, niou, f1, mean_f1 (protocol segmentation)"),
         (["data.eval_split=test"], "has no split test; it has train, val"),
         (["phases.segmentation.epoch=3"], "unknown key phases.segmentation.epoch"),
         (["model.depths=[1,1,1]"], "`depths` need 4 entries"),

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from ..errors import UserError
 from ..models.image_processing_unconceal import to_mask, to_rgb
-from .segmentation import score_image
+from . import segmentation
+from .base import Protocol
 
 
 def evaluate_model(
@@ -26,10 +27,11 @@ def evaluate_model(
     accelerator: Accelerator | None = None,
     batch_size: int = 8,
     num_workers: int = 0,
-    threshold: float = 0.5,
+    protocol: Protocol = segmentation.PROTOCOL,
     progress: bool = True,
+    **options: Any,
 ) -> list[dict[str, Any]]:
-    """Segment every picture of `dataset` and score it by the protocol of `metrics.segmentation`.
+    """Segment every picture of `dataset` and score it by a protocol.
 
     Under several processes each takes every n-th batch and all receive all rows. Batches are cut before they are dealt
     out, so that each holds the same pictures for any number of processes and the numbers stay the same to the last digit,
@@ -42,16 +44,19 @@ def evaluate_model(
         accelerator: The one the program runs under, if any. Its mixed precision applies if it prepared `model`.
         batch_size: Pictures in one forward pass.
         num_workers: Processes that load and prepare pictures beside the forward pass, for each process.
-        threshold: A pixel counts as predicted where the soft mask is above it.
+        protocol: How to score, one of `PROTOCOLS`.
         progress: Whether the main process shows a progress bar.
+        **options: Options of the protocol's `score_image`.
 
     Returns:
         One row a picture, in the order of `dataset`: `id`, `source`, `height`, `width` (pixels) and the keys of
-        `score_image`. Put them together by `summarize`.
+        the protocol's `score_image`. Put them together by its `summarize`.
 
     Raises:
-        UserError: If a mask has another size than its picture, or the output is not finite.
+        UserError: If a mask has another size than its picture, the output is not finite, or the protocol has no such
+            option.
     """
+    options = protocol.options(**options)
     rank, world_size = 0, 1
     if accelerator is not None:
         rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -74,7 +79,7 @@ def evaluate_model(
             for example, probs in zip(
                 examples, processor.post_process_masks(outputs, target_sizes=sizes), strict=True
             ):
-                rows.append(_score_example(example, probs, threshold))
+                rows.append(_score_example(example, probs, protocol, options))
     if world_size > 1:
         rows = gather_object(rows)
     rows.sort(key=lambda row: row["index"])
@@ -118,7 +123,9 @@ class _Collate:
         return examples, self.processor(images=images, return_tensors="pt")["pixel_values"]
 
 
-def _score_example(example: dict[str, Any], probs: torch.Tensor, threshold: float) -> dict[str, Any]:
+def _score_example(
+    example: dict[str, Any], probs: torch.Tensor, protocol: Protocol, options: dict[str, Any]
+) -> dict[str, Any]:
     """The row of one picture; the checks stand here because an error in a loader's process loses its one line."""
     target = example.pop("target")
     if target.shape != probs.shape:
@@ -130,7 +137,7 @@ def _score_example(example: dict[str, Any], probs: torch.Tensor, threshold: floa
         raise UserError(
             f"{example['id']}: the model's output is not finite; check its weights, or evaluate in full precision"
         )
-    return {**example, **score_image(probs.cpu().numpy(), target, threshold)}
+    return {**example, **protocol.score_image(probs.cpu().numpy(), target, **options)}
 
 
 @contextmanager

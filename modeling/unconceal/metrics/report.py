@@ -11,11 +11,10 @@ from typing import Any
 from .. import __version__
 from ..errors import UserError
 from ..files import make_folder, replacing
-from .segmentation import MEANS, PROTOCOL
+from .base import Protocol
 
 
 PER_IMAGE, RESULTS = "per_image.csv", "results.json"
-_TITLES = {"iou": "IoU", "f1": "F1", "precision": "precision", "recall": "recall"}
 
 
 def check_report_folder(out: str | Path, overwrite: bool):
@@ -33,24 +32,30 @@ def check_report_folder(out: str | Path, overwrite: bool):
 
 
 def write_report(
-    out: str | Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, float], run: Mapping[str, Any]
+    out: str | Path,
+    protocol: Protocol,
+    rows: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, float],
+    run: Mapping[str, Any],
 ):
     """Write `per_image.csv`, one line for each of `rows`, then `results.json`; each is whole or as it was before.
 
     Args:
         out: Folder.
+        protocol: By which `rows` were scored.
         rows: What `evaluate_model` returned.
-        summary: What `summarize` made of them.
-        run: What else produced the numbers (model, data, split, threshold, command); kept beside protocol, date, version
-            and, in a git checkout, commit.
+        summary: What the protocol's `summarize` made of them.
+        run: What else produced the numbers (model, data, split, options of the protocol, command); kept beside protocol,
+            date, version and, in a git checkout, commit.
     """
     folder = make_folder(out)
     with replacing(folder / PER_IMAGE) as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        scalars = [name for name in rows[0] if name not in protocol.curves]
+        writer = csv.DictWriter(file, fieldnames=scalars, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     results = {
-        "protocol": PROTOCOL,
+        "protocol": protocol.name,
         "results": dict(summary),
         **run,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -59,13 +64,6 @@ def write_report(
     }
     with replacing(folder / RESULTS) as path:
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-
-
-def format_table(summary: Mapping[str, float]) -> str:
-    """Return the numbers of `summarize` as a Markdown table, in percent."""
-    lines = ["|  | whole set | mean over images |", "|---|---|---|"]
-    lines += [f"| {_TITLES[name]} | {summary[name]:.2%} | {summary[mean]:.2%} |" for name, mean in MEANS.items()]
-    return "\n".join(lines)
 
 
 def git_commit() -> str | None:

@@ -26,12 +26,14 @@ from typing import Any
 import numpy as np
 from py_sod_metrics import DICEHandler, FmeasureV2, IOUHandler, PrecisionHandler, RecallHandler
 
+from .base import Protocol, check_image, check_rows
 
-PROTOCOL = "segmentation"
+
 COUNTS = ("tp", "fp", "fn", "tn")
 MEANS = {"iou": "niou", "f1": "mean_f1", "precision": "mean_precision", "recall": "mean_recall"}
 """The name that each score's mean over pictures goes by."""
 
+_TITLES = {"iou": "IoU", "f1": "F1", "precision": "precision", "recall": "recall"}
 _SCORES = {
     "iou": IOUHandler(with_dynamic=False, with_adaptive=False),
     "f1": DICEHandler(with_dynamic=False, with_adaptive=False),
@@ -55,12 +57,7 @@ def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -
         ValueError: If the sizes differ, or if `probs` leaves [0, 1] or is not a number somewhere.
         TypeError: If `target` is not boolean.
     """
-    if probs.shape != target.shape:
-        raise ValueError(f"the prediction has size {probs.shape}, the truth {target.shape}; resize the prediction")
-    if target.dtype != bool:
-        raise TypeError(f"the truth has type {target.dtype}, expected bool; compare the mask with its threshold first")
-    if not (probs.min() >= 0 and probs.max() <= 1):  # NaN fails both comparisons
-        raise ValueError(f"the prediction spans [{probs.min()}, {probs.max()}], expected [0, 1]")
+    check_image(probs, target)
     num_true = int(np.count_nonzero(target))
     counts = FmeasureV2.get_statistics(probs > threshold, target, FG=num_true, BG=target.size - num_true)
     counts = {name: int(counts[name]) for name in COUNTS}
@@ -75,12 +72,17 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     Raises:
         ValueError: If there is no row.
     """
-    rows = list(rows)
-    if not rows:
-        raise ValueError("no picture was scored")
+    rows = check_rows(rows)
     totals = {name: sum(row[name] for row in rows) for name in COUNTS}
     means = {mean: fmean(row[name] for row in rows) for name, mean in MEANS.items()}
     return {**_scores(totals), **means, "num_images": len(rows)}
+
+
+def format_table(summary: Mapping[str, float]) -> str:
+    """Return the numbers of `summarize` as a Markdown table, in percent."""
+    lines = ["|  | whole set | mean over images |", "|---|---|---|"]
+    lines += [f"| {_TITLES[name]} | {summary[name]:.2%} | {summary[mean]:.2%} |" for name, mean in MEANS.items()]
+    return "\n".join(lines)
 
 
 def _scores(counts: Mapping[str, int]) -> dict[str, float]:
@@ -88,3 +90,12 @@ def _scores(counts: Mapping[str, int]) -> dict[str, float]:
     if counts["tp"] + counts["fp"] + counts["fn"] == 0:
         return dict.fromkeys(_SCORES, 1.0)
     return {name: float(score(**counts)) for name, score in _SCORES.items()}
+
+
+PROTOCOL = Protocol(
+    name="segmentation",
+    score_image=score_image,
+    summarize=summarize,
+    format_table=format_table,
+    best_metrics=dict.fromkeys(("iou", "niou", "f1", "mean_f1"), True),
+)
