@@ -11,23 +11,36 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
+from .models.configuration_run import RunConfig
 from .models.configuration_srs import SrsConfig
 from .models.image_processing_unconceal import UnconcealImageProcessor
+from .models.modeling_run import RunForImageSegmentation
 from .models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
 
 
 __version__ = "0.1.0"
 
-AutoConfig.register(SrsConfig.model_type, SrsConfig, exist_ok=True)
-# A tuple lets the checkpoint's own `architectures` choose, as transformers does for its own networks.
-AutoModel.register(SrsConfig, (SrsForImageSegmentation, SrsForReconstruction), exist_ok=True)
-AutoModelForImageSegmentation.register(SrsConfig, SrsForImageSegmentation, exist_ok=True)
-AutoModelForSemanticSegmentation.register(SrsConfig, SrsForImageSegmentation, exist_ok=True)
-AutoImageProcessor.register(
-    SrsConfig,
-    # Under both names, so that no installation is told that it falls back from one to the other.
-    image_processor_classes={"pil": UnconcealImageProcessor, "torchvision": UnconcealImageProcessor},
-    exist_ok=True,
-)
+for config_class, model_classes in (
+    (RunConfig, (RunForImageSegmentation,)),
+    (SrsConfig, (SrsForImageSegmentation, SrsForReconstruction)),
+):
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    # A tuple lets the checkpoint's own `architectures` choose, as transformers does for its own networks.
+    AutoModel.register(config_class, model_classes, exist_ok=True)
+    AutoModelForImageSegmentation.register(config_class, model_classes[0], exist_ok=True)
+    AutoModelForSemanticSegmentation.register(config_class, model_classes[0], exist_ok=True)
+    AutoImageProcessor.register(
+        config_class,
+        # Under both names, so that no installation is told that it falls back from one to the other.
+        image_processor_classes={"pil": UnconcealImageProcessor, "torchvision": UnconcealImageProcessor},
+        exist_ok=True,
+    )
 
-__all__ = ["SrsConfig", "SrsForImageSegmentation", "SrsForReconstruction", "UnconcealImageProcessor"]
+__all__ = [
+    "RunConfig",
+    "RunForImageSegmentation",
+    "SrsConfig",
+    "SrsForImageSegmentation",
+    "SrsForReconstruction",
+    "UnconcealImageProcessor",
+]

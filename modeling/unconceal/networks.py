@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .models.configuration_run import RunConfig
 from .models.configuration_srs import SrsConfig
+from .models.modeling_run import RunForImageSegmentation
 from .models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
 
 
@@ -17,6 +19,7 @@ class Network:
 
 
 NETWORKS = {
+    "run": Network(RunConfig, {"segmentation": RunForImageSegmentation}),
     "srs": Network(SrsConfig, {"reconstruction": SrsForReconstruction, "segmentation": SrsForImageSegmentation}),
 }
 

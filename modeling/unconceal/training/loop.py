@@ -1,10 +1,12 @@
 """The training loop: phases, epochs, steps, evaluation, checkpoints, resume."""
 
+import logging
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel, get_scheduler
-from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from ..data.loading import load_splits
@@ -27,12 +29,14 @@ from ..data.transforms import TrainingSet, TransformRecipe
 from ..errors import UserError, one_line
 from ..files import is_hub_id, make_folder, replacing
 from ..inference import LOADING_ERRORS
-from ..metrics import evaluate_model, summarize
+from ..metrics import PROTOCOLS, Protocol, evaluate_model
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..networks import NETWORKS
 from .checkpoints import STATE_FOLDER, Progress, read_progress, save_checkpoint
 from .recipe import PhaseRecipe, Recipe, recipe_to_dict
 
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZERS = {
     "sgd": lambda parameters, recipe: torch.optim.SGD(
@@ -68,8 +72,10 @@ class Task:
         return best is None or (value > best if self.higher_is_better else value < best)
 
 
-def evaluate_segmentation(model, processor, dataset, accelerator, batch_size, num_workers) -> dict[str, float]:
-    """Score the masks by the protocol of `metrics.segmentation`."""
+def evaluate_segmentation(
+    model, processor, dataset, accelerator, batch_size, num_workers, protocol: Protocol
+) -> dict[str, float]:
+    """Score the masks by a protocol with its default options."""
     rows = evaluate_model(
         model,
         processor,
@@ -77,9 +83,10 @@ def evaluate_segmentation(model, processor, dataset, accelerator, batch_size, nu
         accelerator=accelerator,
         batch_size=batch_size,
         num_workers=num_workers,
+        protocol=protocol,
         progress=False,
     )
-    return summarize(rows)
+    return protocol.summarize(rows)
 
 
 @torch.inference_mode()
@@ -260,6 +267,23 @@ def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreT
     return model
 
 
+def load_backbone(model: PreTrainedModel, source: str):
+    """Give the encoder pretrained weights; where only the way to the Hub is missing, warn and leave it at random.
+
+    Raises:
+        UserError: If there are no such weights, or they are of another encoder.
+    """
+    try:
+        on_hub = is_hub_id(source) and not Path(source).exists()
+        if on_hub and cached_file(source, CONFIG_NAME, _raise_exceptions_for_connection_errors=False) is None:
+            if PartialState().is_main_process:
+                logger.warning("cannot reach the Hub for %s: the encoder starts at random", source)
+            return
+        model.load_backbone(source)
+    except LOADING_ERRORS as error:
+        raise UserError(f"cannot start the encoder from {source}: {one_line(error)}") from None
+
+
 def run_phase(
     recipe: Recipe,
     task_name: str,
@@ -272,9 +296,14 @@ def run_phase(
         UserError: If it cannot start, cannot be resumed as it is, or diverges.
     """
     phase = recipe.phases[task_name]
+    protocol = PROTOCOLS[recipe.protocol]
     task = {
         "reconstruction": Task(evaluate_loss, "loss", higher_is_better=False),
-        "segmentation": Task(evaluate_segmentation, recipe.best_metric, higher_is_better=True),
+        "segmentation": Task(
+            partial(evaluate_segmentation, protocol=protocol),
+            recipe.best_metric,
+            higher_is_better=protocol.best_metrics[recipe.best_metric],
+        ),
     }[task_name]
     folder = Path(recipe.output_dir) / task_name
     best, last = folder / "best", folder / "last"
@@ -301,6 +330,8 @@ def run_phase(
     # 1. Model, data, optimizer, schedule.
     set_seed(recipe.seed)
     model = build_model(recipe, task_name, init_from)
+    if phase.init_backbone_from and init_from is None and not progress.epoch:
+        load_backbone(model, phase.init_backbone_from)
     processor = build_processor(recipe, init_from)
     samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed)
     batches = DataLoader(samples, phase.batch_size, shuffle=True, num_workers=recipe.data.num_workers)
@@ -383,6 +414,7 @@ def train_epoch(
         leave=False,
         disable=not accelerator.is_local_main_process,
     )
+    network = accelerator.unwrap_model(model)
     iterator = iter(batches)
     while True:
         asked = time.perf_counter()
@@ -395,6 +427,8 @@ def train_epoch(
             break
         if recipe.channels_last:
             batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+        if hasattr(network, "training_progress"):
+            network.training_progress = (epoch - 1 + len(losses) / len(batches)) / phase.epochs
         with accelerator.accumulate(model):
             loss = model(**batch).loss
             accelerator.backward(loss)
@@ -404,7 +438,7 @@ def train_epoch(
             if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
                 scheduler.step()
                 if averaged is not None:
-                    averaged.update_parameters(accelerator.unwrap_model(model))
+                    averaged.update_parameters(network)
             optimizer.zero_grad()
         losses.append(loss.detach())
         num_samples += len(batch["pixel_values"])

@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from ..data.transforms import TransformRecipe
 from ..errors import UserError
+from ..metrics import PROTOCOLS
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..networks import NETWORKS
 
@@ -84,6 +85,8 @@ class PhaseRecipe:
         ema_decay: Keep a running mean of the weights with this decay, and evaluate and save that; None does not.
         evaluate_every: Epochs between evaluations; the last epoch always has one.
         init_from: Checkpoint folder or Hub id to start from, as for fine-tuning, instead of the phase before.
+        init_backbone_from: Folder or Hub id of pretrained weights for the encoder, of networks that have a backbone. Where
+            the Hub cannot be reached, the encoder starts at random, with a warning.
         optimizer: The optimizer.
         schedule: The learning rate schedule.
     """
@@ -96,6 +99,7 @@ class PhaseRecipe:
     ema_decay: float | None = None
     evaluate_every: int = 1
     init_from: str | None = None
+    init_backbone_from: str | None = None
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
 
@@ -115,7 +119,8 @@ class Recipe:
         mixed_precision: no, fp16 or bf16; None leaves it to `accelerate launch`.
         channels_last: Store activations channels-last, which some machines convolve faster.
         trackers: Loggers by Accelerate's names.
-        best_metric: Metric of the evaluation that chooses the best checkpoint of a segmentation; higher is better.
+        protocol: How the evaluation of a segmentation scores, one of `metrics.PROTOCOLS`.
+        best_metric: Number of that protocol that chooses the best checkpoint of a segmentation.
     """
 
     network: str = MISSING
@@ -128,12 +133,13 @@ class Recipe:
     mixed_precision: str | None = None
     channels_last: bool = False
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    protocol: str = "segmentation"
     best_metric: str = "iou"
 
 
 CHOICES = {
     "mixed_precision": (None, "no", "fp16", "bf16"),
-    "best_metric": ("iou", "niou", "f1", "mean_f1"),
+    "protocol": tuple(PROTOCOLS),
     "optimizer.name": ("sgd", "adam", "adamw"),
     "schedule.name": ("polynomial", "cosine", "constant"),
 }
@@ -196,11 +202,17 @@ def _check(recipe: Recipe, path: Path):
         unknown = sorted(set(getattr(recipe, part)) - known)
         if unknown:
             refuse(part, unknown[0], f"a field of the network's {'configuration' if part == 'model' else part}")
-    values = {"mixed_precision": recipe.mixed_precision, "best_metric": recipe.best_metric}
+    values = {"mixed_precision": recipe.mixed_precision, "protocol": recipe.protocol}
     positive, at_least_0 = {}, {"seed": recipe.seed, "data.num_workers": recipe.data.num_workers}
     for task, phase in recipe.phases.items():
         if task not in network.tasks:
             refuse("phases", task, f"only {', '.join(network.tasks)}")
+        if phase.init_backbone_from and not hasattr(network.tasks[task], "load_backbone"):
+            refuse(
+                f"phases.{task}.init_backbone_from",
+                phase.init_backbone_from,
+                f"null, as {recipe.network} has no backbone",
+            )
         values[f"phases.{task}.optimizer.name"] = phase.optimizer.name
         values[f"phases.{task}.schedule.name"] = phase.schedule.name
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "evaluate_every"):
@@ -217,6 +229,9 @@ def _check(recipe: Recipe, path: Path):
         for name in ("weight_decay", "momentum"):
             at_least_0[f"phases.{task}.optimizer.{name}"] = getattr(phase.optimizer, name)
         at_least_0[f"phases.{task}.schedule.warmup_steps"] = phase.schedule.warmup_steps
+    best_metrics = PROTOCOLS[recipe.protocol].best_metrics
+    if recipe.best_metric not in best_metrics:
+        refuse("best_metric", recipe.best_metric, f"one of {', '.join(best_metrics)} (protocol {recipe.protocol})")
     for key, value in positive.items():
         if not 0 < value < math.inf:
             refuse(key, value, "more than 0")
@@ -227,10 +242,18 @@ def _check(recipe: Recipe, path: Path):
     for tracker in recipe.trackers:
         if tracker not in trackers:
             refuse("trackers", tracker, f"one that is installed: {', '.join(trackers)}")
-    for name in ("rotate90_probability", "flip_probability", "crop_object_probability"):
-        if not 0 <= getattr(recipe.data.transforms, name) <= 1:
-            refuse(f"data.transforms.{name}", getattr(recipe.data.transforms, name), "from 0 to 1")
-    crop_size = recipe.data.transforms.crop_size
+    transforms = dataclasses.asdict(recipe.data.transforms)
+    crop_size = transforms.pop("crop_size")
+    for name, value in transforms.items():
+        if name.endswith("_probability"):
+            if not 0 <= value <= 1:
+                refuse(f"data.transforms.{name}", value, "from 0 to 1")
+        elif not 0 <= value < math.inf:
+            refuse(f"data.transforms.{name}", value, "0 or more")
+    if transforms["max_crop_ratio"] >= 1:
+        refuse("data.transforms.max_crop_ratio", transforms["max_crop_ratio"], "less than 1")
+    if transforms["max_rotation"] > 180:
+        refuse("data.transforms.max_rotation", transforms["max_rotation"], "at most 180 degrees")
     smallest = max(model_class.min_image_size for model_class in network.tasks.values())
     if crop_size is not None and crop_size < smallest:
         refuse("data.transforms.crop_size", crop_size, f"at least {smallest}")

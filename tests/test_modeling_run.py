@@ -1,0 +1,423 @@
+"""RUN: the common tests, then its own maths: closed forms, unfolding, encoders."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from common import ModelTester, says
+from huggingface_hub.errors import StrictDataclassError
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PvtV2Config, PvtV2Model, ResNetConfig, ResNetForImageClassification, ViTConfig
+
+from unconceal import RunConfig, RunForImageSegmentation
+from unconceal.models.modeling_run import (
+    background_minimiser,
+    background_share,
+    join_windows,
+    mask_minimiser,
+    split_windows,
+    uncertainty_filter,
+)
+
+
+TINY_BACKBONE = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16, 16, 32],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+}
+TINY_PVT = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}
+TINY = {
+    "backbone_config": TINY_BACKBONE,
+    "hidden_size": 16,
+    "state_size": 4,
+    "window_size": 4,
+    "sparsity_hidden_size": 8,
+    "reconstruction_hidden_sizes": (8, 8, 16),
+}
+
+
+class TestRunForImageSegmentation(ModelTester):
+    model_class = RunForImageSegmentation
+    tiny = TINY
+
+    # ---- outputs ----------------------------------------------------------------------------------------------------
+
+    def test_every_stage_is_in_the_output(self):
+        output = self.make_model()(**self.make_inputs(size=(33, 70)))  # padded to 64 x 96
+        sizes = [(2, 3), (4, 6), (8, 12), (16, 24)]
+        assert [tuple(logits.shape) for logits in output.mask_logits] == [(2, 1, *size) for size in sizes[:1] + sizes]
+        assert [tuple(logits.shape) for logits in output.edge_logits] == [(2, 1, *size) for size in sizes]
+        assert [tuple(image.shape) for image in output.backgrounds] == [(2, 3, *size) for size in sizes[:1] + sizes]
+        assert [tuple(image.shape) for image in output.reconstructions] == [(2, 3, *size) for size in sizes]
+
+    def test_logits_are_the_last_stage_at_the_size_of_the_input(self):
+        output = self.make_lively_model()(self.make_inputs(size=(33, 70))["pixel_values"])
+        enlarged = F.interpolate(output.mask_logits[-1], scale_factor=4, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(output.logits, enlarged[:, :, :33, :70])
+
+    def test_start_is_the_coarse_mask_and_the_image_without_it(self):
+        model, pixel_values = self.make_lively_model(), self.make_inputs(size=(64, 96))["pixel_values"]
+        output = model(pixel_values)
+        image = F.avg_pool2d(model.denormalise(pixel_values), 32)
+        torch.testing.assert_close(output.backgrounds[0], (1 - output.mask_logits[0].sigmoid()) * image)
+
+    def test_closed_forms_see_the_image_that_was_normalised(self):
+        model = self.make_model()
+        image = torch.rand(2, 3, 32, 32)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (model.config.image_mean, model.config.image_std))
+        torch.testing.assert_close(model.denormalise((image - mean) / std), image)
+        assert model.denormalise(torch.full((1, 3, 32, 32), 9.0)).max() == 1
+
+    # ---- the unfolding carries the prediction -----------------------------------------------------------------------
+
+    def test_final_mask_depends_on_every_part_of_every_stage(self):
+        model = self.make_lively_model()
+        estimates = []
+        model.mask_step.register_forward_hook(lambda _, __, estimate: estimates.append(estimate))
+        output = model(self.make_inputs(size=(64, 64))["pixel_values"])
+        num_stages = model.config.num_stages
+        parts = {f"M^_{k + 1}": estimate for k, estimate in enumerate(estimates)}
+        parts |= {f"M_{k}": output.mask_logits[k] for k in range(num_stages)}
+        parts |= {f"B_{k}": output.backgrounds[k] for k in range(num_stages)}
+        assert len(estimates) == num_stages
+        gradients = torch.autograd.grad(
+            output.logits.sum(), list(parts.values()), retain_graph=True, allow_unused=True
+        )
+        silent = [name for name, grad in zip(parts, gradients, strict=True) if grad is None or not grad.any()]
+        assert silent == []
+
+        output.logits.sum().backward()
+        silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+        # Edges are outputs only; the last stage's background, and what the masks cover, are too.
+        expected = {f"stages.{k}.edge_head.{name}" for k in range(num_stages) for name in ("weight", "bias")}
+        assert silent == expected
+        assert model.background_step.network.head.weight.grad[3:].any()
+
+    @pytest.mark.parametrize("stage", range(4))
+    def test_each_state_space_pair_changes_the_mask(self, stage):
+        model, pixel_values = self.make_lively_model(), self.make_inputs(size=(64, 64))["pixel_values"]
+        before = self.predict(model, pixel_values)
+        for block in (model.stages[stage].small_field, model.stages[stage].large_field):
+            with torch.no_grad():
+                weight = block.scan.out_proj.weight
+                kept = weight.clone()
+                weight.zero_()
+                assert not torch.equal(self.predict(model, pixel_values), before)
+                weight.copy_(kept)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"stage_levels": (0,)},
+            {"stage_levels": (2, 0)},
+            {"stage_levels": (3, 3, 2, 2, 1, 0, 0)},
+            {"share_stages": True},
+            {"use_unfolding": False},
+            {"use_state_space": False},
+            {"use_background": False},
+            {"use_residual_sparsity": False},
+        ],
+        ids=lambda changes: "-".join(f"{name}={value}" for name, value in changes.items()),
+    )
+    def test_every_ablation_trains_all_that_it_has(self, changes):
+        silent = None
+        for seed in range(8):
+            model = self.make_model(seed=seed, **changes)
+            inputs = self.make_inputs(size=(33, 47))
+            output = model(**inputs)
+            assert output.logits.shape == (2, 1, 33, 47)
+            assert len(output.mask_logits) == model.config.num_stages + 1
+            output.loss.backward()
+            now_silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+            silent = now_silent if silent is None else silent & now_silent
+            if not silent:
+                break
+        assert not silent
+
+    def test_ablations_leave_out_what_they_name(self):
+        names = {name for name, _ in self.make_model().named_parameters()}
+
+        def missing(**changes):
+            return names - {name for name, _ in self.make_model(**changes).named_parameters()}
+
+        assert all(".small_field." in name or ".large_field." in name for name in missing(use_state_space=False))
+        assert {name.split(".")[0] for name in missing(use_unfolding=False)} == {"mask_step", "background_step"}
+        assert {name.split(".")[0] for name in missing(use_background=False)} == {"background_step"}
+        assert {name.split(".")[1] for name in missing(use_residual_sparsity=False)} == {
+            "raw_sparsity",
+            "sparsity_gradient",
+        }
+        assert {name.split(".")[1] for name in missing(share_stages=True)} == {"1", "2", "3"}
+        output = self.make_model(use_background=False)(self.make_inputs()["pixel_values"])
+        assert output.reconstructions is None
+
+    # ---- closed forms -----------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("sparsity", [0.0, 0.3])
+    def test_mask_estimate_minimises_its_surrogate(self, sparsity):
+        generator = torch.Generator().manual_seed(0)
+
+        def random(channels):
+            return torch.rand(3, channels, 9, 11, dtype=torch.float64, generator=generator)
+
+        image, background, previous, before_previous = random(3), random(3), random(1), random(1)
+        gradient = random(1) - 0.5
+        certain, hardened = uncertainty_filter(previous)
+        certain_before, hardened_before = uncertainty_filter(before_previous)
+        proximity = 0.07
+        estimate = mask_minimiser(
+            *(image, background, previous, certain, certain_before, hardened, hardened_before),
+            *(proximity, sparsity, gradient),
+        ).requires_grad_()
+        step_before = certain_before * (previous - hardened_before)
+        step = certain * (estimate - hardened)
+        surrogate = 0.5 * (image - image * estimate - background).square().sum()
+        surrogate = surrogate + proximity / 2 * (estimate - previous).square().sum()
+        surrogate = surrogate + sparsity / 2 * (step - step_before + gradient).square().sum()
+        (slope,) = torch.autograd.grad(surrogate, estimate)
+        assert slope.abs().max() < 1e-10
+
+    def test_background_estimate_minimises_its_surrogate(self):
+        generator = torch.Generator().manual_seed(0)
+        image, previous = torch.rand(2, 3, 3, 9, 11, dtype=torch.float64, generator=generator)
+        mask = torch.rand(3, 1, 9, 11, dtype=torch.float64, generator=generator)
+        proximity = 0.07
+        estimate = background_minimiser(image, mask, previous, proximity).requires_grad_()
+        surrogate = 0.5 * (image - image * mask - estimate).square().sum()
+        surrogate = surrogate + proximity / 2 * (estimate - previous).square().sum()
+        (slope,) = torch.autograd.grad(surrogate, estimate)
+        assert slope.abs().max() < 1e-10
+
+    def test_mask_step_is_the_minimiser_of_its_own_parameters(self):
+        step = self.make_model().mask_step
+        image, background = torch.rand(2, 2, 3, 8, 8)
+        previous, before_previous = torch.rand(2, 2, 1, 8, 8)
+        certain, hardened = uncertainty_filter(previous)
+        certain_before, hardened_before = uncertainty_filter(before_previous)
+        gradient = step.sparsity_gradient(certain_before * (previous - hardened_before))
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(
+            step(image, background, previous, before_previous),
+            mask_minimiser(
+                *(image, background, previous, certain, certain_before, hardened, hardened_before),
+                *(step.proximity, step.sparsity, gradient),
+            ),
+        )
+        torch.testing.assert_close(step.proximity, torch.tensor(0.1))
+        torch.testing.assert_close(step.sparsity, torch.tensor(0.1))
+
+    def test_filter_hardens_leanings_and_leaves_out_the_undecided(self):
+        probs = torch.tensor([0.0, 0.05, 0.2, 0.39, 0.45, 0.5, 0.55, 0.61, 0.8, 0.95, 1.0])
+        certain, hardened = uncertainty_filter(probs)
+        assert certain.tolist() == [1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1]
+        expected = torch.tensor([0.0, 0.05, 0.1, 0.1, 0.45, 0.5, 0.55, 0.9, 0.9, 0.95, 1.0])
+        torch.testing.assert_close(hardened, expected)
+
+    def test_share_of_background_is_one_minus_mask_and_safe_on_black(self):
+        image, mask = 0.02 + 0.98 * torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8)
+        torch.testing.assert_close(background_share((1 - mask) * image, image), (1 - mask).expand_as(image))
+        black = torch.zeros(1, 3, 2, 2, requires_grad=True)
+        share = background_share(black + 0.3, black)
+        share.sum().backward()
+        assert share.isfinite().all()
+        assert black.grad.isfinite().all()
+
+    def test_windows_are_split_and_joined(self):
+        tokens = torch.randn(2, 3, 8, 12)
+        windows = split_windows(tokens, 4)
+        assert torch.equal(windows[1 * 6 + 1 * 3 + 2], tokens[1, :, 4:8, 8:12])
+        assert torch.equal(join_windows(windows, tokens.shape, 4), tokens)
+
+    def test_small_field_sees_its_window_and_the_large_field_all(self):
+        model = self.make_model()
+        for block, is_local in ((model.stages[3].small_field, True), (model.stages[3].large_field, False)):
+            tokens = torch.randn(1, block.scan.inner_size, 8, 8, requires_grad=True)
+            if is_local:
+                mixed = join_windows(block.scan.scan(split_windows(tokens, 4)), tokens.shape, 4)
+            else:
+                mixed = block.scan.scan(tokens)
+            mixed[..., 0, 0].sum().backward()
+            seen = tokens.grad[0].abs().sum(0) > 0
+            assert seen[:4, :4].all()
+            assert seen[4:, 4:].any() != is_local
+            assert seen[0, 4:].any() != is_local
+
+    # ---- bad input --------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_bad_image_leaves_the_others_alone(self, value):
+        model, pixel_values = self.make_lively_model(), self.make_inputs(batch_size=3)["pixel_values"]
+        good = self.predict(model, pixel_values)
+        pixel_values[1] = value
+        bad = self.predict(model, pixel_values)
+        assert torch.equal(bad[0], good[0])
+        assert torch.equal(bad[2], good[2])
+
+    def test_half_of_an_image_may_be_black(self):
+        model, inputs = self.make_model(), self.make_inputs()
+        inputs["pixel_values"][..., :20] = -10
+        loss = model(**inputs).loss
+        loss.backward()
+        assert loss.isfinite()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+
+    # ---- loss -------------------------------------------------------------------------------------------------------
+
+    def test_loss_weights_come_from_the_configuration(self):
+        weights = ("bce_weight", "iou_weight", "edge_weight", "reconstruction_weight", "ambiguity_weight")
+        inputs = self.make_inputs()
+
+        def loss(**changes):
+            return self.make_model(**{**dict.fromkeys(weights, 0.0), **changes})(**inputs).loss
+
+        parts = [loss(**{name: 1.0}) for name in weights]
+        assert all(part > 1e-4 for part in parts)
+        factors = (1.0, 2.0, 3.0, 4.0, 5.0)
+        together = loss(**dict(zip(weights, factors, strict=True)))
+        torch.testing.assert_close(together, sum(f * part for f, part in zip(factors, parts, strict=True)))
+
+    def test_stages_weigh_twice_as_much_as_the_one_before(self):
+        inputs = self.make_inputs(size=(64, 64))
+        switches = {"edge_weight": 0.0, "reconstruction_weight": 0.0, "ambiguity_weight": 0.0}
+        last, both, more = (
+            self.make_model(stage_levels=(0,), stage_weight_decay=decay, **switches)(**inputs).loss
+            for decay in (0.0, 1.0, 0.5)
+        )
+        assert last < more < both
+        torch.testing.assert_close(more, (last + both) / 2)
+
+    def test_ambiguity_counts_as_training_goes_on(self):
+        model, inputs = self.make_model(), self.make_inputs()
+        losses = []
+        for progress in (0.0, 0.5, 1.0):
+            model.training_progress = progress
+            losses.append(model(**inputs).loss)
+        torch.testing.assert_close(losses[2] - losses[0], 2 * (losses[1] - losses[0]))
+        assert losses[2] > losses[0]
+
+    # ---- size -------------------------------------------------------------------------------------------------------
+
+    def test_full_size_is_smaller_than_the_release(self):
+        with torch.device("meta"):
+            model = RunForImageSegmentation(RunConfig()).eval()
+            pixel_values = torch.zeros(1, 3, 384, 384)
+        beyond = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("backbone."))
+        assert model.backbone.num_parameters() == 23_508_032  # ResNet-50 without its classifier
+        assert beyond < 12e6
+        with FlopCounterMode(display=False) as counter:
+            model(pixel_values)
+        counts = counter.get_flop_counts()
+        multiply_adds = {
+            name: sum(counts[name].values()) / 2 for name in ("Global", "RunForImageSegmentation.backbone")
+        }
+        assert multiply_adds["Global"] - multiply_adds["RunForImageSegmentation.backbone"] < 40e9
+
+
+class TestBackbones:
+    """Other encoders, and their pretrained weights."""
+
+    @pytest.mark.parametrize(
+        "backbone_config",
+        [
+            {"model_type": "pvt_v2", **TINY_PVT},
+            {"model_type": "convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+            {
+                "model_type": "swin",
+                "embed_dim": 8,
+                "depths": [1, 1, 1, 1],
+                "num_heads": [1, 1, 2, 2],
+                "window_size": 4,
+            },
+        ],
+        ids=lambda config: config["model_type"],
+    )
+    def test_any_encoder_of_four_levels_will_do(self, backbone_config, tmp_path):
+        torch.manual_seed(0)
+        model = RunForImageSegmentation(RunConfig(**{**TINY, "backbone_config": backbone_config})).eval()
+        pixel_values = torch.randn(1, 3, 45, 70)
+        with torch.no_grad():
+            logits = model(pixel_values).logits
+            assert logits.shape == (1, 1, 45, 70)
+            model.save_pretrained(tmp_path)
+            assert torch.equal(RunForImageSegmentation.from_pretrained(tmp_path)(pixel_values).logits, logits)
+
+    def test_levels_are_chosen_where_the_configuration_is_silent(self):
+        for given in (None, {"model_type": "pvt_v2"}, ResNetConfig(), {"model_type": "swin"}):
+            names = RunConfig(backbone_config=given).backbone_config.out_features
+            assert names == ["stage1", "stage2", "stage3", "stage4"]
+
+    def test_encoders_without_four_levels_are_refused(self):
+        with says("4 levels", "resnet has 2: stage1, stage2"):
+            RunConfig(backbone_config={"model_type": "resnet", "hidden_sizes": [8, 16], "depths": [1, 1]})
+        with pytest.raises(StrictDataclassError, match="resnet returns 2: stage3, stage4"):
+            RunConfig(backbone_config={"model_type": "resnet", "out_features": ["stage3", "stage4"]})
+        with says("model_type", "resnet", "got 'no_such_type'"):
+            RunConfig(backbone_config={"model_type": "no_such_type"})
+        with says("backbone", "vit", "none"):
+            RunConfig(backbone_config=ViTConfig())
+
+    def test_encoders_of_other_strides_are_refused(self):
+        config = {"model_type": "dinov2", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 4}
+        config |= {"image_size": 28, "patch_size": 14}
+        model = RunForImageSegmentation(RunConfig(**{**TINY, "backbone_config": config}))
+        with says("strides 4, 8, 16 and 32", "dinov2", "got [("):
+            model(torch.zeros(1, 3, 64, 64))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"stage_levels": ()}, "stage_levels"),
+            ({"stage_levels": (0, 1)}, "stage_levels"),
+            ({"stage_levels": (4, 0)}, "stage_levels"),
+            ({"hidden_size": 20}, "hidden_size"),
+            ({"reconstruction_hidden_sizes": (8, 16)}, "reconstruction_hidden_sizes"),
+            ({"image_std": (0.1, 0.0, 0.1)}, "image_std"),
+            ({"image_mean": (0.5,)}, "image_mean"),
+            ({"num_channels": 4, "image_mean": (0.5,) * 4, "image_std": (0.5,) * 4}, "num_channels"),
+            ({"window_size": 0}, "window_size"),
+            ({"edge_weight": -1.0}, "edge_weight"),
+        ],
+    )
+    def test_impossible_configurations_are_refused(self, changes, message):
+        with pytest.raises(StrictDataclassError, match=message):
+            RunConfig(**{**TINY, **changes})
+
+    def save_classifier(self, folder, **changes):
+        config = ResNetConfig(**{**TINY_BACKBONE, "num_labels": 5, **changes})
+        torch.manual_seed(7)
+        classifier = ResNetForImageClassification(config).eval()
+        classifier.save_pretrained(folder)
+        return classifier
+
+    def test_from_backbone_takes_every_weight_of_a_classifier(self, tmp_path):
+        classifier = self.save_classifier(tmp_path)
+        changes = {name: value for name, value in TINY.items() if name != "backbone_config"}
+        model = RunForImageSegmentation.from_backbone(str(tmp_path), **changes)
+        assert model.config.hidden_size == TINY["hidden_size"]
+        state = classifier.resnet.state_dict()
+        for name, value in model.backbone.state_dict().items():
+            assert torch.equal(value, state[name]), name
+
+    def test_from_backbone_takes_pvt(self, tmp_path):
+        torch.manual_seed(7)
+        encoder = PvtV2Model(PvtV2Config(**TINY_PVT))
+        encoder.save_pretrained(tmp_path)
+        model = RunForImageSegmentation.from_backbone(str(tmp_path), hidden_size=16)
+        state = encoder.state_dict()
+        for name, value in model.backbone.state_dict().items():
+            assert torch.equal(value, state[name]), name
+
+    def test_weights_of_another_encoder_are_refused_and_change_nothing(self, tmp_path):
+        self.save_classifier(tmp_path / "wider", hidden_sizes=[8, 16, 16, 40])
+        self.save_classifier(tmp_path / "shallower")
+        PvtV2Model(PvtV2Config(**TINY_PVT)).save_pretrained(tmp_path / "pvt")
+        deeper = {**TINY_BACKBONE, "depths": [1, 1, 2, 1]}
+        for folder, backbone_config in (("wider", TINY_BACKBONE), ("shallower", deeper), ("pvt", TINY_BACKBONE)):
+            model = RunForImageSegmentation(RunConfig(**{**TINY, "backbone_config": backbone_config}))
+            before = {name: value.clone() for name, value in model.state_dict().items()}
+            with says(str(tmp_path / folder), "lacks", "such as"):
+                model.load_backbone(str(tmp_path / folder))
+            assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        with pytest.raises(OSError, match="no_such_folder"):
+            model.load_backbone(str(tmp_path / "no_such_folder"))
