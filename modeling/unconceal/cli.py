@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from .errors import UserError, run_main
+from .explain import explain
 from .files import IMAGE_SUFFIXES, make_folder, replacing
 from .inference import MAX_PIXELS, Segmenter, cutout, load, mask_picture, overlay, read_image
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="unconceal", description="Find objects that hide.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_segment(commands)
+    _add_explain(commands)
     args = parser.parse_args(argv)
     return args.run(args)
 
@@ -63,9 +65,6 @@ def _add_segment(commands):
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="picture or folder; - reads one picture from stdin")
     parser.add_argument(
-        "--model", required=True, metavar="ID", help="folder of a trained network, or its id on the Hub"
-    )
-    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="output folder; not used with -, which writes to stdout"
     )
     parser.add_argument("--output", nargs="+", choices=list(DRAW), default=["mask"], help="what to write (mask)")
@@ -73,6 +72,28 @@ def _add_segment(commands):
         "--threshold", type=probability, metavar="T", help="write hard masks: object above T, 0 to below 1"
     )
     parser.add_argument("--batch-size", type=count, default=1, metavar="N", help="pictures at a time (1)")
+    _add_common(parser)
+    parser.set_defaults(run=_segment)
+
+
+def _add_explain(commands):
+    parser = commands.add_parser(
+        "explain",
+        usage="unconceal explain IMAGE --model ID --out FILE.png [options]",
+        help="draw how a network unfolds a picture, stage by stage",
+        description="Draw a sheet with a row for each stage of the unfolding: mask, its outline on the picture, edge, "
+        "background, uncertainty, reconstruction and its error. For networks with stages (RUN).",
+    )
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="one picture")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the sheet")
+    _add_common(parser)
+    parser.set_defaults(run=_explain)
+
+
+def _add_common(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--model", required=True, metavar="ID", help="folder of a trained network, or its id on the Hub"
+    )
     parser.add_argument("--device", help="such as cpu or cuda:1 (the accelerator, if there is one)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (the checkpoint's)")
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
@@ -81,7 +102,6 @@ def _add_segment(commands):
     parser.add_argument(
         "--max-pixels", type=count, default=MAX_PIXELS, metavar="N", help=f"refuse larger pictures ({MAX_PIXELS})"
     )
-    parser.set_defaults(run=_segment)
 
 
 def probability(text: str) -> float:
@@ -139,6 +159,28 @@ def _segment_pipe(args: argparse.Namespace, kinds: list[str]) -> int:
     png = BytesIO()  # Pillow seeks while it writes, which a pipe cannot
     picture.save(png, "PNG")
     sys.stdout.buffer.write(png.getvalue())
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    out = args.out
+    if out.suffix.lower() != ".png":
+        raise UserError(f"got --out {out}, expected a file name that ends in .png")
+    if out.resolve() == args.image.resolve():
+        raise UserError(f"got {out} as input and as --out; choose another name for the sheet")
+    if os.path.lexists(out) and not args.overwrite:
+        raise UserError(f"{out} exists; --overwrite writes it again")
+    try:
+        image = read_image(args.image, args.max_pixels)
+    except UserError as error:
+        raise UserError(f"cannot read {args.image}: {error}") from None
+    sheet = explain(_load(args), image)
+    try:
+        with replacing(out) as beside:
+            sheet.save(beside)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
+    print(f"wrote {out}")
     return 0
 
 

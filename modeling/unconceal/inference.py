@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageSegmentation, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .errors import UserError, one_line
 from .files import is_hub_id
@@ -49,24 +51,35 @@ class Segmenter:
         """Yield what `segment` returns, one by one; no more than `batch_size` pictures are held at a time."""
         images = iter(images)
         while batch := [to_rgb(image) for image in islice(images, batch_size)]:
-            try:
+            with self.memory_explained(batch):
                 masks = self._segment_batch(batch)
-            except RuntimeError as error:
-                if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
-                    raise
-                width, height = max((image.size for image in batch), key=math.prod)
-                raise UserError(
-                    f"{self.model.device} ran out of memory with {len(batch)} picture(s) at a time, the largest of "
-                    f"{width}x{height}; lower the batch size or max-pixels"
-                ) from None
             yield from masks
 
     @torch.inference_mode()
     def _segment_batch(self, images: list[Image.Image]) -> list[np.ndarray]:
-        pixel_values = self.processor(images).pixel_values.to(self.model.device, self.model.dtype)
-        outputs = self.model(pixel_values=pixel_values)
+        _, outputs = self.run(images)
         target_sizes = [(image.height, image.width) for image in images]
         return [mask.cpu().numpy() for mask in self.processor.post_process_masks(outputs, target_sizes)]
+
+    @torch.inference_mode()
+    def run(self, images: list[Image.Image]) -> tuple[torch.Tensor, ModelOutput]:
+        """Return `pixel_values` (B, 3, H, W) of pictures and all that the network makes of them, on its device."""
+        pixel_values = self.processor(images).pixel_values.to(self.model.device, self.model.dtype)
+        return pixel_values, self.model(pixel_values=pixel_values)
+
+    @contextmanager
+    def memory_explained(self, images: list[Image.Image]) -> Iterator[None]:
+        """Turn running out of memory with these pictures into a `UserError`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
+                raise
+            width, height = max((image.size for image in images), key=math.prod)
+            raise UserError(
+                f"{self.model.device} ran out of memory with {len(images)} picture(s) at a time, the largest of "
+                f"{width}x{height}; lower the batch size or max-pixels"
+            ) from None
 
 
 def load(

@@ -1,0 +1,343 @@
+"""The sheet of an unfolding: what is in its cells, which are blank, and the command."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from unconceal import RunConfig, RunForImageSegmentation, SrsConfig, SrsForImageSegmentation, UnconcealImageProcessor
+from unconceal.cli import main
+from unconceal.errors import UserError
+from unconceal.explain import CELL, FRAME, GAP, LABEL_WIDTH, PAPER, explain, unfold
+from unconceal.inference import Segmenter
+
+
+TINY = {
+    "backbone_config": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 16, 16, 32],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+    },
+    "hidden_size": 16,
+    "state_size": 4,
+    "window_size": 4,
+    "sparsity_hidden_size": 8,
+    "reconstruction_hidden_sizes": (8, 8, 16),
+}
+# 48 wide and 40 high, so that it is padded to 64 x 64 and ends inside a position at strides 32 and 16.
+SIZE = {"height": 40, "width": 48}
+ALL = {"mask", "edge", "background", "uncertainty", "reconstruction", "error"}
+
+
+def make_segmenter(size=SIZE, **config):
+    torch.manual_seed(0)
+    model = RunForImageSegmentation(RunConfig(**TINY, **config)).eval()
+    with torch.no_grad():  # as they start, near 0, they would draw every mask in one grey
+        for name, parameter in model.named_parameters():
+            if "mask_head" in name or "edge_head" in name:
+                parameter.normal_(std=0.3)
+    return Segmenter(model, UnconcealImageProcessor(size=size))
+
+
+def picture(width=90, height=60, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def run_on(segmenter, image):
+    with torch.inference_mode():
+        pixel_values = segmenter.processor(image).pixel_values
+        return pixel_values, segmenter.model(pixel_values=pixel_values)
+
+
+def maps_of(stage):
+    return {name for name in ALL if getattr(stage, name) is not None}
+
+
+def enlarged(maps, stride, width, height, input_width=48, input_height=40):
+    """Nearest neighbour by the definition: the position under the middle of each pixel."""
+    columns = ((np.arange(width) + 0.5) * input_width / width // stride).astype(int)
+    rows = ((np.arange(height) + 0.5) * input_height / height // stride).astype(int)
+    return maps[0].float().numpy().transpose(1, 2, 0)[rows[:, None], columns]
+
+
+# ---- maps --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(96, 80), (101, 67)])  # twice the network's input, and nothing in common with it
+def test_maps_are_those_of_the_network_without_its_padding(size):
+    segmenter, image = make_segmenter(), picture(*size)
+    unfolding = unfold(segmenter, image)
+    pixel_values, outputs = run_on(segmenter, image)
+    full_image = F.pad(segmenter.model.denormalise(pixel_values), (0, 16, 0, 24), mode="replicate")
+    (final,) = segmenter.processor.post_process_masks(outputs, [size[::-1]])
+    np.testing.assert_array_equal(unfolding.mask, final)
+    assert unfolding.input_size == (48, 40)
+    assert [stage.stride for stage in unfolding.stages] == [32, 32, 16, 8, 4]
+    assert [stage.map_size for stage in unfolding.stages] == [(64 // s, 64 // s) for s in (32, 32, 16, 8, 4)]
+    for k, stage in enumerate(unfolding.stages):
+        maps = {"mask": outputs.mask_logits[k].sigmoid(), "background": outputs.backgrounds[k]}
+        if k > 0:
+            rebuilt = outputs.reconstructions[k - 1]
+            error = (rebuilt - F.avg_pool2d(full_image, stage.stride)).abs().mean(1, keepdim=True)
+            maps |= {"edge": outputs.edge_logits[k - 1].sigmoid(), "reconstruction": rebuilt, "error": error}
+        assert maps_of(stage) == set(maps) | {"uncertainty"}
+        for name, expected in maps.items():
+            got = getattr(stage, name)
+            assert got.dtype == np.float32
+            np.testing.assert_array_equal(
+                got, enlarged(expected, stage.stride, *size).squeeze(), err_msg=f"{name} {k}"
+            )
+        np.testing.assert_array_equal(stage.uncertainty, 1 - np.abs(2 * stage.mask - 1))
+
+
+def test_maps_shrink_by_averaging():
+    segmenter = make_segmenter({"height": 64, "width": 64})
+    _, outputs = run_on(segmenter, picture())
+    stage = unfold(segmenter, picture(), (8, 4)).stages[-1]  # a map of 16 x 16
+    expected = F.avg_pool2d(outputs.mask_logits[-1].sigmoid(), (4, 2))[0, 0]
+    np.testing.assert_allclose(stage.mask, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "start", "later"),
+    [
+        ({"use_background": False}, {"mask", "uncertainty", "background"}, ALL - {"reconstruction", "error"}),
+        ({"use_unfolding": False}, {"mask", "uncertainty"}, {"mask", "uncertainty", "edge"}),
+        ({"stage_levels": (0,)}, {"mask", "uncertainty", "background"}, ALL),
+    ],
+)
+def test_what_a_configuration_switches_off_is_absent(config, start, later):
+    unfolding = unfold(make_segmenter(**config), picture())
+    first, *others = unfolding.stages
+    assert maps_of(first) == start
+    assert [maps_of(stage) for stage in others] == [later] * len(config.get("stage_levels", range(4)))
+    assert [stage.stride for stage in unfolding.stages][:: len(others)] == [32, 4]
+
+
+def test_colours_are_rgb_for_a_network_that_sees_bgr():
+    segmenter = make_segmenter(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
+    options = {"size": SIZE, "image_mean": [0, 0, 0], "image_std": [1, 1, 1], "channel_order": "bgr"}
+    segmenter = Segmenter(segmenter.model, UnconcealImageProcessor(**options))
+    stage = unfold(segmenter, Image.new("RGB", (48, 40), (200, 100, 50))).stages[0]
+    shares = stage.background / stage.background.sum(-1, keepdims=True)
+    np.testing.assert_allclose(shares, np.broadcast_to(np.float32([4, 2, 1]) / 7, shares.shape), atol=1e-5)
+
+
+def test_half_precision():
+    segmenter = make_segmenter()
+    segmenter.model.bfloat16()
+    for stage in unfold(segmenter, picture()).stages:
+        for name in maps_of(stage):
+            assert np.isfinite(getattr(stage, name)).all()
+            assert getattr(stage, name).dtype == np.float32
+
+
+def test_networks_without_stages_are_refused():
+    srs = SrsForImageSegmentation(SrsConfig(**SRS)).eval()
+    with pytest.raises(UserError, match="got SrsForImageSegmentation, which has no stages.* expected .* RUN"):
+        explain(Segmenter(srs, UnconcealImageProcessor(size=32)), picture())
+
+
+def test_out_of_memory_is_explained(monkeypatch):
+    def full(self, images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Segmenter, "run", full)
+    with pytest.raises(UserError, match="ran out of memory .* 90x60"):
+        explain(make_segmenter(), picture())
+
+
+# ---- the sheet ---------------------------------------------------------------------------------------------------
+
+
+def cell_table(sheet, num_columns, num_rows, size):
+    """Cut the stages' cells, (width, height) each, out of the sheet: rows of arrays, None for a blank."""
+    width, height = size
+    bottom = sheet.height - num_rows * (height + GAP)
+    lefts = [LABEL_WIDTH + GAP + column * (width + GAP) for column in range(num_columns)]
+    tops = [bottom + row * (height + GAP) for row in range(num_rows)]
+    return [[cut(sheet, left, top, width, height) for left in lefts] for top in tops]
+
+
+def cut(sheet, left, top, width, height):
+    framed = np.asarray(sheet.crop((left - 1, top - 1, left + width + 1, top + height + 1)))
+    cell = framed[1:-1, 1:-1]
+    is_frame = np.ones(framed.shape[:2], bool)
+    is_frame[1:-1, 1:-1] = False
+    if (framed[is_frame] == FRAME).all():
+        return cell
+    assert (framed == PAPER).all()
+    return None
+
+
+def test_sheet():
+    segmenter, image = make_segmenter(), picture()
+    sheet = explain(segmenter, image)
+    size = (CELL, round(CELL * 60 / 90))
+    assert sheet.mode == "RGB"
+    assert sheet.width == LABEL_WIDTH + GAP + 7 * (CELL + GAP)
+    rows = cell_table(sheet, 7, 5, size)
+    blanks = [[cell is None for cell in row] for row in rows]
+    assert blanks == [[False, False, True, False, False, True, True]] + [[False] * 7] * 4
+    for column in (0, 2, 3, 4, 5, 6):  # all stages' maps differ
+        drawn = [row[column].tobytes() for row in rows if row[column] is not None]
+        assert len(set(drawn)) == len(drawn) >= 4
+    stage = unfold(segmenter, image, size).stages[3]
+    masks = np.repeat(np.rint(stage.mask * 255).astype(np.uint8)[..., None], 3, axis=-1)
+    np.testing.assert_array_equal(rows[3][0], masks)
+    np.testing.assert_array_equal(rows[3][3], np.rint(stage.background.clip(0, 1) * 255).astype(np.uint8))
+    top_left = (LABEL_WIDTH + GAP, GAP + 18)
+    np.testing.assert_array_equal(cut(sheet, *top_left, *size), np.asarray(image.resize(size, Image.Resampling.BOX)))
+
+
+def test_outline_runs_where_the_mask_passes_a_half():
+    segmenter, image = make_segmenter(), picture()
+    size = (CELL, round(CELL * 60 / 90))
+    rows = cell_table(explain(segmenter, image), 7, 5, size)
+    shown = np.asarray(image.resize(size, Image.Resampling.BOX))
+    crossed = 0
+    for stage, row in zip(unfold(segmenter, image, size).stages, rows, strict=True):
+        inside = stage.mask > 0.5
+        changed = (row[1] != shown).any(-1)
+        border = np.zeros_like(inside)
+        border[:, 1:] |= inside[:, 1:] != inside[:, :-1]
+        border[1:] |= inside[1:] != inside[:-1]
+        assert changed[border].all()
+        assert changed.any() == border.any()
+        crossed += border.any()
+    assert crossed >= 2
+
+
+@pytest.mark.parametrize(
+    ("config", "num_columns", "num_rows", "no_start"),
+    [
+        ({"use_background": False}, 5, 5, {2}),
+        ({"use_unfolding": False}, 4, 5, {2}),
+        ({"stage_levels": (0,)}, 7, 2, {2, 5, 6}),
+    ],
+)
+def test_columns_and_cells_without_maps_are_left_out(config, num_columns, num_rows, no_start):
+    sheet = explain(make_segmenter(**config), picture(60, 60))
+    assert sheet.width == LABEL_WIDTH + GAP + num_columns * (CELL + GAP)
+    first, *others = cell_table(sheet, num_columns, num_rows, (CELL, CELL))
+    assert {index for index, cell in enumerate(first) if cell is None} == no_start
+    assert not any(cell is None for row in others for cell in row)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 2), (2, 3000)])
+def test_extreme_pictures(size):
+    sheet = explain(make_segmenter(), Image.new("RGB", size, "red"))
+    assert max(sheet.size) < 2500
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+
+SRS = {
+    "stem_size": 4,
+    "hidden_sizes": [8, 8, 8, 8],
+    "depths": [1, 1, 1, 1],
+    "reconstruction_stem_size": 4,
+    "reconstruction_hidden_sizes": [4, 4, 4, 4],
+    "reconstruction_depths": [1, 1, 1, 1],
+    "attention_reduction_ratio": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    segmenter = make_segmenter()
+    segmenter.model.save_pretrained(folder)
+    segmenter.processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, checkpoint):
+    """Run `unconceal explain` in a folder with one picture, photo.png."""
+    monkeypatch.chdir(tmp_path)
+    picture().save("photo.png")
+
+    def run(*options, image="photo.png", out="sheet.png", model=checkpoint):
+        return main(["explain", image, "--model", str(model), "--out", out, "--device", "cpu", *options])
+
+    return run
+
+
+def test_command_writes_the_sheet(command, checkpoint, tmp_path, capsys):
+    assert command(out="new/sheet.png") == 0
+    assert capsys.readouterr().out == "wrote new/sheet.png\n"
+    model = RunForImageSegmentation.from_pretrained(checkpoint).eval()
+    expected = explain(Segmenter(model, AutoImageProcessor.from_pretrained(checkpoint)), picture())
+    with Image.open("new/sheet.png") as sheet:
+        assert sheet.format == "PNG"
+        np.testing.assert_array_equal(np.asarray(sheet), np.asarray(expected))
+    assert {path.name for path in tmp_path.rglob("*")} == {"photo.png", "new", "sheet.png"}
+
+
+def test_command_overwrites_when_told(command, tmp_path):
+    (tmp_path / "sheet.png").write_text("kept")
+    with pytest.raises(UserError, match="sheet.png exists; --overwrite"):
+        command()
+    assert (tmp_path / "sheet.png").read_text() == "kept"
+    with pytest.raises(UserError):  # nor does a run that fails take it away
+        command("--overwrite", model=tmp_path / "absent")
+    assert (tmp_path / "sheet.png").read_text() == "kept"
+    assert command("--overwrite") == 0
+    assert Image.open("sheet.png").format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"image": "absent.png"}, "cannot read absent.png: No such file"),
+        ({"image": "folder.png"}, "cannot read folder.png: Is a directory"),
+        ({"image": "a" * 300}, "File name too long"),
+        ({"out": f"{'a' * 300}.png"}, "cannot write a.*File name too long"),
+        ({"image": "words.png"}, "words.png: not an image file"),
+        ({"image": "cut.png"}, "cut.png: .*truncated"),
+        ({"model": "absent"}, "got 'absent' as the model"),
+        ({"model": "srs"}, "got SrsForImageSegmentation, which has no stages"),
+        ({"out": "sheet.jpg"}, "got --out sheet.jpg, expected .* .png"),
+        ({"out": "photo.png"}, "got photo.png as input and as --out"),
+        ({"out": "words.png/sheet.png"}, "cannot write to words.png"),
+        ({"out": "folder.png"}, "folder.png exists"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_writes_nothing(command, tmp_path, arguments, words):
+    (tmp_path / "words.png").write_text("not a picture")
+    picture(200, 200).save("cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-40000])
+    (tmp_path / "folder.png").mkdir()
+    if arguments.get("model") == "srs":
+        SrsForImageSegmentation(SrsConfig(**SRS)).save_pretrained("srs")
+        UnconcealImageProcessor(size=32).save_pretrained("srs")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=words) as caught:
+        command(**arguments)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_options(command):
+    with pytest.raises(UserError, match="90x60 is over the limit of 5399 pixels"):
+        command("--max-pixels", "5399")
+    with pytest.raises(UserError, match="got the dtype 'int8'"):
+        command("--dtype", "int8")
+
+
+def test_a_full_disk_leaves_no_half_file(command, tmp_path, monkeypatch):
+    def full(self, path, *args, **kwargs):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "sheet.png").write_text("kept")
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(UserError, match="cannot write sheet.png: No space left on device"):
+        command("--overwrite")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png", "sheet.png"]
+    assert (tmp_path / "sheet.png").read_text() == "kept"
