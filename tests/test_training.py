@@ -14,9 +14,10 @@ import torch
 import yaml
 from datasets import load_dataset
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageSegmentation
+from transformers import AutoModel, AutoModelForImageSegmentation, ResNetConfig, ResNetForImageClassification
+from transformers.utils import is_timm_available
 
-from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
+from unconceal import RunForImageSegmentation, SrsConfig, SrsForImageSegmentation, SrsForReconstruction
 from unconceal.data import build_synthetic
 from unconceal.data.loading import load_splits
 from unconceal.data.transforms import TrainingSet, TransformRecipe
@@ -373,3 +374,103 @@ class TestTransforms:
     def test_crop_larger_than_the_image_keeps_it(self, rows, processor):
         sample = TrainingSet(rows, processor, TransformRecipe(0, 0, 64), seed=0)[0]
         assert sample["pixel_values"].shape == (3, 48, 48)
+
+
+# ---- RUN: pretrained encoders, a loss that knows how far training is ------------------------------------------------
+
+
+@pytest.fixture
+def run_recipe(tmp_path, scenes):
+    """A recipe that trains RUN in seconds."""
+    settings = {
+        "output_dir": tmp_path / "run",
+        "data.path": scenes,
+        "data.num_workers": 0,
+        "processor.size": "{height: 32, width: 32}",
+        "phases.segmentation.epochs": 2,
+        "phases.segmentation.batch_size": 4,
+    }
+    return lambda *more: load_recipe(
+        ROOT / "configs/run/smoke.yaml", [*(f"{key}={value}" for key, value in settings.items()), *more]
+    )
+
+
+def save_encoder(folder, **changes):
+    config = yaml.safe_load((ROOT / "configs/run/smoke.yaml").read_text())["model"]["backbone_config"]
+    torch.manual_seed(5)
+    classifier = ResNetForImageClassification(ResNetConfig(**{**config, **changes}))
+    classifier.save_pretrained(folder)
+    return classifier.resnet.state_dict()
+
+
+def test_encoder_starts_from_pretrained_weights(run_recipe, tmp_path):
+    weights = save_encoder(tmp_path / "encoder")
+    settings = [f"phases.segmentation.init_backbone_from={tmp_path / 'encoder'}", "phases.segmentation.epochs=1"]
+    # At a rate of next to nothing the weights stay what they were.
+    best = train(run_recipe(*settings, "phases.segmentation.optimizer.learning_rate=1e-12"))
+    model = RunForImageSegmentation.from_pretrained(best)
+    for name, value in model.backbone.named_parameters():
+        torch.testing.assert_close(value, weights[name], msg=name)
+
+
+def test_an_encoder_that_does_not_fit_is_refused(run_recipe, tmp_path):
+    save_encoder(tmp_path / "wider", embedding_size=24)
+    for source, expected in ((tmp_path / "wider", "lacks"), (tmp_path / "nowhere", "nowhere")):
+        with pytest.raises(UserError, match=f"cannot start the encoder from .*{expected}") as raised:
+            train(run_recipe(f"phases.segmentation.init_backbone_from={source}"), overwrite=True)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(is_timm_available(), reason="timm is installed")
+def test_an_encoder_of_a_missing_library_is_refused_before_anything_is_written(run_recipe, tmp_path):
+    with pytest.raises(UserError, match="recipe: model: .*pip install timm"):
+        train(run_recipe("model.backbone_config={model_type: timm_backbone, backbone: res2net50_26w_4s}"))
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_without_a_way_to_the_hub_the_encoder_starts_at_random_and_says_so_once(run_recipe, caplog):
+    best = train(run_recipe("phases.segmentation.init_backbone_from=some/encoder"))
+    assert type(AutoModelForImageSegmentation.from_pretrained(best)) is RunForImageSegmentation
+    told = [record.message for record in caplog.records if "some/encoder" in record.message]
+    assert told == ["cannot reach the Hub for some/encoder: the encoder starts at random"]
+
+
+def test_progress_of_the_training_never_falls_back(run_recipe, monkeypatch):
+    seen = []
+    forward = RunForImageSegmentation.forward
+
+    def spy(self, *args, **kwargs):
+        if self.training:
+            seen.append(self.training_progress)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(RunForImageSegmentation, "forward", spy)
+    train(run_recipe())
+    # 10 pictures in batches of 4, two epochs.
+    assert seen == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
+
+
+def test_resumed_run_of_a_network_that_knows_its_progress(run_recipe, tmp_path):
+    weights = f"phases.segmentation.init_backbone_from={tmp_path / 'encoder'}"
+    save_encoder(tmp_path / "encoder")
+    train(run_recipe(weights, f"output_dir={tmp_path / 'unbroken'}"))
+    broken = run_recipe(weights, f"output_dir={tmp_path / 'broken'}")
+
+    from unconceal.training import loop
+
+    original = loop.train_epoch
+
+    def stop_after_one(*args, **kwargs):
+        if args[-1] == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_epoch", stop_after_one)
+        with pytest.raises(KeyboardInterrupt):
+            train(broken)
+    train(broken, resume=True)
+    last = [tmp_path / name / "segmentation" / "last" for name in ("unbroken", "broken")]
+    assert history(last[0]) == history(last[1])
+    states = [RunForImageSegmentation.from_pretrained(folder).state_dict() for folder in last]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

@@ -182,8 +182,11 @@ def check_start(recipe: Recipe, task: str):
     """
     init_from = recipe.phases[task].init_from
     processor, config = build_processor(recipe, init_from), build_config(recipe, init_from)
-    with torch.device("meta"):
-        model = NETWORKS[recipe.network].tasks[task](config)
+    try:
+        with torch.device("meta"):
+            model = NETWORKS[recipe.network].tasks[task](config)
+    except LOADING_ERRORS as error:  # such as an encoder whose library is not installed
+        raise UserError(f"recipe: model: {one_line(error)}") from None
     try:
         pixel_values = processor(Image.new("RGB", (64, 64)))["pixel_values"]
         model.check_pixel_values(pixel_values)
