@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job end to end on generated data: install, generate, train, evaluate, open, segment.
+# The main job end to end on generated data: install, generate, train, evaluate, open, segment, explain.
 # Everything is written to the folder that is given (default: demo). Running it again goes on where it stopped.
 set -euo pipefail
 here="$PWD"
@@ -14,21 +14,21 @@ export PATH="$PWD/.venv/bin:$PATH"
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 # nothing here needs the Hub
 
 # Another recipe is another run: an old one could not be resumed with it.
-run="$out/run-$(cksum < configs/srs/smoke.yaml | cut -d ' ' -f 1)"
+run="$out/run-$(cksum < configs/run/smoke.yaml | cut -d ' ' -f 1)"
 
-echo "1/5 generate ultrasound-like pictures with lesions"
+echo "1/6 generate camouflage: objects whose texture is the background's, at another angle"
 if [ ! -d "$out/data" ]; then
-  python scripts/prepare_data.py synthetic --kind ultrasound --size 96 --train 200 --val 40 --out "$out/data"
+  python scripts/prepare_data.py synthetic --kind camouflage --size 64 --train 800 --val 40 --out "$out/data"
 fi
 
-echo "2/5 train a tiny SRS, first its reconstruction network, then its segmentation network"
+echo "2/6 train a tiny RUN"
 accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-  scripts/train.py configs/srs/smoke.yaml --resume "data.path='$out/data'" "output_dir='$run'"
+  scripts/train.py configs/run/smoke.yaml --resume "data.path='$out/data'" "output_dir='$run'"
 
-echo "3/5 evaluate it"
-python scripts/evaluate.py --model "$run/segmentation/best" --data "$out/data" --split val --out "$out/results" --overwrite
+echo "3/6 evaluate it"
+python scripts/evaluate.py --model "$run/segmentation/best" --data "$out/data" --split val --protocol cod --out "$out/results" --overwrite
 
-echo "4/5 open it as a user of transformers would"
+echo "4/6 open it as a user of transformers would"
 python - "$out" "$run" <<'PY'
 import sys
 from pathlib import Path
@@ -45,6 +45,9 @@ for row in load_dataset(str(out / "data"), split="val").select(range(8)):
     row["image"].save(pictures / f"{row['id'].replace('/', '-')}.png")
 PY
 
-echo "5/5 segment pictures that it has not seen"
+echo "5/6 segment pictures that it has not seen"
 unconceal segment "$out/pictures" --model "$run/segmentation/best" --out "$out/segmented" --output mask overlay --overwrite
-echo "done: pictures in $out/pictures, masks and overlays in $out/segmented, numbers in $out/results"
+echo "6/6 show how it comes to one of the masks"
+first="$(find "$out/pictures" -name '*.png' | sort | head -n 1)"
+unconceal explain "$first" --model "$run/segmentation/best" --out "$out/explained.png" --overwrite
+echo "done: pictures in $out/pictures, masks and overlays in $out/segmented, numbers in $out/results, one unfolding in $out/explained.png"

@@ -19,6 +19,12 @@ from unconceal.errors import UserError, run_main
 from unconceal.training.checkpoints import read_progress
 
 
+# What all runs have in common, pretraining apart.
+COMMON = {
+    "model.ambiguity_weight": 2.0,
+    "phases.segmentation.batch_size": 8,
+    "phases.segmentation.optimizer.learning_rate": 1e-3,
+}
 PLAIN = {"model.use_unfolding": "false", "model.use_state_space": "false"}
 VARIANTS = {
     "RUN, K = 4": {},
@@ -57,9 +63,7 @@ def pretrain_encoder(out: Path, num_train: int, epochs: int) -> Path:
     """Train a plain decoder on pictures that the study does not use; return the folder of its encoder."""
     encoder = out / "encoder"
     if not encoder.exists():
-        settings = {**PLAIN, "model.ambiguity_weight": "0.0", "phases.segmentation.schedule.name": "cosine"}
-        settings |= {"phases.segmentation.batch_size": 16, "phases.segmentation.optimizer.learning_rate": 2e-3}
-        settings |= {"phases.segmentation.epochs": epochs, "phases.segmentation.evaluate_every": 4}
+        settings = {**PLAIN, "phases.segmentation.epochs": epochs, "phases.segmentation.evaluate_every": 4}
         train(out / "pretraining", make_data(out / "data-pretraining", num_train, seed=7), **settings)
         model = RunForImageSegmentation.from_pretrained(out / "pretraining/segmentation/last")
         model.backbone.save_pretrained(encoder)
@@ -75,14 +79,14 @@ def main(argv: list[str] | None = None):
         "--seeds", nargs="+", type=int, default=[0, 1, 2], help="a run of each variant for each (0 1 2)"
     )
     parser.add_argument("--train", type=count, default=320, metavar="N", help="training pictures (320)")
-    parser.add_argument("--epochs", type=count, default=8, metavar="N", help="passes over them (8)")
+    parser.add_argument("--epochs", type=count, default=5, metavar="N", help="passes over them (5)")
     parser.add_argument("--pretrain", type=count, default=2000, metavar="N", help="pictures for the encoder (2000)")
     parser.add_argument("--pretrain-epochs", type=count, default=20, metavar="N", help="passes over those (20)")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     data = make_data(args.out / "data", args.train, seed=0)
     encoder = pretrain_encoder(args.out, args.pretrain, args.pretrain_epochs)
-    settings = {"phases.segmentation.init_backbone_from": encoder, "phases.segmentation.schedule.name": "cosine"}
+    settings = {**COMMON, "phases.segmentation.init_backbone_from": encoder}
     settings |= {"phases.segmentation.epochs": args.epochs, "phases.segmentation.evaluate_every": args.epochs}
     rows = []
     for seed in args.seeds:

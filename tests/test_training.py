@@ -435,6 +435,12 @@ def test_without_a_way_to_the_hub_the_encoder_starts_at_random_and_says_so_once(
     assert told == ["cannot reach the Hub for some/encoder: the encoder starts at random"]
 
 
+def test_network_and_processor_must_agree_on_the_normalisation(run_recipe):
+    with pytest.raises(UserError, match="processor.image_mean is .*0.5, 0.5, 0.5.*model.image_mean is .*0.485"):
+        train(run_recipe("processor.image_mean=[0.5,0.5,0.5]"))
+    train(run_recipe("processor.image_mean=[0.5,0.5,0.5]", "model.image_mean=[0.5,0.5,0.5]"))
+
+
 def test_progress_of_the_training_never_falls_back(run_recipe, monkeypatch):
     seen = []
     forward = RunForImageSegmentation.forward

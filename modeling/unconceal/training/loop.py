@@ -192,6 +192,12 @@ def check_start(recipe: Recipe, task: str):
         model.check_pixel_values(pixel_values)
     except (ValueError, TypeError) as error:
         raise UserError(f"recipe: processor: {one_line(error)}") from None
+    for name in ("image_mean", "image_std"):  # what a network that undoes the normalisation must know
+        expected, got = getattr(config, name, None), getattr(processor, name)
+        if expected is not None and list(expected) != list(got):
+            raise UserError(
+                f"recipe: processor.{name} is {list(got)}, model.{name} is {list(expected)}; set both alike"
+            )
 
 
 def _differences(kept: Any, wanted: Any, key: str = "") -> Iterator[str]:
