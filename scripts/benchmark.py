@@ -1,20 +1,26 @@
-"""Print what SRS costs, as Markdown: size, speed, memory, and the two forms of its dynamic convolution."""
+"""Print what a network costs, as Markdown: size, speed, memory, and its own operator against a plain reference."""
 
 import argparse
 import json
 import shlex
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from unconceal.benchmark import (
+    ENCODERS,
     Case,
     cases_table,
-    dynamic_conv_table,
     machine,
+    ratios_table,
     run_case,
-    sizes,
-    sizes_table,
+    run_sizes,
+    run_sizes_table,
+    srs_sizes,
+    srs_sizes_table,
 )
 from unconceal.errors import UserError, run_main
 from unconceal.files import make_folder, replacing
@@ -22,56 +28,23 @@ from unconceal.inference import choose_device
 from unconceal.metrics.report import git_commit
 
 
-PARTS = ("size", "dynamic_conv", "speed", "memory")
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default=",".join(PARTS), metavar="PARTS", help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--image-size", type=int, default=256, help="side in pixels")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], metavar="N", help="for speed")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of autocast")
-    parser.add_argument("--steps", type=int, default=3, help="timed repetitions")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
-    return parser
-
-
-def main(argv: list[str] | None = None):
-    args = make_parser().parse_args(argv)
-    parts = args.only.split(",")
-    if unknown := set(parts) - set(PARTS):
-        raise UserError(f"--only got {', '.join(sorted(unknown))}; give some of {','.join(PARTS)}")
-    if args.image_size < 32 or args.steps < 1 or min(args.batch_sizes) < 1:
-        raise UserError("--image-size must be 32 or more, --steps and --batch-sizes 1 or more")
-    choose_device(args.device)
-    if args.json:  # before the work whose result it shall hold
-        make_folder(Path(args.json).parent)
-        if Path(args.json).is_dir():
-            raise UserError(f"--json got the folder {args.json}; give a file")
-    shared = {"image_size": args.image_size, "device": args.device, "dtype": args.dtype, "steps": args.steps}
-    report = {
-        "command": shlex.join(["python", "scripts/benchmark.py", *(sys.argv[1:] if argv is None else argv)]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
-        **machine(),
-        **shared,
-    }
-    print("\n".join(f"- {name}: {value}" for name, value in report.items()))
+def srs(parts: list[str], batch_sizes: list[int], shared: dict[str, Any]) -> dict[str, Any]:
+    """Print the parts of SRS and return their numbers; `shared` are fields of `Case`."""
+    report, image_size = {}, shared["image_size"]
     if "size" in parts:
-        report["size"] = sizes(args.image_size)
-        print(f"\n## Size, one picture of {args.image_size}x{args.image_size} (published figures: 256x256)\n")
-        print(sizes_table(report["size"]))
+        report["size"] = srs_sizes(image_size)
+        print(f"\n## Size, one picture of {image_size}x{image_size} (published figures: 256x256)\n")
+        print(srs_sizes_table(report["size"]))
         print("\nMultiply-adds of convolutions and matrix products only. The dynamic convolution's identity takes two")
         print("convolutions where the published form takes one and builds its kernel for every picture.")
     if "dynamic_conv" in parts:
-        report["dynamic_conv"] = [run_case(Case("dynamic_conv", n, **shared)) for n in args.batch_sizes]
+        report["dynamic_conv"] = [run_case(Case("dynamic_conv", n, **shared)) for n in batch_sizes]
         print("\n## The dynamic convolution's identity against building the kernels of every picture\n")
-        print(dynamic_conv_table(report["dynamic_conv"]))
+        print(ratios_table("batch", dict(zip(batch_sizes, report["dynamic_conv"], strict=True))))
         print("\nAbove 1 the identity is the faster form.")
     if "speed" in parts:
-        cases = [Case("inference", n, **shared) for n in args.batch_sizes]
-        cases += [Case("training", n, checkpointing=on, **shared) for n in args.batch_sizes for on in (False, True)]
+        cases = [Case("inference", n, **shared) for n in batch_sizes]
+        cases += [Case("training", n, checkpointing=on, **shared) for n in batch_sizes for on in (False, True)]
         report["speed"] = [run_case(case) for case in cases]
         print("\n## Speed of the network alone, phase 2\n")
         print(cases_table(report["speed"]))
@@ -85,6 +58,120 @@ def main(argv: list[str] | None = None):
         report["memory"] = known or [run_case(case) for case in cases]
         print("\n## Memory of training, phase 2, batch 8\n")
         print(cases_table(report["memory"]))
+    return report
+
+
+def run(parts: list[str], batch_sizes: list[int], shared: dict[str, Any]) -> dict[str, Any]:
+    """Print the parts of RUN and return their numbers; `shared` are fields of `Case`."""
+    report, image_size = {}, shared["image_size"]
+    if "size" in parts:
+        report["size"] = run_sizes(image_size)
+        print(f"\n## Size, one picture of {image_size}x{image_size} (the authors' release: 384x384)\n")
+        print(run_sizes_table(report["size"]))
+        print(
+            "\nMultiply-adds of convolutions, matrix products and scans. A scan takes four for each step, channel and"
+        )
+        print(
+            "state: one is a matrix product, the others are elementwise. It also takes one exponential, not counted."
+        )
+    if "scan" in parts:
+        # The reference takes half a minute for the longest, and the ratios are far from 1: one step tells.
+        results = {n: run_case(Case("scan", 1, **{**shared, "image_size": n, "steps": 1})) for n in (24, 48, 96)}
+        report["scan"] = list(results.values())
+        print("\n## The selective scan against stepping through the sequence, 512 channels of 16 states\n")
+        print(ratios_table("length", {side**2: result for side, result in results.items()}))
+        print("\nThe reference's backward pass takes time by the square of the length, so longer ones are left out.")
+    if "speed" in parts:
+        kinds = [("inference", False), ("training", False), ("training", True)]
+        cases = [
+            Case(task, n, checkpointing=on, model=f"RUN, {encoder}", **shared)
+            for task, on in kinds
+            for encoder in ENCODERS
+            for n in batch_sizes
+        ]
+        report["speed"] = [run_case(case) for case in cases]
+        print("\n## Speed and memory of the network alone\n")
+        print(cases_table(report["speed"], by_model=True))
+    return report
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is measured of a network, and the defaults of the options."""
+
+    function: Callable[[list[str], list[int], dict[str, Any]], dict[str, Any]]
+    parts: tuple[str, ...]
+    image_size: int
+    min_image_size: int
+    batch_sizes: tuple[int, ...]
+    steps: int
+
+
+NETWORKS = {
+    "srs": Network(
+        srs,
+        ("size", "dynamic_conv", "speed", "memory"),
+        image_size=256,
+        min_image_size=32,
+        batch_sizes=(1, 8),
+        steps=3,
+    ),
+    # An encoder's batch norm cannot train on a single position, which is what stride 32 leaves of smaller pictures.
+    "run": Network(run, ("size", "scan", "speed"), image_size=384, min_image_size=64, batch_sizes=(1,), steps=1),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    def defaults(name: str) -> str:
+        values = ((network, getattr(NETWORKS[network], name)) for network in NETWORKS)
+        return "; ".join(
+            f"{network}: {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for network, value in values
+        )
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", nargs="?", default="srs", choices=NETWORKS, help="by default srs")
+    parser.add_argument("--only", metavar="PARTS", help=f"some parts, with commas between; {defaults('parts')}")
+    parser.add_argument("--image-size", type=int, metavar="N", help=f"side in pixels; {defaults('image_size')}")
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", metavar="N", help=f"for speed; {defaults('batch_sizes')}"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of autocast")
+    parser.add_argument("--steps", type=int, metavar="N", help=f"timed repetitions; {defaults('steps')}")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
+    return parser
+
+
+def main(argv: list[str] | None = None):
+    args = make_parser().parse_args(argv)
+    network = NETWORKS[args.network]
+    parts = list(network.parts) if args.only is None else args.only.split(",")
+    if unknown := set(parts) - set(network.parts):
+        raise UserError(f"--only got {', '.join(sorted(unknown))}; give some of {','.join(network.parts)}")
+    image_size = network.image_size if args.image_size is None else args.image_size
+    batch_sizes = list(network.batch_sizes) if args.batch_sizes is None else args.batch_sizes
+    steps = network.steps if args.steps is None else args.steps
+    if image_size < network.min_image_size or steps < 1 or min(batch_sizes) < 1:
+        raise UserError(
+            f"--image-size must be {network.min_image_size} or more, --steps and --batch-sizes 1 or more, "
+            f"got {image_size}, {steps} and {' '.join(map(str, batch_sizes))}"
+        )
+    choose_device(args.device)
+    if args.json:  # before the work whose result it shall hold
+        make_folder(Path(args.json).parent)
+        if Path(args.json).is_dir():
+            raise UserError(f"--json got the folder {args.json}; give a file")
+    shared = {"image_size": image_size, "device": args.device, "dtype": args.dtype, "steps": steps}
+    report = {
+        "command": shlex.join(["python", "scripts/benchmark.py", *(sys.argv[1:] if argv is None else argv)]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        **machine(),
+        **shared,
+    }
+    print("\n".join(f"- {name}: {value}" for name, value in report.items()))
+    report |= network.function(parts, batch_sizes, shared)
     if args.json:
         with replacing(args.json) as path:
             Path(path).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
