@@ -61,11 +61,12 @@ def make_data(folder: Path, num_train: int, seed: int) -> Path:
 
 def pretrain_encoder(out: Path, num_train: int, epochs: int) -> Path:
     """Train a plain decoder on pictures that the study does not use; return the folder of its encoder."""
-    encoder = out / "encoder"
+    encoder = out / f"encoder-{num_train}x{epochs}"
     if not encoder.exists():
         settings = {**PLAIN, "phases.segmentation.epochs": epochs, "phases.segmentation.evaluate_every": 4}
-        train(out / "pretraining", make_data(out / "data-pretraining", num_train, seed=7), **settings)
-        model = RunForImageSegmentation.from_pretrained(out / "pretraining/segmentation/last")
+        run = out / f"pretraining-{num_train}x{epochs}"
+        train(run, make_data(out / f"data-pretraining-{num_train}", num_train, seed=7), **settings)
+        model = RunForImageSegmentation.from_pretrained(run / "segmentation/last")
         model.backbone.save_pretrained(encoder)
     return encoder
 
@@ -79,12 +80,12 @@ def main(argv: list[str] | None = None):
         "--seeds", nargs="+", type=int, default=[0, 1, 2], help="a run of each variant for each (0 1 2)"
     )
     parser.add_argument("--train", type=count, default=320, metavar="N", help="training pictures (320)")
-    parser.add_argument("--epochs", type=count, default=5, metavar="N", help="passes over them (5)")
+    parser.add_argument("--epochs", type=count, default=3, metavar="N", help="passes over them (3)")
     parser.add_argument("--pretrain", type=count, default=2000, metavar="N", help="pictures for the encoder (2000)")
     parser.add_argument("--pretrain-epochs", type=count, default=20, metavar="N", help="passes over those (20)")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    data = make_data(args.out / "data", args.train, seed=0)
+    data = make_data(args.out / f"data-{args.train}", args.train, seed=0)
     encoder = pretrain_encoder(args.out, args.pretrain, args.pretrain_epochs)
     settings = {**COMMON, "phases.segmentation.init_backbone_from": encoder}
     settings |= {"phases.segmentation.epochs": args.epochs, "phases.segmentation.evaluate_every": args.epochs}

@@ -5,10 +5,18 @@ import torch
 import torch.nn.functional as F
 from common import ModelTester, says
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PvtV2Config, PvtV2Model, ResNetConfig, ResNetForImageClassification, ViTConfig
 
 from unconceal import RunConfig, RunForImageSegmentation
+from unconceal.models.losses import (
+    ambiguity_loss,
+    contour_weights,
+    edge_dice_loss,
+    mask_edges,
+    structure_loss,
+)
 from unconceal.models.modeling_run import (
     background_minimiser,
     background_share,
@@ -152,6 +160,35 @@ class TestRunForImageSegmentation(ModelTester):
         output = self.make_model(use_background=False)(self.make_inputs()["pixel_values"])
         assert output.reconstructions is None
 
+    def test_without_the_closed_form_a_stage_would_say_something_else(self):
+        """The mask is the closed form's, corrected; not something that the features give beside it."""
+        model, pixel_values = self.make_lively_model(), self.make_inputs(size=(64, 64))["pixel_values"]
+        with torch.no_grad():
+            for stage in model.stages:
+                stage.mask_head.weight.zero_()
+                stage.mask_head.bias.zero_()
+            estimates = []
+            model.mask_step.register_forward_hook(lambda _, __, estimate: estimates.append(estimate))
+            output = model(pixel_values)
+        for estimate, logits in zip(estimates, output.mask_logits[1:], strict=True):
+            torch.testing.assert_close(logits.sigmoid(), estimate.clamp(0.01, 0.99))
+
+    def test_scans_start_as_those_of_mamba(self):
+        scan = self.make_model().stages[0].large_field.scan
+        bound = scan.inner_size**-0.5  # as a linear layer's from inner_size tokens
+        assert 0.9 * bound < scan.token_proj.abs().max() <= bound
+        steps = F.softplus(scan.step_bias)
+        assert 0.9e-3 < steps.min() < 3e-3 < 3e-2 < steps.max() < 1.1e-1
+        torch.testing.assert_close(-scan.log_decay[0].exp(), -torch.arange(1.0, 5.0))
+        assert scan.skip.eq(1).all()
+
+    def test_half_precision_keeps_the_scan_in_single(self, tmp_path):
+        self.make_model().save_pretrained(tmp_path)
+        model = RunForImageSegmentation.from_pretrained(tmp_path, dtype=torch.bfloat16)
+        kept = {name.split(".")[-1] for name, p in model.named_parameters() if p.dtype == torch.float32}
+        assert kept == {"log_decay", "step_bias", "skip", "raw_proximity", "raw_sparsity"}
+        assert model(torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16)).logits.dtype == torch.bfloat16
+
     # ---- closed forms -----------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("sparsity", [0.0, 0.3])
@@ -214,14 +251,14 @@ class TestRunForImageSegmentation(ModelTester):
         expected = torch.tensor([0.0, 0.05, 0.1, 0.1, 0.45, 0.5, 0.55, 0.9, 0.9, 0.95, 1.0])
         torch.testing.assert_close(hardened, expected)
 
-    def test_share_of_background_is_one_minus_mask_and_safe_on_black(self):
-        image, mask = 0.02 + 0.98 * torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8)
-        torch.testing.assert_close(background_share((1 - mask) * image, image), (1 - mask).expand_as(image))
-        black = torch.zeros(1, 3, 2, 2, requires_grad=True)
-        share = background_share(black + 0.3, black)
-        share.sum().backward()
-        assert share.isfinite().all()
-        assert black.grad.isfinite().all()
+    def test_share_of_background_is_one_minus_mask_on_black_too(self):
+        mask = torch.rand(2, 1, 8, 8)
+        for brightness in (0.0, 0.002, 0.5, 1.0):
+            image = torch.full((2, 3, 8, 8), brightness, requires_grad=True)
+            share = background_share((1 - mask) * image, image, mask)
+            torch.testing.assert_close(share, (1 - mask).expand_as(image))
+            share.sum().backward()
+            assert image.grad.isfinite().all()
 
     def test_windows_are_split_and_joined(self):
         tokens = torch.randn(2, 3, 8, 12)
@@ -286,6 +323,48 @@ class TestRunForImageSegmentation(ModelTester):
         )
         assert last < more < both
         torch.testing.assert_close(more, (last + both) / 2)
+
+    def test_total_loss_reckoned_from_the_outputs(self):
+        model, inputs = (
+            self.make_lively_model(reconstruction_weight=3.0, edge_weight=0.7),
+            self.make_inputs(size=(64, 96)),
+        )
+        output = model(**inputs)
+        labels, image = inputs["labels"][:, None], model.denormalise(inputs["pixel_values"])
+        strides, stage_weights = (32, 32, 16, 8, 4), (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+        total = 2 * ambiguity_loss(output.logits)
+        for k, (stride, weight) in enumerate(zip(strides, stage_weights, strict=True)):
+            logits = F.interpolate(output.mask_logits[k], (64, 96), mode="bilinear", align_corners=False)
+            stage = structure_loss(logits, labels, contour_weights(labels))
+            if k > 0:
+                stage += 0.7 * edge_dice_loss(output.edge_logits[k - 1], F.max_pool2d(mask_edges(labels), stride))
+                error = output.reconstructions[k - 1] - F.avg_pool2d(image, stride)
+                stage += 3 * error.square().mean()
+            total = total + weight * stage
+        torch.testing.assert_close(output.loss, total)
+
+    def test_cells_beyond_the_image_do_not_count(self):
+        model, inputs = (
+            self.make_lively_model(ambiguity_weight=0.0, bce_weight=0.0, iou_weight=0.0),
+            self.make_inputs(),
+        )
+        labels = inputs["labels"][:, None]  # 33 x 47, padded to 64 x 64: of 16 x 16 cells, 9 x 12 see the image
+        output = model(inputs["pixel_values"])
+        image = F.pad(model.denormalise(inputs["pixel_values"]), (0, 17, 0, 31), mode="replicate")
+
+        def loss(edges, reconstructions):
+            rest = (output.logits, list(output.mask_logits))
+            return model.compute_loss(labels, image, *rest, edges, reconstructions)
+
+        edges, reconstructions = list(output.edge_logits), list(output.reconstructions)
+        expected = loss(edges, reconstructions)
+        for maps in (edges, reconstructions):
+            maps[-1] = maps[-1].clone()
+            maps[-1][..., 9:, :] = 7
+            maps[-1][..., 12:] = 7
+        assert torch.equal(loss(edges, reconstructions), expected)
+        edges[-1][..., 8, 11] += 7
+        assert not torch.equal(loss(edges, reconstructions), expected)
 
     def test_ambiguity_counts_as_training_goes_on(self):
         model, inputs = self.make_model(), self.make_inputs()
@@ -370,6 +449,7 @@ class TestBackbones:
             ({"stage_levels": ()}, "stage_levels"),
             ({"stage_levels": (0, 1)}, "stage_levels"),
             ({"stage_levels": (4, 0)}, "stage_levels"),
+            ({"stage_levels": (3, 1)}, "stage_levels"),
             ({"hidden_size": 20}, "hidden_size"),
             ({"reconstruction_hidden_sizes": (8, 16)}, "reconstruction_hidden_sizes"),
             ({"image_std": (0.1, 0.0, 0.1)}, "image_std"),
@@ -399,6 +479,26 @@ class TestBackbones:
         for name, value in model.backbone.state_dict().items():
             assert torch.equal(value, state[name]), name
 
+    def test_from_backbone_takes_a_timm_checkpoint(self, tmp_path):
+        timm = pytest.importorskip("timm")
+        encoder = timm.create_model("res2net50_26w_4s", pretrained=False)
+        for module in encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+        timm.models.save_for_hf(encoder, tmp_path, safe_serialization="both")
+        model = RunForImageSegmentation.from_backbone(str(tmp_path), hidden_size=16)
+        state = encoder.state_dict()
+        for name, value in model.backbone.state_dict().items():
+            assert torch.equal(value, state[name.removeprefix("_backbone.")]), name
+        model.save_pretrained(tmp_path / "saved")
+        again = RunForImageSegmentation.from_pretrained(tmp_path / "saved").state_dict()
+        assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+
+    def test_configuration_of_the_caller_stays_as_it_is(self):
+        config = ResNetConfig()
+        RunConfig(backbone_config=config)
+        assert config.out_indices == [4]
+
     def test_from_backbone_takes_pvt(self, tmp_path):
         torch.manual_seed(7)
         encoder = PvtV2Model(PvtV2Config(**TINY_PVT))
@@ -413,10 +513,12 @@ class TestBackbones:
         self.save_classifier(tmp_path / "shallower")
         PvtV2Model(PvtV2Config(**TINY_PVT)).save_pretrained(tmp_path / "pvt")
         deeper = {**TINY_BACKBONE, "depths": [1, 1, 2, 1]}
-        for folder, backbone_config in (("wider", TINY_BACKBONE), ("shallower", deeper), ("pvt", TINY_BACKBONE)):
+        self.save_classifier(tmp_path / "deeper", depths=[1, 1, 2, 1])
+        cases = {"wider": TINY_BACKBONE, "shallower": deeper, "deeper": TINY_BACKBONE, "pvt": TINY_BACKBONE}
+        for folder, backbone_config in cases.items():
             model = RunForImageSegmentation(RunConfig(**{**TINY, "backbone_config": backbone_config}))
             before = {name: value.clone() for name, value in model.state_dict().items()}
-            with says(str(tmp_path / folder), "lacks", "such as"):
+            with says(str(tmp_path / folder), "other weights", "such as"):
                 model.load_backbone(str(tmp_path / folder))
             assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         with pytest.raises(OSError, match="no_such_folder"):

@@ -58,6 +58,7 @@ SMOKE = ROOT / "configs/srs/smoke.yaml"
         ("phases.detection.epochs=1", "phases is 'detection', expected only reconstruction, segmentation"),
         ("mixed_precision=fp8", "mixed_precision is 'fp8', expected one of None, no, fp16, bf16"),
         ("best_metric=dice", "best_metric is 'dice'"),
+        ("model.backbone_config.depth=[1]", "model is 'backbone_config'"),
         ("network=unet", "network is 'unet', expected one of run, srs"),
         (
             "phases.segmentation.init_backbone_from=microsoft/resnet-50",

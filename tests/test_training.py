@@ -415,7 +415,7 @@ def test_encoder_starts_from_pretrained_weights(run_recipe, tmp_path):
 
 def test_an_encoder_that_does_not_fit_is_refused(run_recipe, tmp_path):
     save_encoder(tmp_path / "wider", embedding_size=24)
-    for source, expected in ((tmp_path / "wider", "lacks"), (tmp_path / "nowhere", "nowhere")):
+    for source, expected in ((tmp_path / "wider", "other weights"), (tmp_path / "nowhere", "nowhere")):
         with pytest.raises(UserError, match=f"cannot start the encoder from .*{expected}") as raised:
             train(run_recipe(f"phases.segmentation.init_backbone_from={source}"), overwrite=True)
         assert "\n" not in str(raised.value)
@@ -435,10 +435,32 @@ def test_without_a_way_to_the_hub_the_encoder_starts_at_random_and_says_so_once(
     assert told == ["cannot reach the Hub for some/encoder: the encoder starts at random"]
 
 
-def test_network_and_processor_must_agree_on_the_normalisation(run_recipe):
-    with pytest.raises(UserError, match="processor.image_mean is .*0.5, 0.5, 0.5.*model.image_mean is .*0.485"):
-        train(run_recipe("processor.image_mean=[0.5,0.5,0.5]"))
+@pytest.mark.parametrize(
+    "change", ["image_mean=[0.5,0.5,0.5]", "image_mean=0.5", "image_std=0.2", "do_normalize=false", "do_rescale=false"]
+)
+def test_network_and_processor_must_agree_on_the_normalisation(run_recipe, change):
+    with pytest.raises(UserError, match="the network cannot undo its normalisation"):
+        train(run_recipe(f"processor.{change}"))
+
+
+def test_network_and_processor_may_agree_on_another_normalisation(run_recipe):
     train(run_recipe("processor.image_mean=[0.5,0.5,0.5]", "model.image_mean=[0.5,0.5,0.5]"))
+
+
+def test_an_encoder_that_cannot_do_this_is_refused_before_anything_is_removed(run_recipe, tmp_path):
+    best = train(run_recipe())
+    vit = "{model_type: dinov2, hidden_size: 16, num_attention_heads: 2, num_hidden_layers: 4, patch_size: 14}"
+    mistakes = {
+        "phases.segmentation.init_backbone_from=no/such/folder": "no/such/folder",
+        f"phases.segmentation.init_backbone_from={tmp_path}": "cannot start the encoder",
+        f"model.backbone_config={vit}": "a field of the configuration of dinov2",
+        "model.backbone_config.depth=[1,1,1,1]": "model.backbone_config is 'depth'",
+    }
+    for change, expected in mistakes.items():
+        with pytest.raises(UserError, match=expected) as raised:
+            train(run_recipe(change), overwrite=True)
+        assert "\n" not in str(raised.value)
+        assert (best / "model.safetensors").exists()
 
 
 def test_progress_of_the_training_never_falls_back(run_recipe, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -73,7 +74,8 @@ def evaluate_model(
     )
     rows = []
     with _eval_mode(model), torch.inference_mode():
-        for examples, pixel_values in tqdm(loader, desc="evaluate", unit="batch", disable=rank > 0 or not progress):
+        batches = tqdm(_readable(loader), "evaluate", len(loader), unit="batch", disable=rank > 0 or not progress)
+        for examples, pixel_values in batches:
             outputs = model(pixel_values=pixel_values.to(parameter.device, parameter.dtype))
             sizes = [(example["height"], example["width"]) for example in examples]
             for example, probs in zip(
@@ -86,6 +88,14 @@ def evaluate_model(
     for row in rows:
         del row["index"]
     return rows
+
+
+def _readable(loader: DataLoader) -> Iterator:
+    """Yield the batches; a picture that cannot be used is a user's error, in one line also from a loader's process."""
+    try:
+        yield from loader
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read the data: {str(error).strip().splitlines()[-1]}") from None
 
 
 class _Indexed(torch.utils.data.Dataset):
@@ -108,7 +118,7 @@ class _Collate:
         self.processor = processor
 
     def __call__(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], torch.Tensor]:
-        images = [to_rgb(row["image"]) for row in rows]
+        images = [self.read(row) for row in rows]
         examples = [
             {
                 "index": row["index"],
@@ -121,6 +131,13 @@ class _Collate:
             for row, image in zip(rows, images, strict=True)
         ]
         return examples, self.processor(images=images, return_tensors="pt")["pixel_values"]
+
+    @staticmethod
+    def read(row: dict[str, Any]) -> Image.Image:
+        try:
+            return to_rgb(row["image"])
+        except ValueError as error:
+            raise ValueError(f"{row['id']}: {error}") from None
 
 
 def _score_example(

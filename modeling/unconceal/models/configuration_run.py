@@ -1,5 +1,7 @@
 """Configuration of RUN, the reversible unfolding network."""
 
+import copy
+
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -105,9 +107,9 @@ class RunConfig(PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         levels = list(self.stage_levels)
-        if not levels or levels != sorted(levels, reverse=True) or not 0 <= levels[-1] <= levels[0] < NUM_LEVELS:
+        if not levels or levels != sorted(levels, reverse=True) or levels[0] >= NUM_LEVELS or levels[-1] != 0:
             raise ValueError(
-                f"`stage_levels` must fall from at most {NUM_LEVELS - 1} to at least 0, such as (3, 2, 1, 0), got {levels}."
+                f"`stage_levels` must fall from at most {NUM_LEVELS - 1} to 0, such as (3, 2, 1, 0), got {levels}."
             )
         if len(self.reconstruction_hidden_sizes) != 3:
             raise ValueError(f"`reconstruction_hidden_sizes` needs 3 entries, got {self.reconstruction_hidden_sizes}.")
@@ -151,6 +153,7 @@ def _backbone_config(given: dict | PreTrainedConfig | None, num_channels: int) -
         given = CONFIG_MAPPING[model_type](**given)
     if not hasattr(given, "out_indices"):
         raise ValueError(f"`backbone_config` must be of a backbone, got one of {given.model_type}, which is none.")
+    given = copy.deepcopy(given)  # the caller's stays as it is
     names = getattr(given, "stage_names", None)  # timm's are known once it is built
     indices = list(given.out_indices or [-1])
     if indices in ([-1], [len(names or ()) - 1]):  # the last level alone, as when nothing was said

@@ -52,8 +52,10 @@ from .selective_scan import selective_scan
 FINEST_STRIDE = 4
 # Sides are padded to a multiple of this, the stride of the coarsest level.
 STRIDE = FINEST_STRIDE * 2 ** (NUM_LEVELS - 1)
-# Below this a pixel is black, and the share of background in it unknown.
-DARKEST = 1e-2
+# Brightness that is added on both sides of B / C, so that black pixels have a share as well.
+BLACK = 1e-2
+# M^ is no probability: it is held this far from 0 and 1 where its logit is taken.
+LEAST_PROBABILITY = 1e-2
 
 
 @dataclass
@@ -146,9 +148,17 @@ def background_minimiser(
     return (proximity * previous + image - mask * image) / (1 + proximity)
 
 
-def background_share(background: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """Return B / C in [0, 1], (B, 3, h, w): 1 - M where the background is the image with the mask cut out."""
-    return (background / image.clamp(min=DARKEST)).clamp(0, 1)
+def background_share(background: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return B / C in [0, 1], (B, 3, h, w): 1 - M where B is the image with the mask cut out, and on black.
+
+    DEVIATION: the paper divides by C as it is, which says nothing where C is black.
+
+    Args:
+        background: B, (B, 3, h, w).
+        image: C, (B, 3, h, w), in [0, 1].
+        mask: M, (B, 1, h, w), in [0, 1].
+    """
+    return ((background + BLACK * (1 - mask)) / (image + BLACK)).clamp(0, 1)
 
 
 class RunConvNormAct(nn.Sequential):
@@ -258,7 +268,7 @@ class RunScan2d(nn.Module):
         if self.window_size is None:
             mixed = self.scan(tokens)
         else:
-            # Windows beyond the border are filled with zeros, which add nothing to a state.
+            # Windows beyond the border are filled with zeros, which add nothing to a state but let it fade.
             size = self.window_size
             padding = (0, padding_to(size, width), 0, padding_to(size, height))
             tokens = F.pad(tokens, padding)
@@ -438,7 +448,8 @@ class RunBackgroundStep(nn.Module):
     """The background B_k and the reconstruction C^_k (ROBE), shared by all stages.
 
     DEVIATION: the reconstruction is B_k + M_k * F with a painted foreground F, the decomposition of section 3, so that it
-    teaches B_k to be the image outside the mask; a free output would teach nothing of the background.
+    teaches B_k to be the image outside the mask; a free output would teach nothing of the background. The correction of
+    B^_k acts where the mask covers: elsewhere B^_k is the image already, and noise there spoils the next closed form.
     """
 
     def __init__(self, config: RunConfig):
@@ -457,12 +468,16 @@ class RunBackgroundStep(nn.Module):
         """Return B_k and C^_k, (B, 3, h, w), from C, M_k and B_{k-1}, all in float32."""
         estimate = background_minimiser(image, mask, previous, self.proximity)  # B^_k
         foreground, correction = self.network(mask, estimate)
-        background = estimate + correction
+        background = estimate + mask * correction
         return background, background + mask * foreground
 
 
 class RunStage(GradientCheckpointingLayer):
-    """The learned part of a stage's mask: E(C) from neck and previous stage, then Reversible State Space (RSS)."""
+    """The learned part of a stage's mask: E(C) from neck and previous stage, then Reversible State Space (RSS).
+
+    DEVIATION: the paper's convolution gives M_k itself, here what is added to the logit of M^_k. Without that sum a trained
+    network takes everything from the features and no longer heeds the closed form.
+    """
 
     def __init__(self, config: RunConfig):
         super().__init__()
@@ -495,7 +510,10 @@ class RunStage(GradientCheckpointingLayer):
         if mask is not None:
             inside, outside = (features * map_.to(features.dtype) + features for map_ in (mask, share))
         hidden_states = self.small_field(inside) + self.large_field(outside)
-        return hidden_states, self.mask_head(hidden_states), self.edge_head(hidden_states)
+        mask_logits = self.mask_head(hidden_states)
+        if mask is not None:
+            mask_logits = mask_logits + torch.logit(mask, eps=LEAST_PROBABILITY).to(mask_logits.dtype)
+        return hidden_states, mask_logits, self.edge_head(hidden_states)
 
 
 def upsample(hidden_states: torch.Tensor, factor: int) -> torch.Tensor:
@@ -533,6 +551,8 @@ class RunPreTrainedModel(UnconcealPreTrainedModel):
     base_model_prefix = "run"
     supports_gradient_checkpointing = True
     _no_split_modules = ["RunStage"]
+    # Half precision would change how fast states fade.
+    _keep_in_fp32_modules_strict = ["log_decay", "step_bias", "skip", "raw_proximity", "raw_sparsity"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -543,7 +563,7 @@ class RunPreTrainedModel(UnconcealPreTrainedModel):
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, RunScan2d):
-            init.kaiming_uniform_(module.token_proj, a=math.sqrt(5))
+            init.uniform_(module.token_proj, -(module.inner_size**-0.5), module.inner_size**-0.5)
             init.uniform_(module.step_proj, -(module.rank**-0.5), module.rank**-0.5)
             # Time steps from 0.001 to 0.1, evenly in their logarithm; the bias is their inverse softplus.
             steps = torch.empty_like(module.step_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp()
@@ -618,18 +638,25 @@ class RunForImageSegmentation(RunPreTrainedModel):
         kind, config = type(self.backbone), self.config.backbone_config
         if config.model_type == "timm_backbone":
             prefix = "local-dir:" if Path(backbone).is_dir() else "hf-hub:" if "/" in backbone else ""
-            loaded = kind.from_pretrained(prefix + backbone, config=config)
+            with init.no_init_weights():  # which would reset the running statistics that timm has loaded
+                loaded = kind.from_pretrained(prefix + backbone, config=config)
             lacking = set(self.backbone.state_dict()) ^ set(loaded.state_dict())
         else:
             # Other shapes are told below, by name.
             loaded, report = kind.from_pretrained(
                 backbone, config=config, output_loading_info=True, ignore_mismatched_sizes=True
             )
-            lacking = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
+            own = tuple(f"{name}." for name, _ in self.backbone.named_children())
+            unused = {
+                key
+                for key in report["unexpected_keys"]
+                if key.removeprefix(f"{kind.base_model_prefix}.").startswith(own)
+            }
+            lacking = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]} | unused
         if lacking:
             raise ValueError(
-                f"{backbone} lacks {len(lacking)} weights of {kind.__name__} or has them in another shape, such as "
-                f"{min(lacking)}; give weights of the same architecture as `backbone_config`."
+                f"{backbone} holds other weights than {kind.__name__}: {len(lacking)} are missing, too many or of another "
+                f"shape, such as {min(lacking)}; give weights of the same architecture as `backbone_config`."
             )
         self.backbone.load_state_dict(loaded.state_dict())
 
@@ -673,7 +700,8 @@ class RunForImageSegmentation(RunPreTrainedModel):
             if self.mask_step is not None:
                 image = F.avg_pool2d(full_image, FINEST_STRIDE * 2**level)
                 probs, probs_before = previous.float().sigmoid(), before_previous.float().sigmoid()
-                # Not B_{k-1} itself is enlarged, whose fine texture is missing at a coarser level: its share is smooth.
+                # DEVIATION: not B_{k-1} itself is carried to this level, where its fine texture would be missing, but its
+                # share of the image, which is smooth. It holds B to 0 <= B <= C, as the decomposition C = F + B demands.
                 share = upsample(share, factor)
                 background = image * share
                 if k == 0:
@@ -696,7 +724,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
                 else:
                     background = image - probs * image
                 backgrounds.append(background)
-                share = background_share(background, image)
+                share = background_share(background, image, probs)
             before_previous, level_before = previous, level
         # 6. The last mask at the size of the input; by negative padding, as slicing would tie an exported network to a size.
         padded_logits = upsample(mask_logits[-1], FINEST_STRIDE * 2**level_before)
@@ -763,10 +791,13 @@ class RunForImageSegmentation(RunPreTrainedModel):
             stride = image.shape[-1] // mask_logits[k].shape[-1]
             at_input_size = F.pad(upsample(mask_logits[k], stride), [-side for side in padding])
             stage = structure_loss(at_input_size, labels, pixel_weights, config.bce_weight, config.iou_weight)
+            # What lies wholly beyond the input is no evidence.
+            inside = (..., slice(math.ceil(height / stride)), slice(math.ceil(width / stride)))
             if k > 0:
-                stage = stage + config.edge_weight * edge_dice_loss(edge_logits[k - 1], F.max_pool2d(edges, stride))
+                stage_edges = F.max_pool2d(edges, stride)[inside]
+                stage = stage + config.edge_weight * edge_dice_loss(edge_logits[k - 1][inside], stage_edges)
             if k > 0 and reconstructions:
-                error = F.mse_loss(reconstructions[k - 1], F.avg_pool2d(image, stride))
+                error = F.mse_loss(reconstructions[k - 1][inside], F.avg_pool2d(image, stride)[inside])
                 stage = stage + config.reconstruction_weight * error
             total = total + weight * stage
         coefficient = config.ambiguity_weight * ambiguity_coefficient(self.training_progress)

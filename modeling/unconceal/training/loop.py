@@ -131,7 +131,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Path
         if state.is_main_process:
             check_folder(output_dir, recipe, resume, overwrite)
         splits = load_splits(recipe.data.path, [recipe.data.train_split, recipe.data.eval_split])
-        check_start(recipe, tasks[0])
+        check_start(recipe, tasks[0], resume)
         if state.is_main_process:
             claim_folder(output_dir, recipe, resume)
     best = None
@@ -174,30 +174,38 @@ def claim_folder(output_dir: Path, recipe: Recipe, resume: bool):
         OmegaConf.save(OmegaConf.create(recipe_to_dict(recipe)), beside)
 
 
-def check_start(recipe: Recipe, task: str):
-    """Build the first phase's model without its weights, so that a mistake shows before the run begins.
+def check_start(recipe: Recipe, task: str, resume: bool):
+    """Build the first phase's model and try it without computing, so that a mistake shows before the run begins.
 
     Raises:
-        UserError: If the recipe or the checkpoint that it names does not describe a model.
+        UserError: If recipe, checkpoint and encoder do not go together.
     """
-    init_from = recipe.phases[task].init_from
-    processor, config = build_processor(recipe, init_from), build_config(recipe, init_from)
+    phase, model_class = recipe.phases[task], NETWORKS[recipe.network].tasks[task]
+    processor, config = build_processor(recipe, phase.init_from), build_config(recipe, phase.init_from)
+    color = (40, 120, 200)
     try:
-        with torch.device("meta"):
-            model = NETWORKS[recipe.network].tasks[task](config)
-    except LOADING_ERRORS as error:  # such as an encoder whose library is not installed
-        raise UserError(f"recipe: model: {one_line(error)}") from None
-    try:
-        pixel_values = processor(Image.new("RGB", (64, 64)))["pixel_values"]
-        model.check_pixel_values(pixel_values)
+        pixel_values = processor(Image.new("RGB", (64, 64), color))["pixel_values"]
     except (ValueError, TypeError) as error:
         raise UserError(f"recipe: processor: {one_line(error)}") from None
-    for name in ("image_mean", "image_std"):  # what a network that undoes the normalisation must know
-        expected, got = getattr(config, name, None), getattr(processor, name)
-        if expected is not None and list(expected) != list(got):
+    try:
+        with torch.device("meta"):
+            model = model_class(config).eval()
+        model.check_pixel_values(pixel_values)
+        model(pixel_values.to("meta"))
+    except (
+        *LOADING_ERRORS,
+        AssertionError,
+    ) as error:  # such as an encoder that is not installed, or that cannot do this
+        raise UserError(f"recipe: model: {one_line(error)}") from None
+    if hasattr(model, "denormalise"):
+        seen = model.denormalise(pixel_values).mean(dim=(0, 2, 3))
+        if not torch.allclose(seen * 255, torch.tensor(color, dtype=seen.dtype), atol=0.5):
             raise UserError(
-                f"recipe: processor.{name} is {list(got)}, model.{name} is {list(expected)}; set both alike"
+                "recipe: processor: the network cannot undo its normalisation; set image_mean and image_std in processor and "
+                "model alike, and leave do_rescale and do_normalize on"
             )
+    if phase.init_backbone_from and not resume:
+        load_backbone(model_class(config), phase.init_backbone_from, warn=False)
 
 
 def _differences(kept: Any, wanted: Any, key: str = "") -> Iterator[str]:
@@ -276,7 +284,7 @@ def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreT
     return model
 
 
-def load_backbone(model: PreTrainedModel, source: str):
+def load_backbone(model: PreTrainedModel, source: str, warn: bool = True):
     """Give the encoder pretrained weights; where only the way to the Hub is missing, warn and leave it at random.
 
     Raises:
@@ -285,7 +293,7 @@ def load_backbone(model: PreTrainedModel, source: str):
     try:
         on_hub = is_hub_id(source) and not Path(source).exists()
         if on_hub and cached_file(source, CONFIG_NAME, _raise_exceptions_for_connection_errors=False) is None:
-            if PartialState().is_main_process:
+            if warn and PartialState().is_main_process:
                 logger.warning("cannot reach the Hub for %s: the encoder starts at random", source)
             return
         model.load_backbone(source)
@@ -339,7 +347,7 @@ def run_phase(
     # 1. Model, data, optimizer, schedule.
     set_seed(recipe.seed)
     model = build_model(recipe, task_name, init_from)
-    if phase.init_backbone_from and init_from is None and not progress.epoch:
+    if phase.init_backbone_from and not progress.epoch:
         load_backbone(model, phase.init_backbone_from)
     processor = build_processor(recipe, init_from)
     samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed)

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate.tracking import get_available_trackers
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from transformers import CONFIG_MAPPING
 from yaml import YAMLError
 
 from ..data.transforms import TransformRecipe
@@ -85,8 +86,9 @@ class PhaseRecipe:
         ema_decay: Keep a running mean of the weights with this decay, and evaluate and save that; None does not.
         evaluate_every: Epochs between evaluations; the last epoch always has one.
         init_from: Checkpoint folder or Hub id to start from, as for fine-tuning, instead of the phase before.
-        init_backbone_from: Folder or Hub id of pretrained weights for the encoder, of networks that have a backbone. Where
-            the Hub cannot be reached, the encoder starts at random, with a warning.
+        init_backbone_from: Folder or Hub id, owner/name, of pretrained weights for the encoder, of networks that have a
+            backbone. Where the Hub cannot be reached, the encoder starts at random, with a warning. Not beside
+            `init_from`, which brings an encoder.
         optimizer: The optimizer.
         schedule: The learning rate schedule.
     """
@@ -202,11 +204,20 @@ def _check(recipe: Recipe, path: Path):
         unknown = sorted(set(getattr(recipe, part)) - known)
         if unknown:
             refuse(part, unknown[0], f"a field of the network's {'configuration' if part == 'model' else part}")
+    backbone = recipe.model.get("backbone_config")
+    if isinstance(backbone, dict) and backbone.get("model_type") in CONFIG_MAPPING:
+        config_class = CONFIG_MAPPING[backbone["model_type"]]
+        known = {field.name.removeprefix("_") for field in dataclasses.fields(config_class)}
+        unknown = sorted(set(backbone) - known - set(config_class.attribute_map) - {"model_type"})
+        if unknown:
+            refuse("model.backbone_config", unknown[0], f"a field of the configuration of {backbone['model_type']}")
     values = {"mixed_precision": recipe.mixed_precision, "protocol": recipe.protocol}
     positive, at_least_0 = {}, {"seed": recipe.seed, "data.num_workers": recipe.data.num_workers}
     for task, phase in recipe.phases.items():
         if task not in network.tasks:
             refuse("phases", task, f"only {', '.join(network.tasks)}")
+        if phase.init_backbone_from and phase.init_from:
+            refuse(f"phases.{task}.init_backbone_from", phase.init_backbone_from, "null beside init_from")
         if phase.init_backbone_from and not hasattr(network.tasks[task], "load_backbone"):
             refuse(
                 f"phases.{task}.init_backbone_from",
