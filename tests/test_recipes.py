@@ -102,6 +102,13 @@ def test_broken_files(tmp_path, text, expected):
     assert "\n" not in str(raised.value)
 
 
+def test_fields_of_an_encoder_are_checked():
+    with pytest.raises(
+        UserError, match="model.backbone_config is 'depth', expected a field of the configuration of resnet"
+    ):
+        load_recipe(ROOT / "configs/run/smoke.yaml", ["model.backbone_config.depth=[1,1,1,1]"])
+
+
 def test_missing_file():
     with pytest.raises(UserError, match="cannot read recipe nowhere.yaml"):
         load_recipe("nowhere.yaml")

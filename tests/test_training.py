@@ -423,8 +423,10 @@ def test_an_encoder_that_does_not_fit_is_refused(run_recipe, tmp_path):
 
 @pytest.mark.skipif(is_timm_available(), reason="timm is installed")
 def test_an_encoder_of_a_missing_library_is_refused_before_anything_is_written(run_recipe, tmp_path):
+    recipe = run_recipe()
+    recipe.model["backbone_config"] = {"model_type": "timm_backbone", "backbone": "res2net50_26w_4s"}
     with pytest.raises(UserError, match="recipe: model: .*pip install timm"):
-        train(run_recipe("model.backbone_config={model_type: timm_backbone, backbone: res2net50_26w_4s}"))
+        train(recipe)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
@@ -449,16 +451,17 @@ def test_network_and_processor_may_agree_on_another_normalisation(run_recipe):
 
 def test_an_encoder_that_cannot_do_this_is_refused_before_anything_is_removed(run_recipe, tmp_path):
     best = train(run_recipe())
-    vit = "{model_type: dinov2, hidden_size: 16, num_attention_heads: 2, num_hidden_layers: 4, patch_size: 14}"
-    mistakes = {
-        "phases.segmentation.init_backbone_from=no/such/folder": "no/such/folder",
-        f"phases.segmentation.init_backbone_from={tmp_path}": "cannot start the encoder",
-        f"model.backbone_config={vit}": "a field of the configuration of dinov2",
-        "model.backbone_config.depth=[1,1,1,1]": "model.backbone_config is 'depth'",
-    }
-    for change, expected in mistakes.items():
+    missing, damaged, vit = run_recipe(), run_recipe(), run_recipe()
+    missing.phases["segmentation"].init_backbone_from = "no/such/folder"
+    damaged.phases["segmentation"].init_backbone_from = str(tmp_path)
+    vit.model["backbone_config"] = {"model_type": "dinov2", "hidden_size": 16, "num_attention_heads": 2}
+    for recipe, expected in (
+        (missing, "no/such/folder"),
+        (damaged, "cannot start the encoder"),
+        (vit, "strides 4, 8"),
+    ):
         with pytest.raises(UserError, match=expected) as raised:
-            train(run_recipe(change), overwrite=True)
+            train(recipe, overwrite=True)
         assert "\n" not in str(raised.value)
         assert (best / "model.safetensors").exists()
 

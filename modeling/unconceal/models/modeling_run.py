@@ -283,16 +283,17 @@ class RunScan2d(nn.Module):
         # 1. Four sequences: along the rows, along the columns, and both reversed.
         rows, columns = tokens.flatten(2), tokens.transpose(2, 3).flatten(2)  # (B, D, L)
         forth = torch.stack([rows, columns], dim=1)
-        sequences = torch.cat([forth, forth.flip(-1)], dim=1)  # (B, 4, D, L)
-        # 2. Time steps, input and output matrices of each token (Mamba, section 3.2).
-        projected = torch.einsum("bkdl,krd->bkrl", sequences, self.token_proj.to(sequences.dtype))
+        sequences = torch.cat([forth, forth.flip(-1)], dim=1).flatten(1, 2)  # (B, 4 D, L)
+        # 2. Time steps, input and output matrices of each token (Mamba, section 3.2). By grouped convolutions, as a batched
+        # product leaves strides that tie an exported network to a batch size.
+        projected = F.conv1d(sequences, self.token_proj.flatten(0, 1)[..., None], groups=4).unflatten(1, (4, -1))
         steps, inputs, outputs = projected.split([self.rank, self.state_size, self.state_size], dim=2)
-        steps = torch.einsum("bkrl,kdr->bkdl", steps, self.step_proj.to(steps.dtype)).float()
-        steps = F.softplus(steps + self.step_bias.float()[..., None])
+        steps = F.conv1d(steps.flatten(1, 2), self.step_proj.flatten(0, 1)[..., None], groups=4)  # (B, 4 D, L)
+        steps = F.softplus(steps.float() + self.step_bias.float().view(-1, 1))
         # 3. All directions in one scan, each its own group.
         mixed = selective_scan(
-            sequences.flatten(1, 2),
-            steps.flatten(1, 2),
+            sequences,
+            steps,
             -self.log_decay.float().exp(),
             inputs,
             outputs,

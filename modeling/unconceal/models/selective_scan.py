@@ -338,7 +338,8 @@ class _SelectiveScan(torch.autograd.Function):
 if triton is not None:
     # One program scans a block of channels of one sequence, one step after another, its states in registers. Nothing
     # but the state before each segment is written, and the backward pass computes a segment's states anew into
-    # `scratch`, which is as long as a segment. A block lies in one group.
+    # `scratch`, which is as long as a segment. A block lies in one group; where the group's width is not a multiple of
+    # the block, the last one is padded with channels that are zero throughout.
 
     @triton.jit
     def _forward_kernel(
@@ -359,11 +360,16 @@ if triton is not None:
         BLOCK_STATES: tl.constexpr,
     ):
         batch = tl.program_id(0).to(tl.int64)
-        channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-        group = tl.program_id(1) * BLOCK_CHANNELS // (channels // groups)
+        width = channels // groups
+        blocks = tl.cdiv(width, BLOCK_CHANNELS)
+        group = tl.program_id(1) // blocks
+        within = tl.program_id(1) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+        channel = group * width + within
+        channel_mask = within < width
         index = tl.arange(0, BLOCK_STATES)
+        state_mask = index < num_states
         tile = channel[:, None] * num_states + index[None, :]
-        tile_mask = (channel[:, None] < channels) & (index[None, :] < num_states)
+        tile_mask = channel_mask[:, None] & state_mask[None, :]
         row = (batch * channels + channel) * length
         projection = ((batch * groups + group) * num_states + index) * length
         A = tl.load(A_ptr + tile, mask=tile_mask, other=0.0)
@@ -374,12 +380,12 @@ if triton is not None:
                 starts_ptr + (batch * num_segments + segment) * channels * num_states + tile, state, mask=tile_mask
             )
             for t in range(first, tl.minimum(first + SEGMENT, length)):
-                delta = tl.load(delta_ptr + row + t)
-                delta_x = delta * tl.load(x_ptr + row + t)
-                B = tl.load(B_ptr + projection + t, mask=index < num_states, other=0.0)
-                C = tl.load(C_ptr + projection + t, mask=index < num_states, other=0.0)
+                delta = tl.load(delta_ptr + row + t, mask=channel_mask, other=0.0)
+                delta_x = delta * tl.load(x_ptr + row + t, mask=channel_mask, other=0.0)
+                B = tl.load(B_ptr + projection + t, mask=state_mask, other=0.0)
+                C = tl.load(C_ptr + projection + t, mask=state_mask, other=0.0)
                 state = tl.exp(delta[:, None] * A) * state + delta_x[:, None] * B[None, :]
-                tl.store(y_ptr + row + t, tl.sum(state * C[None, :], axis=1))
+                tl.store(y_ptr + row + t, tl.sum(state * C[None, :], axis=1), mask=channel_mask)
 
     @triton.jit
     def _backward_kernel(
@@ -406,11 +412,16 @@ if triton is not None:
         BLOCK_STATES: tl.constexpr,
     ):
         batch = tl.program_id(0).to(tl.int64)
-        channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-        group = tl.program_id(1) * BLOCK_CHANNELS // (channels // groups)
+        width = channels // groups
+        blocks = tl.cdiv(width, BLOCK_CHANNELS)
+        group = tl.program_id(1) // blocks
+        within = tl.program_id(1) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+        channel = group * width + within
+        channel_mask = within < width
         index = tl.arange(0, BLOCK_STATES)
+        state_mask = index < num_states
         tile = channel[:, None] * num_states + index[None, :]
-        tile_mask = (channel[:, None] < channels) & (index[None, :] < num_states)
+        tile_mask = channel_mask[:, None] & state_mask[None, :]
         row = (batch * channels + channel) * length
         projection = ((batch * groups + group) * num_states + index) * length
         # Every block has its own part of the gradients of B and C: adding in place would make sums of random order.
@@ -427,9 +438,9 @@ if triton is not None:
             )
             for i in range(steps):
                 tl.store(scratch_ptr + (batch * SEGMENT + i) * channels * num_states + tile, state, mask=tile_mask)
-                delta = tl.load(delta_ptr + row + first + i)
-                delta_x = delta * tl.load(x_ptr + row + first + i)
-                B = tl.load(B_ptr + projection + first + i, mask=index < num_states, other=0.0)
+                delta = tl.load(delta_ptr + row + first + i, mask=channel_mask, other=0.0)
+                delta_x = delta * tl.load(x_ptr + row + first + i, mask=channel_mask, other=0.0)
+                B = tl.load(B_ptr + projection + first + i, mask=state_mask, other=0.0)
                 state = tl.exp(delta[:, None] * A) * state + delta_x[:, None] * B[None, :]
             # What one thread wrote another may read.
             tl.debug_barrier()
@@ -439,11 +450,11 @@ if triton is not None:
                 previous = tl.load(
                     scratch_ptr + (batch * SEGMENT + i) * channels * num_states + tile, mask=tile_mask, other=0.0
                 )
-                grad_y = tl.load(grad_y_ptr + row + t)
-                x = tl.load(x_ptr + row + t)
-                delta = tl.load(delta_ptr + row + t)
-                B = tl.load(B_ptr + projection + t, mask=index < num_states, other=0.0)
-                C = tl.load(C_ptr + projection + t, mask=index < num_states, other=0.0)
+                grad_y = tl.load(grad_y_ptr + row + t, mask=channel_mask, other=0.0)
+                x = tl.load(x_ptr + row + t, mask=channel_mask, other=0.0)
+                delta = tl.load(delta_ptr + row + t, mask=channel_mask, other=0.0)
+                B = tl.load(B_ptr + projection + t, mask=state_mask, other=0.0)
+                C = tl.load(C_ptr + projection + t, mask=state_mask, other=0.0)
                 delta_x = delta * x
                 decay = tl.exp(delta[:, None] * A)
                 kept = decay * previous
@@ -453,10 +464,10 @@ if triton is not None:
                 grad_delta_x = tl.sum(grad * B[None, :], axis=1)
                 grad_delta = grad_delta_x * x + tl.sum(grad_exponent * A, axis=1)
                 grad_A += grad_exponent * delta[:, None]
-                tl.store(grad_x_ptr + row + t, grad_delta_x * delta)
-                tl.store(grad_delta_ptr + row + t, grad_delta)
-                tl.store(grad_B_ptr + part + t, tl.sum(grad * delta_x[:, None], axis=0), mask=index < num_states)
-                tl.store(grad_C_ptr + part + t, tl.sum(state * grad_y[:, None], axis=0), mask=index < num_states)
+                tl.store(grad_x_ptr + row + t, grad_delta_x * delta, mask=channel_mask)
+                tl.store(grad_delta_ptr + row + t, grad_delta, mask=channel_mask)
+                tl.store(grad_B_ptr + part + t, tl.sum(grad * delta_x[:, None], axis=0), mask=state_mask)
+                tl.store(grad_C_ptr + part + t, tl.sum(state * grad_y[:, None], axis=0), mask=state_mask)
                 grad *= decay
             tl.debug_barrier()
         tl.store(grad_A_ptr + batch * channels * num_states + tile, grad_A, mask=tile_mask)
@@ -470,15 +481,12 @@ class _TritonSelectiveScan(torch.autograd.Function):
         """Return the grid, the integer arguments and the constants that both kernels take."""
         batch, channels, length = x.shape
         _, groups, num_states, _ = B.shape
-        width = channels // groups
-        # The largest power of two that divides the width.
-        block = min(TRITON_CHANNELS, width & -width)
         return (
-            (batch, channels // block),
+            (batch, groups * triton.cdiv(channels // groups, TRITON_CHANNELS)),
             (channels, groups, num_states, length, triton.cdiv(length, TRITON_SEGMENT)),
             {
                 "SEGMENT": TRITON_SEGMENT,
-                "BLOCK_CHANNELS": block,
+                "BLOCK_CHANNELS": TRITON_CHANNELS,
                 "BLOCK_STATES": triton.next_power_of_2(num_states),
                 "num_warps": 1,
             },

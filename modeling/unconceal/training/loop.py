@@ -183,19 +183,20 @@ def check_start(recipe: Recipe, task: str, resume: bool):
     phase, model_class = recipe.phases[task], NETWORKS[recipe.network].tasks[task]
     processor, config = build_processor(recipe, phase.init_from), build_config(recipe, phase.init_from)
     color = (40, 120, 200)
-    try:
-        pixel_values = processor(Image.new("RGB", (64, 64), color))["pixel_values"]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"recipe: processor: {one_line(error)}") from None
+    refused = (*LOADING_ERRORS, AssertionError)  # an encoder may not be installed, or not be able to do this
     try:
         with torch.device("meta"):
             model = model_class(config).eval()
+    except refused as error:
+        raise UserError(f"recipe: model: {one_line(error)}") from None
+    try:
+        pixel_values = processor(Image.new("RGB", (64, 64), color))["pixel_values"]
         model.check_pixel_values(pixel_values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"recipe: processor: {one_line(error)}") from None
+    try:
         model(pixel_values.to("meta"))
-    except (
-        *LOADING_ERRORS,
-        AssertionError,
-    ) as error:  # such as an encoder that is not installed, or that cannot do this
+    except refused as error:
         raise UserError(f"recipe: model: {one_line(error)}") from None
     if hasattr(model, "denormalise"):
         seen = model.denormalise(pixel_values).mean(dim=(0, 2, 3))
