@@ -18,6 +18,17 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
+# The smallest SRS, where any will do.
+SMALLEST_SRS = {
+    "stem_size": 4,
+    "hidden_sizes": [8, 8, 8, 8],
+    "depths": [1, 1, 1, 1],
+    "reconstruction_stem_size": 4,
+    "reconstruction_hidden_sizes": [4, 4, 4, 4],
+    "reconstruction_depths": [1, 1, 1, 1],
+    "attention_reduction_ratio": 2,
+}
+
 # Opens a saved folder where neither this package nor anything beyond transformers' own needs is installed.
 FRESH_PROCESS = """
 import importlib.util, json, sys

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from common import SMALLEST_SRS
 from PIL import Image
 from transformers import AutoImageProcessor
 
@@ -137,7 +138,7 @@ def test_half_precision():
 
 
 def test_networks_without_stages_are_refused():
-    srs = SrsForImageSegmentation(SrsConfig(**SRS)).eval()
+    srs = SrsForImageSegmentation(SrsConfig(**SMALLEST_SRS)).eval()
     with pytest.raises(UserError, match="got SrsForImageSegmentation, which has no stages.* expected .* RUN"):
         explain(Segmenter(srs, UnconcealImageProcessor(size=32)), picture())
 
@@ -236,16 +237,6 @@ def test_extreme_pictures(size):
 
 # ---- the command -------------------------------------------------------------------------------------------------
 
-SRS = {
-    "stem_size": 4,
-    "hidden_sizes": [8, 8, 8, 8],
-    "depths": [1, 1, 1, 1],
-    "reconstruction_stem_size": 4,
-    "reconstruction_hidden_sizes": [4, 4, 4, 4],
-    "reconstruction_depths": [1, 1, 1, 1],
-    "attention_reduction_ratio": 2,
-}
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
@@ -314,7 +305,7 @@ def test_a_wrong_call_is_one_line_and_writes_nothing(command, tmp_path, argument
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-40000])
     (tmp_path / "folder.png").mkdir()
     if arguments.get("model") == "srs":
-        SrsForImageSegmentation(SrsConfig(**SRS)).save_pretrained("srs")
+        SrsForImageSegmentation(SrsConfig(**SMALLEST_SRS)).save_pretrained("srs")
         UnconcealImageProcessor(size=32).save_pretrained("srs")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=words) as caught:

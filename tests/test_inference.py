@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common import SMALLEST_SRS
 from PIL import Image
 from transformers import BertConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
@@ -25,15 +26,6 @@ from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
 
 
-TINY = {
-    "stem_size": 4,
-    "hidden_sizes": [8, 8, 8, 8],
-    "depths": [1, 1, 1, 1],
-    "reconstruction_stem_size": 4,
-    "reconstruction_hidden_sizes": [4, 4, 4, 4],
-    "reconstruction_depths": [1, 1, 1, 1],
-    "attention_reduction_ratio": 2,
-}
 PREDICT = Path(__file__).parents[1] / "scripts" / "predict.py"
 
 
@@ -42,7 +34,7 @@ def checkpoint(tmp_path_factory):
     """A folder with a tiny untrained network and its processor."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
-    SrsForImageSegmentation(SrsConfig(**TINY)).save_pretrained(folder)
+    SrsForImageSegmentation(SrsConfig(**SMALLEST_SRS)).save_pretrained(folder)
     UnconcealImageProcessor(size=32).save_pretrained(folder)
     return folder
 
@@ -234,7 +226,10 @@ def edit_config(**changes):
         (edit_config(id2label=3), "cannot load"),
         (lambda folder: (folder / "preprocessor_config.json").write_text("[]"), "preprocessor_config.json"),
         (lambda folder: BertConfig().save_pretrained(folder), "BertConfig"),
-        (lambda folder: SrsForReconstruction(SrsConfig(**TINY)).save_pretrained(folder), "SrsForReconstruction"),
+        (
+            lambda folder: SrsForReconstruction(SrsConfig(**SMALLEST_SRS)).save_pretrained(folder),
+            "SrsForReconstruction",
+        ),
     ],
 )
 def test_unusable_checkpoints_are_one_clear_line(checkpoint, tmp_path, damage, words):

@@ -203,11 +203,10 @@ class TestRunForImageSegmentation(ModelTester):
         certain, hardened = uncertainty_filter(previous)
         certain_before, hardened_before = uncertainty_filter(before_previous)
         proximity = 0.07
-        estimate = mask_minimiser(
-            *(image, background, previous, certain, certain_before, hardened, hardened_before),
-            *(proximity, sparsity, gradient),
-        ).requires_grad_()
         step_before = certain_before * (previous - hardened_before)
+        estimate = mask_minimiser(
+            *(image, background, previous, proximity, certain, hardened, step_before, gradient, sparsity)
+        ).requires_grad_()
         step = certain * (estimate - hardened)
         surrogate = 0.5 * (image - image * estimate - background).square().sum()
         surrogate = surrogate + proximity / 2 * (estimate - previous).square().sum()
@@ -232,13 +231,14 @@ class TestRunForImageSegmentation(ModelTester):
         previous, before_previous = torch.rand(2, 2, 1, 8, 8)
         certain, hardened = uncertainty_filter(previous)
         certain_before, hardened_before = uncertainty_filter(before_previous)
-        gradient = step.sparsity_gradient(certain_before * (previous - hardened_before))
+        step_before = certain_before * (previous - hardened_before)
+        gradient = step.sparsity_gradient(step_before)
         assert gradient.abs().max() > 0
         torch.testing.assert_close(
             step(image, background, previous, before_previous),
             mask_minimiser(
-                *(image, background, previous, certain, certain_before, hardened, hardened_before),
-                *(step.proximity, step.sparsity, gradient),
+                *(image, background, previous, step.proximity),
+                *(certain, hardened, step_before, gradient, step.sparsity),
             ),
         )
         torch.testing.assert_close(step.proximity, torch.tensor(0.1))

@@ -22,13 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .models.configuration_run import RunConfig
 from .models.configuration_srs import SrsConfig
-from .models.modeling_run import RunForImageSegmentation, RunScan2d, padding_to
+from .models.modeling_run import RunForImageSegmentation, RunScan2d
 from .models.modeling_srs import (
     SrsDynamicConv,
     SrsForImageSegmentation,
     SrsForReconstruction,
     srs_dynamic_conv_ref,
 )
+from .models.modeling_unconceal import padding_to
 from .models.selective_scan import selective_scan, selective_scan_ref
 
 
@@ -154,8 +155,9 @@ def _run_sizes(build: Callable[[], nn.Module], image_size: int) -> dict[str, dic
 def _scan2d_multiply_adds(scan: RunScan2d, hidden_states: torch.Tensor) -> int:
     """Multiply-adds of the four scans of one picture that the counter does not see."""
     # Windows beyond the border are scanned as well.
-    height, width = (side + padding_to(scan.window_size or 1, side) for side in hidden_states.shape[-2:])
-    return scan_multiply_adds(height * width, 4 * scan.inner_size, scan.state_size)
+    height, width = hidden_states.shape[-2:]
+    _, right, _, bottom = padding_to(scan.window_size or 1, height, width)
+    return scan_multiply_adds((height + bottom) * (width + right), 4 * scan.inner_size, scan.state_size)
 
 
 def scan_multiply_adds(length: int, channels: int, states: int) -> int:

@@ -11,6 +11,7 @@ from .errors import UserError
 from .inference import Segmenter, overlay
 from .models.image_processing_unconceal import to_rgb
 from .models.modeling_run import STRIDE
+from .models.modeling_unconceal import padding_to
 
 
 CELL = 220  # pixels, the longer side of a map on the sheet
@@ -128,7 +129,7 @@ def unfold(segmenter: Segmenter, image: Image.Image, size: tuple[int, int] | Non
         (mask,) = segmenter.processor.post_process_masks(outputs, [(height, width)])
     input_height, input_width = pixel_values.shape[-2:]
     full_image = segmenter.model.denormalise(pixel_values)  # C
-    full_image = F.pad(full_image, (0, -input_width % STRIDE, 0, -input_height % STRIDE), mode="replicate")
+    full_image = F.pad(full_image, padding_to(STRIDE, input_height, input_width), mode="replicate")
 
     def stride_of(maps: torch.Tensor) -> int:
         return full_image.shape[-1] // maps.shape[-1]

@@ -212,6 +212,7 @@ def find_kvasir(source: Path) -> list[Pair]:
 
 
 COD_TEST_SETS = ("CHAMELEON", "CAMO", "COD10K", "NC4K")
+COD_SOURCES = {"COD10K-": "cod/COD10K", "camourflage_": "cod/CAMO"}  # the second is spelt so by its makers
 COD_IMAGES, COD_MASKS = ("Imgs", "Image", "Images"), ("GT", "Mask", "Masks")
 
 
@@ -227,8 +228,7 @@ def find_cod_pack(folder: Path, split: str | None = None) -> list[Pair]:
     images, masks = list_pictures(images_folder), list_pictures(masks_folder)
     pairs = []
     for name in sorted(set(images) | set(masks)):
-        prefixes = {"COD10K-": "cod/COD10K", "camourflage_": "cod/CAMO"}  # the second is spelt so by its makers
-        source = next((source for prefix, source in prefixes.items() if name.startswith(prefix)), "cod")
+        source = next((source for prefix, source in COD_SOURCES.items() if name.startswith(prefix)), "cod")
         pairs.append(
             match(
                 f"{split}/{name}" if split else name,

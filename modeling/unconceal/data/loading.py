@@ -1,6 +1,8 @@
 """Opening prepared data sets, with an error that says what is missing."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
@@ -38,3 +40,15 @@ def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
         if len(dataset) == 0:
             raise UserError(f"split {split} of data set {path} is empty")
     return opened
+
+
+def readable(batches: Iterable, what: str) -> Iterator[Any]:
+    """Yield the batches; a sample that cannot be used is a user's error, in one line also from a loader's process.
+
+    Raises:
+        UserError: That `what` cannot be read, with the reason.
+    """
+    try:
+        yield from batches
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read {what}: {str(error).strip().splitlines()[-1]}") from None

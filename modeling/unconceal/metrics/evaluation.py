@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.loading import readable
 from ..errors import UserError
 from ..models.image_processing_unconceal import to_mask, to_rgb
 from . import segmentation
@@ -74,7 +75,8 @@ def evaluate_model(
     )
     rows = []
     with _eval_mode(model), torch.inference_mode():
-        batches = tqdm(_readable(loader), "evaluate", len(loader), unit="batch", disable=rank > 0 or not progress)
+        read = readable(loader, "the data")
+        batches = tqdm(read, "evaluate", len(loader), unit="batch", disable=rank > 0 or not progress)
         for examples, pixel_values in batches:
             outputs = model(pixel_values=pixel_values.to(parameter.device, parameter.dtype))
             sizes = [(example["height"], example["width"]) for example in examples]
@@ -88,14 +90,6 @@ def evaluate_model(
     for row in rows:
         del row["index"]
     return rows
-
-
-def _readable(loader: DataLoader) -> Iterator:
-    """Yield the batches; a picture that cannot be used is a user's error, in one line also from a loader's process."""
-    try:
-        yield from loader
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot read the data: {str(error).strip().splitlines()[-1]}") from None
 
 
 class _Indexed(torch.utils.data.Dataset):

@@ -5,6 +5,8 @@ import copy
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .configuration_unconceal import name_labels
+
 
 NUM_LEVELS = 4
 
@@ -73,11 +75,7 @@ class RunConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.backbone_config = _backbone_config(self.backbone_config, self.num_channels)
-        # transformers does not save the names of two labels, so a plain `num_labels=2` must mean these as well.
-        if self.id2label is None and kwargs.get("num_labels") in (None, 2):
-            self.id2label = {0: "background", 1: "object"}
-        if self.label2id is None and self.id2label is not None:
-            self.label2id = {label: int(index) for index, label in self.id2label.items()}
+        name_labels(self, kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
 
     @property

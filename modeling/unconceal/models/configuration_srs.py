@@ -3,6 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .configuration_unconceal import name_labels
+
 
 @strict
 class SrsConfig(PreTrainedConfig):
@@ -43,11 +45,7 @@ class SrsConfig(PreTrainedConfig):
     reconstruction_batch_statistics: bool = False
 
     def __post_init__(self, **kwargs):
-        # transformers does not save the names of two labels, so a plain `num_labels=2` must mean these as well.
-        if self.id2label is None and kwargs.get("num_labels") in (None, 2):
-            self.id2label = {0: "background", 1: "object"}
-        if self.label2id is None and self.id2label is not None:
-            self.label2id = {label: int(index) for index, label in self.id2label.items()}
+        name_labels(self, kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
 
     def validate_levels(self):

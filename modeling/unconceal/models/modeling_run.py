@@ -44,7 +44,7 @@ from .losses import (
     mask_edges,
     structure_loss,
 )
-from .modeling_unconceal import UnconcealPreTrainedModel
+from .modeling_unconceal import UnconcealPreTrainedModel, padding_to
 from .selective_scan import selective_scan
 
 
@@ -98,13 +98,12 @@ def mask_minimiser(
     image: torch.Tensor,
     background: torch.Tensor,
     previous: torch.Tensor,
-    certain: torch.Tensor,
-    certain_before: torch.Tensor,
-    hardened: torch.Tensor,
-    hardened_before: torch.Tensor,
     proximity: torch.Tensor | float,
-    sparsity: torch.Tensor | float,
-    gradient: torch.Tensor | float,
+    certain: torch.Tensor | float = 0.0,
+    hardened: torch.Tensor | float = 0.0,
+    step_before: torch.Tensor | float = 0.0,
+    gradient: torch.Tensor | float = 0.0,
+    sparsity: torch.Tensor | float = 0.0,
 ) -> torch.Tensor:
     """Return M^_k, the minimum over M of the quadratic surrogate, (B, 1, h, w) (section 3 of the paper, derived anew).
 
@@ -119,18 +118,16 @@ def mask_minimiser(
         image: C, (B, 3, h, w), in [0, 1].
         background: B_{k-1}, as `image`.
         previous: M_{k-1}, (B, 1, h, w), in [0, 1].
-        certain: w_k, as `previous`.
-        certain_before: w_{k-1}, as `previous`.
-        hardened: M~_k, as `previous`.
-        hardened_before: M~_{k-1}, as `previous`.
         proximity: mu, positive.
-        sparsity: alpha L_S, at least 0.
+        certain: w_k, as `previous`.
+        hardened: M~_k, as `previous`.
+        step_before: T_{k-1}, as `previous`.
         gradient: g = grad S(T_{k-1}) / L_S, as `previous`.
+        sparsity: alpha L_S, at least 0; the four before count where it is above.
     """
-    step_before = certain_before * (previous - hardened_before)  # T_{k-1}
     numerator = (image * (image - background)).sum(dim=1, keepdim=True) + proximity * previous
     numerator = numerator + sparsity * certain * (certain * hardened + step_before - gradient)
-    denominator = image.square().sum(dim=1, keepdim=True) + proximity + sparsity * certain.square()
+    denominator = image.square().sum(dim=1, keepdim=True) + proximity + sparsity * certain * certain
     return numerator / denominator
 
 
@@ -270,7 +267,7 @@ class RunScan2d(nn.Module):
         else:
             # Windows beyond the border are filled with zeros, which add nothing to a state but let it fade.
             size = self.window_size
-            padding = (0, padding_to(size, width), 0, padding_to(size, height))
+            padding = padding_to(size, height, width)
             tokens = F.pad(tokens, padding)
             mixed = join_windows(self.scan(split_windows(tokens, size)), tokens.shape, size)
             mixed = F.pad(mixed, [-side for side in padding])
@@ -403,15 +400,14 @@ class RunMaskStep(nn.Module):
     ) -> torch.Tensor:
         """Return M^_k, (B, 1, h, w), from C, B_{k-1}, M_{k-1} and M_{k-2}, all in float32."""
         if self.sparsity_gradient is None:
-            zero = torch.zeros_like(previous)
-            return mask_minimiser(image, background, previous, *[zero] * 4, self.proximity, 0.0, 0.0)
+            return mask_minimiser(image, background, previous, self.proximity)
         certain, hardened = uncertainty_filter(previous)
         certain_before, hardened_before = uncertainty_filter(before_previous)
-        step_before = certain_before * (previous - hardened_before)
+        step_before = certain_before * (previous - hardened_before)  # T_{k-1}
         gradient = self.sparsity_gradient(step_before.to(self.sparsity_gradient[0].weight.dtype)).float()
         return mask_minimiser(
-            *(image, background, previous, certain, certain_before, hardened, hardened_before),
-            *(self.proximity, self.sparsity, gradient),
+            *(image, background, previous, self.proximity),
+            *(certain, hardened, step_before, gradient, self.sparsity),
         )
 
 
@@ -522,12 +518,6 @@ def upsample(hidden_states: torch.Tensor, factor: int) -> torch.Tensor:
     if factor == 1:
         return hidden_states
     return F.interpolate(hidden_states, scale_factor=factor, mode="bilinear", align_corners=False)
-
-
-def padding_to(multiple: int, size: int) -> int:
-    """Return what `size` lacks to the next multiple."""
-    # Written so that an exported network's symbolic sizes stay products; from `-size % multiple` they grow with every layer.
-    return (size + multiple - 1) // multiple * multiple - size
 
 
 def split_windows(tokens: torch.Tensor, size: int) -> torch.Tensor:
@@ -678,7 +668,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
         """
         self.check_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
-        padding = (0, padding_to(STRIDE, width), 0, padding_to(STRIDE, height))
+        padding = padding_to(STRIDE, height, width)
         pixel_values = F.pad(pixel_values, padding, mode="replicate")
         # 1. The image in [0, 1], and what the encoder sees in it.
         full_image = self.denormalise(pixel_values)  # C

@@ -32,7 +32,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_srs import SrsConfig
 from .losses import bce_dice_loss
-from .modeling_unconceal import UnconcealPreTrainedModel
+from .modeling_unconceal import UnconcealPreTrainedModel, padding_to
 
 
 NUM_LEVELS = 4
@@ -339,15 +339,14 @@ def upsample(hidden_states: torch.Tensor, factor: int) -> torch.Tensor:
 
 def pad_to_stride(pixel_values: torch.Tensor) -> torch.Tensor:
     """Repeat the last row and column until both sides are multiples of `STRIDE`."""
-    height, width = pixel_values.shape[-2:]
     # Without a branch on the size: an exported network then takes any size.
-    return F.pad(pixel_values, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+    return F.pad(pixel_values, padding_to(STRIDE, *pixel_values.shape[-2:]), mode="replicate")
 
 
 def crop_to(hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Undo `pad_to_stride` for an image of `height` x `width`."""
     # By negative padding: a slice ties an exported network to sizes that need padding, or to sizes that do not.
-    return F.pad(hidden_states, (0, -(-width % STRIDE), 0, -(-height % STRIDE)))
+    return F.pad(hidden_states, [-side for side in padding_to(STRIDE, height, width)])
 
 
 class SrsPreTrainedModel(UnconcealPreTrainedModel):

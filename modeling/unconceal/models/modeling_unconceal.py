@@ -61,4 +61,11 @@ class UnconcealPreTrainedModel(PreTrainedModel):
         return matched.to(logits.device, torch.float32)
 
 
-__all__ = ["UnconcealPreTrainedModel"]
+def padding_to(multiple: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the padding for `F.pad`, at the right and the bottom, to sides that are multiples; negated it crops again."""
+    # Written so that an exported network's symbolic sizes stay products; from `-size % multiple` they grow with every layer.
+    right, bottom = ((side + multiple - 1) // multiple * multiple - side for side in (width, height))
+    return 0, right, 0, bottom
+
+
+__all__ = ["UnconcealPreTrainedModel", "padding_to"]

@@ -24,7 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, get_scheduler
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
-from ..data.loading import load_splits
+from ..data.loading import load_splits, readable
 from ..data.transforms import TrainingSet, TransformRecipe
 from ..errors import UserError, one_line
 from ..files import is_hub_id, make_folder, replacing
@@ -101,7 +101,7 @@ def evaluate_loss(model, processor, dataset, accelerator, batch_size, num_worker
     was_training = model.training
     model.eval()
     total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
-    for batch in batches:
+    for batch in readable(batches, "the data"):
         with accelerator.autocast():
             total += model(**send_to_device(batch, accelerator.device)).loss * len(batch["pixel_values"])
     model.train(was_training)
@@ -433,13 +433,10 @@ def train_epoch(
         disable=not accelerator.is_local_main_process,
     )
     network = accelerator.unwrap_model(model)
-    iterator = iter(batches)
+    iterator = readable(batches, "the training data")
     while True:
         asked = time.perf_counter()
-        try:
-            batch = next(iterator, None)
-        except (ValueError, OSError) as error:  # of a sample that cannot be used, maybe in a loader process
-            raise UserError(f"cannot read the training data: {str(error).strip().splitlines()[-1]}") from None
+        batch = next(iterator, None)
         waited += time.perf_counter() - asked
         if batch is None:
             break
