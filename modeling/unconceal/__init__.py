@@ -11,16 +11,20 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
+from .models.configuration_opds import OpdsConfig
 from .models.configuration_run import RunConfig
 from .models.configuration_srs import SrsConfig
 from .models.image_processing_unconceal import UnconcealImageProcessor
+from .models.modeling_opds import OpdsForImageSegmentation
 from .models.modeling_run import RunForImageSegmentation
 from .models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
+from .models.mscan import MscanBackbone, MscanConfig
 
 
 __version__ = "0.1.0"
 
 for config_class, model_classes in (
+    (OpdsConfig, (OpdsForImageSegmentation,)),
     (RunConfig, (RunForImageSegmentation,)),
     (SrsConfig, (SrsForImageSegmentation, SrsForReconstruction)),
 ):
@@ -37,6 +41,10 @@ for config_class, model_classes in (
     )
 
 __all__ = [
+    "MscanBackbone",
+    "MscanConfig",
+    "OpdsConfig",
+    "OpdsForImageSegmentation",
     "RunConfig",
     "RunForImageSegmentation",
     "SrsConfig",

@@ -9,8 +9,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from .errors import UserError
 from .inference import Segmenter, overlay
+from .models.backbones import STRIDE
 from .models.image_processing_unconceal import to_rgb
-from .models.modeling_run import STRIDE
 from .models.modeling_unconceal import padding_to
 
 

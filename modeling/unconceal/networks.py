@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .models.configuration_opds import OpdsConfig
 from .models.configuration_run import RunConfig
 from .models.configuration_srs import SrsConfig
+from .models.modeling_opds import OpdsForImageSegmentation
 from .models.modeling_run import RunForImageSegmentation
 from .models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
 
@@ -19,6 +21,7 @@ class Network:
 
 
 NETWORKS = {
+    "opds": Network(OpdsConfig, {"segmentation": OpdsForImageSegmentation}),
     "run": Network(RunConfig, {"segmentation": RunForImageSegmentation}),
     "srs": Network(SrsConfig, {"reconstruction": SrsForReconstruction, "segmentation": SrsForImageSegmentation}),
 }

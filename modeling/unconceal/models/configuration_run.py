@@ -1,14 +1,10 @@
 """Configuration of RUN, the reversible unfolding network."""
 
-import copy
-
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
+from .backbones import NUM_LEVELS, check_backbone_config, make_backbone_config
 from .configuration_unconceal import name_labels
-
-
-NUM_LEVELS = 4
 
 
 @strict
@@ -74,7 +70,9 @@ class RunConfig(PreTrainedConfig):
     stage_weight_decay: float = 0.5
 
     def __post_init__(self, **kwargs):
-        self.backbone_config = _backbone_config(self.backbone_config, self.num_channels)
+        self.backbone_config = make_backbone_config(
+            self.backbone_config, self.num_channels, default="resnet"
+        )  # ResNet-50
         name_labels(self, kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
 
@@ -85,18 +83,7 @@ class RunConfig(PreTrainedConfig):
 
     def validate_backbone(self):
         """Reject encoders that do not return four levels of the image's channels."""
-        config = self.backbone_config
-        levels = getattr(config, "out_features", None) or config.out_indices  # timm's have names once they are built
-        if len(levels) != NUM_LEVELS:
-            raise ValueError(
-                f"`backbone_config` must return {NUM_LEVELS} levels, at strides 4, 8, 16 and 32; {config.model_type} "
-                f"returns {len(levels)}: {', '.join(map(str, levels))}."
-            )
-        channels = getattr(config, "num_channels", self.num_channels)
-        if channels != self.num_channels:
-            raise ValueError(
-                f"`num_channels` must be the same in `backbone_config`, got {self.num_channels} and {channels}."
-            )
+        check_backbone_config(self)
 
     def validate_sizes(self):
         """Reject sizes that cannot be built or wired together."""
@@ -131,41 +118,6 @@ class RunConfig(PreTrainedConfig):
         ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
-
-
-def _backbone_config(given: dict | PreTrainedConfig | None, num_channels: int) -> PreTrainedConfig:
-    """Return the encoder's configuration, set to return its last four levels unless it says which.
-
-    Raises:
-        ValueError: If its type is unknown or it has fewer levels.
-    """
-    if given is None:
-        given = {"model_type": "resnet", "num_channels": num_channels}  # whose defaults are ResNet-50
-    if isinstance(given, dict):
-        given = dict(given)
-        model_type = given.pop("model_type", None)
-        if model_type not in CONFIG_MAPPING:
-            raise ValueError(
-                f"`backbone_config` must name a `model_type` that transformers knows, such as resnet, got {model_type!r}."
-            )
-        given = CONFIG_MAPPING[model_type](**given)
-    if not hasattr(given, "out_indices"):
-        raise ValueError(f"`backbone_config` must be of a backbone, got one of {given.model_type}, which is none.")
-    given = copy.deepcopy(given)  # the caller's stays as it is
-    names = getattr(given, "stage_names", None)  # timm's are known once it is built
-    indices = list(given.out_indices or [-1])
-    if indices in ([-1], [len(names or ()) - 1]):  # the last level alone, as when nothing was said
-        # The first name is the stem's where there is one.
-        stages = [name for name in names or () if name.startswith(("stage", "layer"))]
-        if names and len(stages) < NUM_LEVELS:
-            raise ValueError(
-                f"`backbone_config` must have {NUM_LEVELS} levels, at strides 4, 8, 16 and 32; {given.model_type} has "
-                f"{len(stages)}: {', '.join(stages)}."
-            )
-        given.out_indices = (
-            list(range(-NUM_LEVELS, 0)) if not names else [names.index(n) for n in stages[-NUM_LEVELS:]]
-        )
-    return given
 
 
 RunConfig.register_for_auto_class()

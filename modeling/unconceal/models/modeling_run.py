@@ -24,18 +24,17 @@ by turns: a closed form and a learned network for M (SOFS), then the same for B 
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoBackbone, AutoConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_run import NUM_LEVELS, RunConfig
+from .backbones import FINEST_STRIDE, NUM_LEVELS, STRIDE, UnconcealBackboneModel
+from .configuration_run import RunConfig
 from .losses import (
     ambiguity_coefficient,
     ambiguity_loss,
@@ -44,14 +43,10 @@ from .losses import (
     mask_edges,
     structure_loss,
 )
-from .modeling_unconceal import UnconcealPreTrainedModel, padding_to
+from .modeling_unconceal import ChannelLayerNorm, padding_to, upsample
 from .selective_scan import selective_scan
 
 
-# Stride of the encoder's finest level; each level after it has twice that of the one before.
-FINEST_STRIDE = 4
-# Sides are padded to a multiple of this, the stride of the coarsest level.
-STRIDE = FINEST_STRIDE * 2 ** (NUM_LEVELS - 1)
 # Brightness that is added on both sides of B / C, so that black pixels have a share as well.
 BLACK = 1e-2
 # M^ is no probability: it is held this far from 0 and 1 where its logit is taken.
@@ -179,14 +174,6 @@ class RunConvNormAct(nn.Sequential):
             nn.GroupNorm(out_channels // 8, out_channels),
             nn.ReLU(),
         )
-
-
-class RunLayerNorm(nn.LayerNorm):
-    """Layer norm over the channels of (B, C, H, W)."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the normalised (B, C, H, W)."""
-        return super().forward(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class RunNeck(nn.Module):
@@ -339,10 +326,10 @@ class RunStateSpaceBlock(nn.Module):
 
     def __init__(self, config: RunConfig, window_size: int | None):
         super().__init__()
-        self.scan_norm = RunLayerNorm(config.hidden_size)
+        self.scan_norm = ChannelLayerNorm(config.hidden_size)
         self.scan = RunScan2d(config, window_size)
         self.scan_scale = nn.Parameter(torch.empty(config.hidden_size, 1, 1))
-        self.conv_norm = RunLayerNorm(config.hidden_size)
+        self.conv_norm = ChannelLayerNorm(config.hidden_size)
         self.conv = RunChannelAttentionBlock(config.hidden_size)
         self.conv_scale = nn.Parameter(torch.empty(config.hidden_size, 1, 1))
 
@@ -513,13 +500,6 @@ class RunStage(GradientCheckpointingLayer):
         return hidden_states, mask_logits, self.edge_head(hidden_states)
 
 
-def upsample(hidden_states: torch.Tensor, factor: int) -> torch.Tensor:
-    """Enlarge (B, C, H, W) by a whole factor, bilinearly."""
-    if factor == 1:
-        return hidden_states
-    return F.interpolate(hidden_states, scale_factor=factor, mode="bilinear", align_corners=False)
-
-
 def split_windows(tokens: torch.Tensor, size: int) -> torch.Tensor:
     """Cut (B, C, H, W), H and W multiples of `size`, into (B * windows, C, size, size)."""
     batch_size, channels, height, width = tokens.shape
@@ -535,7 +515,7 @@ def join_windows(windows: torch.Tensor, shape: torch.Size, size: int) -> torch.T
     return windows.permute(0, 3, 1, 4, 2, 5).reshape(batch_size, channels, height, width)
 
 
-class RunPreTrainedModel(UnconcealPreTrainedModel):
+class RunPreTrainedModel(UnconcealBackboneModel):
     """Weight initialisation and checkpointing of RUN."""
 
     config_class = RunConfig
@@ -589,67 +569,13 @@ class RunForImageSegmentation(RunPreTrainedModel):
     def __init__(self, config: RunConfig):
         super().__init__(config)
         self.training_progress = 1.0
-        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        self.backbone = self.make_backbone()
         self.neck = RunNeck(self.backbone.channels, config.hidden_size)
         self.coarse_head = RunCoarseHead(config.hidden_size)
         self.mask_step = RunMaskStep(config) if config.use_unfolding else None
         self.background_step = RunBackgroundStep(config) if config.use_unfolding and config.use_background else None
         self.stages = nn.ModuleList(RunStage(config) for _ in range(1 if config.share_stages else config.num_stages))
         self.post_init()
-
-    @classmethod
-    def from_backbone(cls, backbone: str, **config_kwargs) -> "RunForImageSegmentation":
-        """Build the network on a pretrained encoder; everything else starts at random.
-
-        Args:
-            backbone: Folder or Hub id of a transformers backbone, of a classifier on one, or of a timm checkpoint.
-            config_kwargs: Further arguments of `RunConfig`.
-
-        Raises:
-            OSError: If there is no such checkpoint.
-            ValueError: If it is no encoder with four levels, or lacks weights.
-        """
-        backbone_config = AutoConfig.from_pretrained(backbone)
-        if backbone_config.model_type == "timm_wrapper":  # as transformers reads timm's own checkpoints
-            backbone_config = {"model_type": "timm_backbone", "backbone": backbone_config.architecture}
-        model = cls(RunConfig(backbone_config=backbone_config, **config_kwargs))
-        model.load_backbone(backbone)
-        return model
-
-    def load_backbone(self, backbone: str):
-        """Give the encoder pretrained weights, every one of them.
-
-        Args:
-            backbone: As in `from_backbone`.
-
-        Raises:
-            OSError: If there is no such checkpoint.
-            ValueError: If its weights are not those of this encoder; nothing is changed then.
-        """
-        kind, config = type(self.backbone), self.config.backbone_config
-        if config.model_type == "timm_backbone":
-            prefix = "local-dir:" if Path(backbone).is_dir() else "hf-hub:" if "/" in backbone else ""
-            with init.no_init_weights():  # which would reset the running statistics that timm has loaded
-                loaded = kind.from_pretrained(prefix + backbone, config=config)
-            lacking = set(self.backbone.state_dict()) ^ set(loaded.state_dict())
-        else:
-            # Other shapes are told below, by name.
-            loaded, report = kind.from_pretrained(
-                backbone, config=config, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-            own = tuple(f"{name}." for name, _ in self.backbone.named_children())
-            unused = {
-                key
-                for key in report["unexpected_keys"]
-                if key.removeprefix(f"{kind.base_model_prefix}.").startswith(own)
-            }
-            lacking = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]} | unused
-        if lacking:
-            raise ValueError(
-                f"{backbone} holds other weights than {kind.__name__}: {len(lacking)} are missing, too many or of another "
-                f"shape, such as {min(lacking)}; give weights of the same architecture as `backbone_config`."
-            )
-        self.backbone.load_state_dict(loaded.state_dict())
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> RunSegmentationOutput:
@@ -672,9 +598,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
         pixel_values = F.pad(pixel_values, padding, mode="replicate")
         # 1. The image in [0, 1], and what the encoder sees in it.
         full_image = self.denormalise(pixel_values)  # C
-        feature_maps = self.backbone(pixel_values).feature_maps
-        self.check_feature_maps(feature_maps, pixel_values)
-        pyramid = self.neck(feature_maps)
+        pyramid = self.neck(self.encode(pixel_values))
         # 2. Start: M_0 from the deepest feature, M_{-1} = M_0, B_0 = (1 - M_0) C.
         hidden_states, coarse_logits = self.coarse_head(pyramid[-1])
         before_previous = coarse_logits
@@ -742,19 +666,6 @@ class RunForImageSegmentation(RunPreTrainedModel):
             for values in (self.config.image_mean, self.config.image_std)
         )
         return (pixel_values.float() * std + mean).clamp(0, 1)
-
-    def check_feature_maps(self, feature_maps: tuple[torch.Tensor, ...], pixel_values: torch.Tensor):
-        """Raise a `ValueError` unless the features of (B, 3, H, W) images are at strides 4, 8, 16 and 32."""
-        if torch.compiler.is_compiling():
-            return  # sizes are symbols there
-        height, width = pixel_values.shape[-2:]
-        got = [tuple(feature_map.shape[-2:]) for feature_map in feature_maps]
-        expected = [(height // s, width // s) for s in (FINEST_STRIDE * 2**level for level in range(NUM_LEVELS))]
-        if got != expected:
-            raise ValueError(
-                f"`backbone_config` must give features at strides 4, 8, 16 and 32, which are {expected} for an image of "
-                f"{height}x{width}, got {got} from {self.config.backbone_config.model_type}."
-            )
 
     def compute_loss(
         self,

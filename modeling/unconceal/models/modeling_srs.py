@@ -372,14 +372,6 @@ class SrsPreTrainedModel(UnconcealPreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def _set_gradient_checkpointing(self, *args, **kwargs):
-        super()._set_gradient_checkpointing(*args, **kwargs)
-        # A checkpointed block runs twice on one batch, and so does the update of its running statistics. Two steps of
-        # momentum 1 - sqrt(1 - m) equal one of m.
-        for block in (module for module in self.modules() if isinstance(module, SrsBlock)):
-            for norm in (module for module in block.modules() if isinstance(module, nn.BatchNorm2d)):
-                norm.momentum = 1 - math.sqrt(1 - MOMENTUM) if block.gradient_checkpointing else MOMENTUM
-
 
 class SrsForReconstruction(SrsPreTrainedModel):
     """The reconstruction network R, trained in phase 1 to give its input back."""

@@ -1,9 +1,13 @@
 """What every network of this project shares: how it is saved with its code, and how its inputs are checked."""
 
+import math
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 class UnconcealPreTrainedModel(PreTrainedModel):
@@ -30,6 +34,16 @@ class UnconcealPreTrainedModel(PreTrainedModel):
         }
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         super().save_pretrained(save_directory, **kwargs)
+
+    def _set_gradient_checkpointing(self, *args, **kwargs):
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        # A checkpointed layer runs twice on one batch, and so does the update of its running statistics. Two steps of
+        # momentum 1 - sqrt(1 - m) equal one of m.
+        for layer in (module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)):
+            for norm in (module for module in layer.modules() if isinstance(module, nn.BatchNorm2d)):
+                norm.full_momentum = getattr(norm, "full_momentum", norm.momentum)
+                halved = 1 - math.sqrt(1 - norm.full_momentum)
+                norm.momentum = halved if layer.gradient_checkpointing else norm.full_momentum
 
     def check_pixel_values(self, pixel_values: torch.Tensor):
         """Raise a `ValueError` that says what to do unless `pixel_values` is (B, C, H, W) and large enough."""
@@ -61,6 +75,21 @@ class UnconcealPreTrainedModel(PreTrainedModel):
         return matched.to(logits.device, torch.float32)
 
 
+class ChannelLayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, H, W)."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the normalised (B, C, H, W)."""
+        return super().forward(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def upsample(hidden_states: torch.Tensor, factor: int) -> torch.Tensor:
+    """Enlarge (B, C, H, W) by a whole factor, bilinearly."""
+    if factor == 1:
+        return hidden_states
+    return F.interpolate(hidden_states, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
 def padding_to(multiple: int, height: int, width: int) -> tuple[int, int, int, int]:
     """Return the padding for `F.pad`, at the right and the bottom, to sides that are multiples; negated it crops again."""
     # Written so that an exported network's symbolic sizes stay products; from `-size % multiple` they grow with every layer.
@@ -68,4 +97,4 @@ def padding_to(multiple: int, height: int, width: int) -> tuple[int, int, int, i
     return 0, right, 0, bottom
 
 
-__all__ = ["UnconcealPreTrainedModel", "padding_to"]
+__all__ = ["ChannelLayerNorm", "UnconcealPreTrainedModel", "padding_to", "upsample"]

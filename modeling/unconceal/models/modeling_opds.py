@@ -1,0 +1,234 @@
+"""OPDS: cuts out objects of intricate shape at high resolution, in one pass, from coarse to fine.
+
+Paper: "One-stage Progressive Dichotomous Segmentation", BMVC 2023. Neither code nor weights of it are public; this is
+written from its abstract and poster, which leave open the widths, the fusion, the losses and the schedule. The widths
+here are the ones whose size and cost come nearest to the poster's 28.0 M parameters and 129.2 GMAC at 1024x1024. The
+matrix factorisation is that of "Is Attention Better Than Matrix Decomposition?", ICLR 2021,
+https://arxiv.org/abs/2109.04553.
+
+| poster | here | shape for an H x W image, at stride s of the level |
+|---|---|---|
+| features with convolutional attention | `features` of a level, from `MscanBackbone` | (B, C, H / s, W / s) |
+| hamburger head | `OpdsHamburger` in each `OpdsDecoderLevel` | (B, decoder_hidden_sizes[i], H / s, W / s) |
+| maps, refined level by level | `level_logits` before the sigmoid | (B, 1, H / s, W / s) |
+| multi-scale supervision loss | `compute_loss` | scalar |
+"""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .backbones import FINEST_STRIDE, STRIDE, UnconcealBackboneModel
+from .configuration_opds import OpdsConfig
+from .losses import structure_loss
+from .modeling_unconceal import padding_to, upsample
+
+
+# Added to denominators of the factorisation.
+EPSILON = 1e-6
+# Of the random bases, which are the same in every network.
+BASES_SEED = 0
+
+
+@dataclass
+class OpdsSegmentationOutput(ModelOutput):
+    """Output of `OpdsForImageSegmentation`.
+
+    Args:
+        loss: Scalar, present when `labels` is given.
+        logits: (B, 1, H, W), pre-sigmoid, the finest level's mask at the input size.
+        level_logits: Tensors (B, 1, h, w), pre-sigmoid, coarse to fine: the map of each of the decoder's levels at its
+            stride, 32 to 4, covering the image padded to multiples of 32 at the right and the bottom.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    level_logits: tuple[torch.Tensor, ...] | None = None
+
+
+class OpdsConvNormAct(nn.Sequential):
+    """1x1 convolution without bias, group norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
+            nn.GroupNorm(out_channels // 8, out_channels),
+            nn.ReLU(),
+        )
+
+
+class OpdsMatrixFactorisation(nn.Module):
+    """Non-negative matrix factorisation: what of the features few bases can say, for each image by itself (Hamburger).
+
+    The features X, (channels, positions), are brought near to D C with bases D, (channels, bases), and coefficients C,
+    (bases, positions), by multiplicative updates; the gradient flows through every one of them.
+
+    DEVIATION: Hamburger draws new random bases in every forward pass, so that two passes differ. Here all passes start
+    from bases that were drawn once.
+    """
+
+    def __init__(self, config: OpdsConfig, channels: int):
+        super().__init__()
+        self.train_steps, self.eval_steps = config.train_steps, config.eval_steps
+        self.register_buffer("bases", torch.empty(channels, config.num_bases))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map non-negative (B, C, H, W) to their reconstruction, (B, C, H, W), reckoned in float32."""
+        device_type = hidden_states.device.type
+        # Half precision has no room for EPSILON, nor for sums over all positions. There is no autocast on meta.
+        autocasts = device_type != "meta" and torch.is_autocast_enabled(device_type)
+        with torch.autocast(device_type, enabled=False) if autocasts else nullcontext():
+            height, width = hidden_states.shape[-2:]
+            features = hidden_states.float().flatten(2)  # X: (B, C, L)
+            bases = self.bases.float().expand(features.shape[0], -1, -1)  # D: (B, C, R)
+            # 1. Coefficients, transposed, by how alike positions and bases are.
+            similarity = features.transpose(1, 2) @ bases  # X^T D: (B, L, R)
+            coefficients = similarity.softmax(dim=-1)
+            # 2. By turns coefficients and bases, each multiplied by what brings D C nearer to X.
+            for _ in range(self.train_steps if self.training else self.eval_steps):
+                coefficients = coefficients * similarity / (coefficients @ (bases.transpose(1, 2) @ bases) + EPSILON)
+                gram = coefficients.transpose(1, 2) @ coefficients  # C C^T: (B, R, R)
+                bases = bases * (features @ coefficients) / (bases @ gram + EPSILON)
+                similarity = features.transpose(1, 2) @ bases
+            # 3. The coefficients of the last bases.
+            coefficients = coefficients * similarity / (coefficients @ (bases.transpose(1, 2) @ bases) + EPSILON)
+            reconstruction = (bases @ coefficients.transpose(1, 2)).unflatten(2, (height, width))
+        return reconstruction.to(hidden_states.dtype)
+
+
+class OpdsHamburger(nn.Module):
+    """Global context: matrix factorisation between two 1x1 convolutions, on a skip."""
+
+    def __init__(self, config: OpdsConfig, channels: int):
+        super().__init__()
+        self.proj_in = nn.Conv2d(channels, channels, kernel_size=1)
+        self.factorisation = OpdsMatrixFactorisation(config, channels)
+        self.proj_out = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+        self.norm = nn.GroupNorm(channels // 8, channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        context = self.factorisation(F.relu(self.proj_in(hidden_states)))
+        return F.relu(hidden_states + self.norm(self.proj_out(context)))
+
+
+class OpdsDecoderLevel(GradientCheckpointingLayer):
+    """Squeezes all that is known at one stride, puts it into context, and draws the map of this stride."""
+
+    def __init__(self, config: OpdsConfig, in_channels: int, channels: int):
+        super().__init__()
+        self.squeeze = OpdsConvNormAct(in_channels, channels)
+        self.hamburger = OpdsHamburger(config, channels)
+        self.align = OpdsConvNormAct(channels, channels)
+        self.mask_head = nn.Conv2d(channels, 1, kernel_size=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features (B, C, h, w) and mask logits (B, 1, h, w) from (B, C_in, h, w)."""
+        hidden_states = self.align(self.hamburger(self.squeeze(hidden_states)))
+        return hidden_states, self.mask_head(hidden_states)
+
+
+class OpdsPreTrainedModel(UnconcealBackboneModel):
+    """Weight initialisation and checkpointing of OPDS."""
+
+    config_class = OpdsConfig
+    base_model_prefix = "opds"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MscanBlock", "OpdsDecoderLevel"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Set every parameter and buffer of `module`: convolutions by PyTorch's default rule, bases from a fixed seed."""
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, OpdsMatrixFactorisation):
+            bases = torch.rand(module.bases.shape, generator=torch.Generator().manual_seed(BASES_SEED))
+            init.copy_(module.bases, F.normalize(bases, dim=0))
+        else:
+            super()._init_weights(module)
+
+
+class OpdsForImageSegmentation(OpdsPreTrainedModel):
+    """OPDS: encoder and a decoder that draws a coarse map and refines it level by level.
+
+    The encoder starts at random; `from_backbone` and `load_backbone` give it pretrained weights.
+    """
+
+    def __init__(self, config: OpdsConfig):
+        super().__init__(config)
+        self.backbone = self.make_backbone()
+        channels, sizes = self.backbone.channels, config.decoder_hidden_sizes
+        # The single head sees all features; a level its own, and the features and the map of the level before.
+        is_single = len(sizes) == 1
+        before = [0] if is_single else [size + 1 for size in sizes[1:]] + [0]
+        own = [sum(channels)] if is_single else channels
+        self.levels = nn.ModuleList(OpdsDecoderLevel(config, own[i] + before[i], sizes[i]) for i in range(len(sizes)))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> OpdsSegmentationOutput:
+        """Segment a batch of images.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised RGB, at least 32x32.
+            labels: (B, H, W) or (B, 1, H, W) in [0, 1], 1 for object. Soft values are allowed.
+
+        Returns:
+            `OpdsSegmentationOutput`.
+
+        Raises:
+            ValueError: If the number of channels is another, the image is too small, `labels` has another size, or the
+                encoder's features are not at strides 4, 8, 16 and 32.
+        """
+        self.check_pixel_values(pixel_values)
+        padding = padding_to(STRIDE, *pixel_values.shape[-2:])
+        # 1. Features at strides 4, 8, 16 and 32.
+        features = self.encode(F.pad(pixel_values, padding, mode="replicate"))
+        # 2. The map of each level, coarse to fine.
+        level_logits = []
+        if len(self.levels) == 1:
+            features = [upsample(feature_map, 2**i) for i, feature_map in enumerate(features)]
+            _, logits = self.levels[0](torch.cat(features, dim=1))
+            level_logits.append(logits)
+        else:
+            known = []
+            for feature_map, level in zip(reversed(features), reversed(self.levels), strict=True):
+                hidden_states, logits = level(torch.cat([feature_map, *known], dim=1))
+                known = [upsample(hidden_states, 2), upsample(logits, 2).sigmoid()]
+                level_logits.append(logits)
+        # 3. The finest at the size of the input; by negative padding, as slicing would tie an exported network to a size.
+        cropping = [-side for side in padding]
+        logits = F.pad(upsample(level_logits[-1], FINEST_STRIDE), cropping)
+
+        loss = None
+        if labels is not None:
+            loss = self.compute_loss(self.match_labels(labels, logits), logits, level_logits, cropping)
+        return OpdsSegmentationOutput(loss=loss, logits=logits, level_logits=tuple(level_logits))
+
+    def compute_loss(
+        self, labels: torch.Tensor, logits: torch.Tensor, level_logits: list[torch.Tensor], cropping: list[int]
+    ) -> torch.Tensor:
+        """Return the sum of the levels' losses, each between the labels and the level's map at the input size."""
+        config, weights = self.config, self.config.level_weights
+        total = 0
+        for i, level_map in enumerate(reversed(level_logits)):
+            if weights[i]:
+                enlarged = logits if i == 0 else F.pad(upsample(level_map, FINEST_STRIDE * 2**i), cropping)
+                total = total + weights[i] * structure_loss(
+                    enlarged, labels, torch.ones_like(labels), config.bce_weight, config.iou_weight
+                )
+        return total
+
+
+__all__ = ["OpdsConfig", "OpdsForImageSegmentation", "OpdsPreTrainedModel"]

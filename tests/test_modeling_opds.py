@@ -1,0 +1,225 @@
+"""OPDS: the common tests, then its own maths: the factorisation, the decoder, multi-scale supervision, its size."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from common import ModelTester, says
+from huggingface_hub.errors import StrictDataclassError
+from torch.utils.flop_counter import FlopCounterMode
+
+from unconceal import OpdsConfig, OpdsForImageSegmentation
+from unconceal.models.losses import structure_loss
+from unconceal.models.modeling_opds import OpdsMatrixFactorisation
+
+
+TINY_MSCAN = {
+    "model_type": "mscan",
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "mlp_ratios": [2, 2, 2, 2],
+}
+TINY = {
+    "backbone_config": {**TINY_MSCAN, "drop_path_rate": 0.0},
+    "decoder_hidden_sizes": (8, 8, 16, 16),
+    "num_bases": 4,
+}
+
+
+class TestOpdsForImageSegmentation(ModelTester):
+    model_class = OpdsForImageSegmentation
+    tiny = TINY
+
+    # ---- outputs ----------------------------------------------------------------------------------------------------
+
+    def test_every_level_is_in_the_output_coarse_to_fine(self):
+        output = self.make_model()(**self.make_inputs(size=(33, 70)))  # padded to 64 x 96
+        sizes = [(2, 3), (4, 6), (8, 12), (16, 24)]
+        assert [tuple(logits.shape) for logits in output.level_logits] == [(2, 1, *size) for size in sizes]
+
+    def test_logits_are_the_finest_level_at_the_size_of_the_input(self):
+        output = self.make_lively_model()(self.make_inputs(size=(33, 70))["pixel_values"])
+        enlarged = F.interpolate(output.level_logits[-1], scale_factor=4, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(output.logits, enlarged[:, :, :33, :70])
+
+    def test_another_process_draws_the_same_bases(self):
+        torch.manual_seed(1)
+        one = self.make_model(seed=1).state_dict()
+        other = self.make_model(seed=2).state_dict()
+        bases = [name for name in one if name.endswith("factorisation.bases")]
+        assert len(bases) == 4
+        for name in bases:
+            assert torch.equal(one[name], other[name])
+            torch.testing.assert_close(one[name].norm(dim=0), torch.ones(4))
+            assert one[name].min() >= 0
+
+    # ---- progression ------------------------------------------------------------------------------------------------
+
+    def test_each_level_hears_of_the_features_and_of_the_map_before(self):
+        model, pixel_values = self.make_lively_model(), self.make_inputs(size=(64, 64))["pixel_values"]
+        before = model(pixel_values).level_logits
+        for i in (3, 2, 1):  # levels are finest first
+            heads = {"features": model.levels[i].align[0].weight, "map": model.levels[i].mask_head.bias}
+            for what, weight in heads.items():
+                kept = weight.detach().clone()
+                with torch.no_grad():
+                    weight.mul_(0.5).add_(0.5)
+                after = model(pixel_values).level_logits
+                with torch.no_grad():
+                    weight.copy_(kept)
+                place = 3 - i  # in the output, coarse to fine
+                assert not torch.equal(after[place], before[place]), what
+                assert not torch.equal(after[place + 1], before[place + 1]), what
+                assert all(torch.equal(after[j], before[j]) for j in range(place)), what
+
+    def test_single_head_sees_all_features_at_stride_4(self):
+        model = self.make_model(decoder_hidden_sizes=[16])
+        inputs = self.make_inputs(size=(33, 70))
+        output = model(**inputs)
+        assert [tuple(logits.shape) for logits in output.level_logits] == [(2, 1, 16, 24)]
+        assert model.levels[0].squeeze[0].in_channels == 8 + 8 + 16 + 16
+        output.loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+    # ---- the factorisation ------------------------------------------------------------------------------------------
+
+    def make_factorisation(self, channels: int = 6, **changes) -> OpdsMatrixFactorisation:
+        layer = OpdsMatrixFactorisation(OpdsConfig(**{**TINY, **changes}), channels)
+        layer.bases.copy_(
+            F.normalize(torch.rand(layer.bases.shape, generator=torch.Generator().manual_seed(3)), dim=0)
+        )
+        return layer.eval()
+
+    def test_factorisation_follows_the_multiplicative_updates(self):
+        """Lee and Seung's rules, entry by entry, in float64."""
+        layer, features = self.make_factorisation(eval_steps=2), torch.rand(1, 6, 3, 4)
+        x = features[0].flatten(1).double()  # (C, L)
+        bases = layer.bases.double()  # (C, R)
+        coefficients = (x.T @ bases).softmax(dim=1).T  # (R, L)
+        for step in range(3):
+            fitted = bases @ coefficients
+            new = torch.empty_like(coefficients)
+            for r in range(4):
+                for i in range(12):
+                    new[r, i] = coefficients[r, i] * (bases[:, r] @ x[:, i]) / (bases[:, r] @ fitted[:, i])
+            coefficients = new
+            if step == 2:
+                break
+            fitted = bases @ coefficients
+            new = torch.empty_like(bases)
+            for c in range(6):
+                for r in range(4):
+                    new[c, r] = bases[c, r] * (x[c] @ coefficients[r]) / (fitted[c] @ coefficients[r])
+            bases = new
+        expected = (bases @ coefficients).view(1, 6, 3, 4)
+        torch.testing.assert_close(layer(features).double(), expected, atol=1e-4, rtol=1e-4)
+
+    def test_more_steps_come_nearer_to_the_features(self):
+        features = torch.rand(2, 6, 5, 5)
+        errors = [(self.make_factorisation(eval_steps=n)(features) - features).norm().item() for n in (1, 3, 9, 27)]
+        assert errors == sorted(errors, reverse=True)
+
+    def test_features_of_that_rank_are_found_again(self):
+        generator = torch.Generator().manual_seed(0)
+        features = (torch.rand(6, 2, generator=generator) @ torch.rand(2, 25, generator=generator)).view(1, 6, 5, 5)
+        found = self.make_factorisation(eval_steps=500)(features)
+        torch.testing.assert_close(found, features, atol=2e-2, rtol=2e-2)
+
+    def test_training_and_evaluation_have_steps_of_their_own(self):
+        layer, features = self.make_factorisation(train_steps=1, eval_steps=5), torch.rand(1, 6, 4, 4)
+        in_training = layer.train()(features)
+        assert not torch.allclose(in_training, layer.eval()(features))
+        assert torch.equal(in_training, self.make_factorisation(eval_steps=1)(features))
+
+    def test_nothing_in_gives_nothing_out(self):
+        features = torch.zeros(1, 6, 4, 4, requires_grad=True)
+        out = self.make_factorisation()(features)
+        assert not out.any()
+        out.sum().backward()
+        assert features.grad.isfinite().all()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_is_reckoned_in_single(self, dtype):
+        layer = self.make_factorisation()
+        features = (100 * torch.rand(1, 6, 40, 40)).to(dtype)  # sums over 1,600 positions pass float16's 65,504
+        got = layer(features)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, layer(features.float()).to(dtype), atol=0, rtol=0)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(features.float()).dtype == torch.float32
+            torch.testing.assert_close(layer(features.float()), layer(features.float()), atol=0, rtol=0)
+
+    # ---- losses -----------------------------------------------------------------------------------------------------
+
+    def test_loss_is_the_weighted_sum_over_levels_at_full_size(self):
+        weights = [1.0, 0.5, 0.25, 0.0]
+        model = self.make_model(level_weights=weights, bce_weight=2.0, iou_weight=3.0)
+        inputs = self.make_inputs(size=(40, 70))
+        output = model(**inputs)
+        labels = inputs["labels"][:, None]
+        expected = 0.0
+        for weight, logits in zip(weights, reversed(output.level_logits), strict=True):
+            stride = 96 // logits.shape[-1]
+            enlarged = F.interpolate(logits, scale_factor=stride, mode="bilinear", align_corners=False)[:, :, :40, :70]
+            bce = F.binary_cross_entropy_with_logits(enlarged, labels)
+            both = (enlarged.sigmoid() * labels).sum(dim=(1, 2, 3))
+            either = (enlarged.sigmoid() + labels).sum(dim=(1, 2, 3)) - both
+            expected = expected + weight * (2 * bce + 3 * (1 - (both + 1) / (either + 1)).mean())
+        torch.testing.assert_close(output.loss, expected)
+
+    def test_single_scale_supervision_sees_the_finest_map_alone(self):
+        model = self.make_model(level_weights=[1, 0, 0, 0])
+        inputs = self.make_inputs()
+        output = model(**inputs)
+        labels = inputs["labels"][:, None]
+        torch.testing.assert_close(output.loss, structure_loss(output.logits, labels, torch.ones_like(labels)))
+
+    # ---- configuration ----------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize(
+        ("changes", "parts"),
+        [
+            ({"decoder_hidden_sizes": [8, 8]}, ["decoder_hidden_sizes", "4 multiples of 8, or one", "[8, 8]"]),
+            ({"decoder_hidden_sizes": [8, 8, 8, 12]}, ["decoder_hidden_sizes", "multiples of 8"]),
+            ({"level_weights": [1.0]}, ["level_weights", "4 numbers", "[1.0]"]),
+            ({"level_weights": [0.0, 1.0, 1.0, 1.0]}, ["level_weights", "first above 0"]),
+            ({"level_weights": [1.0, -1.0, 0.0, 0.0]}, ["level_weights", "0 or more"]),
+            ({"iou_weight": -1.0}, ["iou_weight", "0 or more", "-1.0"]),
+            ({"eval_steps": 0}, ["eval_steps", "at least 1", "got 0"]),
+            ({"num_channels": 1}, ["num_channels", "1 and 3"]),
+            ({"backbone_config": {"model_type": "mscan", "out_features": ["stage2"]}}, ["4 levels", "stage2"]),
+            ({"backbone_config": {"model_type": "vit"}}, ["backbone_config", "none"]),
+        ],
+    )
+    def test_wrong_configurations_are_refused(self, changes, parts):
+        with pytest.raises((StrictDataclassError, ValueError)) as caught:
+            OpdsConfig(**{**TINY, **changes})
+        assert [part for part in parts if part not in str(caught.value)] == []
+
+    def test_other_encoders_fit(self):
+        resnet = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]}
+        model = self.make_model(backbone_config=resnet)
+        assert model(**self.make_inputs()).logits.shape == (2, 1, 33, 47)
+
+    # ---- pretrained encoders ----------------------------------------------------------------------------------------
+
+    def test_starts_from_a_pretrained_encoder(self, tmp_path):
+        source = self.make_lively_model()
+        source.backbone.save_pretrained(tmp_path)
+        model = OpdsForImageSegmentation.from_backbone(str(tmp_path), decoder_hidden_sizes=[8, 8, 16, 16], num_bases=4)
+        weights = model.backbone.state_dict()
+        assert weights.keys() == source.backbone.state_dict().keys()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in source.backbone.state_dict().items())
+        other = self.make_model(backbone_config={**TINY["backbone_config"], "depths": [1, 1, 2, 1]})
+        with says("other weights than MscanBackbone", "same architecture"):
+            other.load_backbone(str(tmp_path))
+
+    # ---- size -------------------------------------------------------------------------------------------------------
+
+    def test_default_is_as_large_and_as_costly_as_the_poster_says(self):
+        with torch.device("meta"):
+            model = OpdsForImageSegmentation(OpdsConfig()).eval()
+            pixel_values = torch.empty(1, 3, 1024, 1024)
+        assert sum(p.numel() for p in model.parameters()) == pytest.approx(28.0e6, rel=0.015)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(pixel_values)
+        assert counter.get_total_flops() / 2 == pytest.approx(129.2e9, rel=0.015)
