@@ -7,6 +7,7 @@ from unconceal import SrsConfig
 from unconceal.errors import UserError, run_main
 from unconceal.files import replacing
 from unconceal.hub.convert import (
+    convert_mscan,
     convert_srs_reconstruction,
     convert_srs_segmentation,
     load_published,
@@ -37,6 +38,14 @@ def make_parser() -> argparse.ArgumentParser:
         "test time, and a second division of the input by 255",
     )
     srs.add_argument("--bgr", action="store_true", help="blue first, as the authors read the BUS files")
+    mscan = networks.add_parser(
+        "mscan",
+        help="MSCAN: the encoder of OPDS, of any size",
+        description="Convert the ImageNet classifier's encoder, or that of a whole SegNeXt. Name the folder as "
+        "phases.segmentation.init_backbone_from of a recipe.",
+    )
+    mscan.add_argument("weights", metavar="FILE", help="published weights, such as mscan_b.pth")
+    mscan.add_argument("--out", required=True, metavar="DIR", help="folder to make")
     return parser
 
 
@@ -45,20 +54,34 @@ def check_new(out: str):
         raise UserError(f"{out} exists and is not an empty folder; choose another or remove it")
 
 
-def save(out: str, model, processor):
+def save(out: str, *parts):
+    """Save a model, and its processor if it has one."""
     with replacing(out) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        for part in parts:
+            part.save_pretrained(folder)
+    model = parts[0]
     print(f"wrote {type(model).__name__} to {out}")
 
 
 def report(name: str, state: dict, dropped: list[str]):
-    print(f"{name}: {len(state)} tensors read; dropped, because the published network never uses them:")
-    print("  " + " ".join(dropped))
+    print(f"{name}: {len(state)} tensors read; dropped, because the network never uses them:")
+    print("  " + (" ".join(dropped) or "none"))
 
 
 def main(argv: list[str] | None = None):
     args = make_parser().parse_args(argv)
+    {"srs": convert_srs, "mscan": convert_encoder}[args.network](args)
+
+
+def convert_encoder(args: argparse.Namespace):
+    check_new(args.out)
+    published = load_published(args.weights)
+    encoder, dropped = convert_mscan(published)
+    report("mscan", published, dropped)
+    save(args.out, encoder)
+
+
+def convert_srs(args: argparse.Namespace):
     if args.reconstruction_out and not args.segmentation:
         raise UserError(
             "--reconstruction-out goes with --segmentation; for the reconstruction network alone use --out"

@@ -4,6 +4,7 @@ Every tensor of a published file is used or is dropped by a name that stands her
 shapes are facts about the files; the meaning of each was found from the papers and the published topology.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..errors import UserError
 from ..models.configuration_srs import SrsConfig
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..models.modeling_srs import NUM_LEVELS, SrsForImageSegmentation, SrsForReconstruction
+from ..models.mscan import SIZES, STRIP_SIZES, MscanBackbone, MscanConfig
 
 
 _SRS_BLOCK = {
@@ -54,6 +56,25 @@ _SRS_UNUSED = ["conv0_3_1x1"] + [
 ]
 # The segmentation network holds these too and never runs them.
 _SRS_CONTRASTS = [f"IPATR{level}.conv{i}" for level in range(NUM_LEVELS - 1) for i in (1, 2, 3)]
+
+# The classifier's, and those of SegNeXt.
+_MSCAN_HEADS = ("head.", "decode_head.", "auxiliary_head.")
+_MSCAN_BLOCK = {
+    "attention_norm": "norm1",
+    "attention.proj_in": "attn.proj_1",
+    "attention.gate.local": "attn.spatial_gating_unit.conv0",
+    **{
+        f"attention.gate.strips.{i}.{j}": f"attn.spatial_gating_unit.conv{i}_{j + 1}"
+        for i in range(len(STRIP_SIZES))
+        for j in range(2)
+    },
+    "attention.gate.mix": "attn.spatial_gating_unit.conv3",
+    "attention.proj_out": "attn.proj_2",
+    "feed_forward_norm": "norm2",
+    "feed_forward.0": "mlp.fc1",
+    "feed_forward.1": "mlp.dwconv.dwconv",
+    "feed_forward.3": "mlp.fc2",
+}
 
 
 def load_published(path: str | Path) -> dict[str, torch.Tensor]:
@@ -111,7 +132,7 @@ def convert_srs_reconstruction(
     model = SrsForReconstruction(config)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     sources = {name: _source(name, names) for name in shapes}
-    state, dropped = _take("reconstruction network", published, sources, shapes, _SRS_UNUSED)
+    state, dropped = _take("SRS reconstruction network", published, sources, shapes, _SRS_UNUSED)
     model.load_state_dict(state)
     return model.eval(), dropped
 
@@ -151,11 +172,74 @@ def convert_srs_segmentation(
     flat_shapes["dynamic_conv.scaled_conv.weight"] = torch.Size([num_entries, 1, 1, 1])
     flat_shapes["dynamic_conv.static_conv.weight"] = torch.Size([num_entries])
     unused = _SRS_UNUSED + _SRS_CONTRASTS
-    state, dropped = _take("segmentation network", published, sources, flat_shapes, unused)
+    state, dropped = _take("SRS segmentation network", published, sources, flat_shapes, unused)
     for name in kernels:
         state[name] = state[name].reshape(shapes[name])
     model.load_state_dict({**state, **encoder})
     return model.eval(), dropped
+
+
+def convert_mscan(published: Mapping[str, torch.Tensor]) -> tuple[MscanBackbone, list[str]]:
+    """Make an MSCAN of any size from the state dict of the ImageNet classifier, or of a whole SegNeXt.
+
+    Args:
+        published: Names and tensors; inside a SegNeXt the encoder's begin with `backbone.`.
+
+    Returns:
+        The encoder, which returns all its levels, and the modules that were dropped because they are not its own.
+
+    Raises:
+        UserError: If a tensor is missing, has another shape, or is left over.
+    """
+    encoder = {name.removeprefix("backbone."): tensor for name, tensor in published.items()}
+    unused = [name.rpartition(".")[0] for name in encoder if name.startswith(_MSCAN_HEADS)]
+    config = _mscan_config(encoder)
+    model = MscanBackbone(config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    modules = dict(_mscan_modules(config))
+    sources = {name: modules.get(name) or _source(name, modules) for name in shapes}
+    state, dropped = _take("MSCAN", encoder, sources, shapes, unused)
+    model.load_state_dict(state)
+    return model.eval(), dropped
+
+
+def _mscan_config(published: Mapping[str, torch.Tensor]) -> MscanConfig:
+    """Read the size from the shapes."""
+    num_stages = len({name for name in published if re.fullmatch(r"norm\d+\.weight", name)})
+    blocks = [[] for _ in range(num_stages)]
+    for name in published:
+        found = re.fullmatch(r"block(\d+)\.(\d+)\.mlp\.fc1\.weight", name)
+        if found and int(found[1]) <= num_stages:
+            blocks[int(found[1]) - 1].append(name)
+    if num_stages != NUM_LEVELS or not all(blocks):
+        raise UserError(
+            f"these are not the weights of a published MSCAN: it has {NUM_LEVELS} stages with blocks, these have "
+            f"{sum(map(bool, blocks))}; give the ImageNet checkpoint or one of SegNeXt"
+        )
+    sizes = {
+        "hidden_sizes": tuple(len(published[f"norm{i + 1}.weight"]) for i in range(num_stages)),
+        "depths": tuple(map(len, blocks)),
+    }
+    ratios = tuple(published[names[0]].shape[0] // published[names[0]].shape[1] for names in blocks)
+    known = next((size for size in SIZES.values() if sizes.items() <= size.items()), sizes)
+    return MscanConfig(**known, mlp_ratios=ratios, out_indices=list(range(num_stages)))
+
+
+def _mscan_modules(config: MscanConfig) -> Iterator[tuple[str, str]]:
+    """Yield (ours, published) for all modules of MSCAN, and for the parameters that belong to none."""
+    for i, depth in enumerate(config.depths):
+        stage, embedding = f"stages.{i}", f"patch_embed{i + 1}"
+        if i == 0:
+            yield from ((f"{stage}.embedding.{j}", f"{embedding}.proj.{j}") for j in (0, 1, 3, 4))
+        else:
+            yield f"{stage}.embedding.0", f"{embedding}.proj"
+            yield f"{stage}.embedding.1", f"{embedding}.norm"
+        for j in range(depth):
+            ours, theirs = f"{stage}.blocks.{j}", f"block{i + 1}.{j}"
+            yield from ((f"{ours}.{our}", f"{theirs}.{their}") for our, their in _MSCAN_BLOCK.items())
+            yield f"{ours}.attention_scale", f"{theirs}.layer_scale_1"
+            yield f"{ours}.feed_forward_scale", f"{theirs}.layer_scale_2"
+        yield f"{stage}.norm", f"norm{i + 1}"
 
 
 def srs_processor(release_quirks: bool = False, bgr: bool = False) -> UnconcealImageProcessor:
@@ -245,7 +329,7 @@ def _take(
     ]
     if faults:
         raise UserError(
-            f"these are not the weights of the published SRS {network}: tensors {'; '.join(faults)}; "
-            "check that the files are not exchanged"
+            f"these are not the weights of the published {network}: tensors {'; '.join(faults)}; "
+            "check that this is the right file"
         )
     return state, list(dict.fromkeys(dropped.values()))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoBackbone, AutoConfig, PreTrainedConfig
+from transformers import AutoBackbone, AutoConfig, AutoModel, PreTrainedConfig
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -223,7 +223,7 @@ class MscanPreTrainedModel(UnconcealPreTrainedModel):
     base_model_prefix = "mscan"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MscanBlock"]
-    auto_classes = ("AutoModel", "AutoBackbone")
+    auto_classes = ("AutoModel",)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -292,6 +292,7 @@ class MscanBackbone(BackboneMixin, MscanPreTrainedModel):
 MscanConfig.register_for_auto_class()
 # Here and not in the package, because a network's folder carries this file to where the package is not installed.
 AutoConfig.register(MscanConfig.model_type, MscanConfig, exist_ok=True)
+AutoModel.register(MscanConfig, MscanBackbone, exist_ok=True)
 AutoBackbone.register(MscanConfig, MscanBackbone, exist_ok=True)
 
 __all__ = ["MscanBackbone", "MscanConfig", "MscanPreTrainedModel"]
