@@ -45,7 +45,12 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--min-max",
         action=argparse.BooleanOptionalAction,
-        help="cod: stretch each prediction to [0, 1] and round it to 8 bits before scoring (yes)",
+        help="cod, dis: stretch each prediction to [0, 1] and round it to 8 bits before scoring (yes)",
+    )
+    options.add_argument(
+        "--hce",
+        action=argparse.BooleanOptionalAction,
+        help="dis: count the human correction effort, seconds for each large picture (yes)",
     )
     return parser
 
@@ -53,8 +58,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None):
     args = make_parser().parse_args(argv)
     protocol = PROTOCOLS[args.protocol]
-    given = {"threshold": args.threshold, "min_max": args.min_max}
-    options = protocol.options(**{name: value for name, value in given.items() if value is not None})
+    given = {"threshold": args.threshold, "min_max": args.min_max, "hce": args.hce}
+    given = {name: value for name, value in given.items() if value is not None}
+    options = protocol.options(**{**protocol.report_options, **given})
     # Accelerate takes several processes without an accelerator for one unless told that the CPU is meant.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if args.out:

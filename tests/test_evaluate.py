@@ -17,7 +17,7 @@ from PIL import Image
 
 from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
 from unconceal.errors import UserError
-from unconceal.metrics import evaluate_model
+from unconceal.metrics import PROTOCOLS, evaluate_model
 from unconceal.metrics.segmentation import score_image, summarize
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 
@@ -230,10 +230,36 @@ def test_script_by_the_protocol_cod(data, model_folder, tmp_path, capsys):
     assert results["stretched"]["results"] != results["plain"]["results"]
 
 
+def test_script_by_the_protocol_dis(data, model_folder, tmp_path, capsys):
+    command = ["--model", str(model_folder), "--data", str(data), "--split", "val", "--protocol", "dis", "--out"]
+    results = {}
+    for name, options, counted in (("whole", [], True), ("quick", ["--no-hce"], False)):
+        out = tmp_path / name
+        evaluate_script.main([*command, str(out), *options])
+        output = capsys.readouterr().out
+        assert f"min_max True, hce {counted}" in output
+        assert ("| HCE |" in output) == counted
+        results[name] = json.loads((out / "results.json").read_text())
+        assert (results[name]["protocol"], results[name]["hce"]) == ("dis", counted)
+        with (out / "per_image.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 7 and ("hce" in rows[0]) == counted and "f_measure_curve" not in rows[0]
+        if counted:
+            assert np.mean([int(row["hce"]) for row in rows]) == results[name]["results"].pop("hce")
+    assert results["whole"]["results"] == results["quick"]["results"]
+
+
+def test_slow_scores_are_left_out_unless_asked_for(processor):
+    """As training evaluates: by the defaults."""
+    rows = evaluate_model(Brightness(), processor, make_dataset(2), protocol=PROTOCOLS["dis"], progress=False)
+    assert "hce" not in rows[0]
+
+
 def test_script_refuses_options_of_another_protocol(tmp_path):
     command = ["--model", "absent", "--data", "absent", "--split", "val", "--out", str(tmp_path / "out")]
     for options, message in (
         (["--protocol", "cod", "--threshold", "0.5"], "got option threshold, but the protocol cod has only min_max"),
+        (["--protocol", "cod", "--hce"], "got option hce, but the protocol cod has only min_max"),
         (["--min-max"], "got option min_max, but the protocol segmentation has only threshold"),
     ):
         with pytest.raises(UserError, match=message):

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import py_sod_metrics
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
+from unconceal.data import generate
 from unconceal.errors import UserError
-from unconceal.metrics import PROTOCOLS, cod, report
+from unconceal.metrics import PROTOCOLS, cod, dis, report
 from unconceal.metrics.segmentation import score_image, summarize
 
 
@@ -117,13 +118,17 @@ def test_summary_is_the_same_in_any_order(protocol):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_a_protocol_is_whole(protocol):
-    row = protocol.score_image(np.array([[0.9, 0.2], [0.4, 0.6]]), np.eye(2, dtype=bool))
+    probs, target = np.array([[0.9, 0.2], [0.4, 0.6]]), np.eye(2, dtype=bool)
+    quick = protocol.summarize([protocol.score_image(probs, target)])
+    row = protocol.score_image(probs, target, **protocol.options(**protocol.report_options))
     summary = protocol.summarize([row])
+    assert {name: summary[name] for name in quick} == quick
     assert {name for name, value in row.items() if not isinstance(value, int | float)} == set(protocol.curves)
     assert {type(value) for value in summary.values()} == {int, float}
-    assert protocol.best_metrics.keys() < summary.keys()
-    lines = protocol.format_table(summary).splitlines()
-    assert len({line.count("|") for line in lines}) == 1
+    assert protocol.best_metrics.keys() < quick.keys()  # training has no more to choose from
+    for numbers in (quick, summary):
+        lines = protocol.format_table(numbers).splitlines()
+        assert len({line.count("|") for line in lines}) == 1
     with pytest.raises(UserError, match=f"got option sharpness, but the protocol {protocol.name} has only"):
         protocol.options(sharpness=1)
 
@@ -290,6 +295,107 @@ def test_cod_min_max_stretches_and_rounds():
     assert plain["dice_at_0.5"] == 0
     # A constant is rounded (to 128 / 255) but not stretched.
     assert cod.score_image(np.full(BLOCK.shape, 0.5), WHITE)["mae"] == pytest.approx(1 - 128 / 255)
+
+
+def dis_directly(pairs: list[tuple[np.ndarray, np.ndarray]], **kwargs) -> dict[str, float]:
+    """What pysodmetrics makes of predictions and truths, in the columns of DIS5K's tables."""
+    results = directly(pairs, **kwargs)
+    names = ("f_measure_max", "weighted_f_measure", "mae", "s_measure", "e_measure_mean", "num_images")
+    effort = py_sod_metrics.HumanCorrectionEffortMeasure(relax=5, epsilon=2.0)
+    for pair in pairs:
+        effort.step(*pair, **kwargs)
+    return {**{name: results[name] for name in names}, "hce": effort.get_results()["hce"]}
+
+
+def check_dis_against_pysodmetrics(pairs: list[tuple[np.ndarray, np.ndarray]]):
+    files = [(saved(probs), target.astype(np.uint8) * 255) for probs, target in pairs]
+    summary = dis.summarize(dis.score_image(*pair, hce=True) for pair in pairs)
+    assert summary == pytest.approx(dis_directly(files), abs=1e-6)
+    summary = dis.summarize(dis.score_image(*pair, min_max=False, hce=True) for pair in pairs)
+    assert summary == pytest.approx(dis_directly(pairs, normalize=False), abs=1e-6)
+
+
+@pytest.mark.parametrize("target", [BLACK, WHITE, PIXEL, BLOCK], ids=["black", "white", "pixel", "block"])
+@pytest.mark.parametrize(
+    "predicted",
+    [BLACK, WHITE, PIXEL, BLOCK, np.full((12, 16), 0.5), np.random.default_rng(0).random((12, 16))],
+    ids=["black", "white", "pixel", "block", "half", "random"],
+)
+def test_dis_edge_cases_equal_pysodmetrics(predicted, target):
+    check_dis_against_pysodmetrics([(predicted.astype(np.float64), target)])
+
+
+def test_dis_equals_pysodmetrics():
+    rng = np.random.default_rng(0)
+    pairs = []
+    for index in range(4):
+        target = np.asarray(generate("intricate", (96, 128), 0, index)[1]) > 0
+        blurred = np.asarray(Image.fromarray(target).convert("L").filter(ImageFilter.GaussianBlur(2))) / 255
+        pairs.append((np.clip(0.1 + 0.9 * blurred + 0.2 * rng.normal(size=target.shape), 0, 1), target))
+    check_dis_against_pysodmetrics(pairs)
+
+
+@pytest.mark.skipif(not DIS5K.is_dir(), reason=f"{DIS5K} is not here")
+def test_dis_equals_pysodmetrics_on_real_predictions_at_their_own_size():
+    smallest = sorted((DIS5K / "gt").glob("*.png"), key=lambda path: np.prod(Image.open(path).size))[:2]
+    pairs = []
+    for path in smallest:
+        probs, target = (
+            np.asarray(Image.open(folder / path.name).convert("L")) for folder in (DIS5K / "pred", DIS5K / "gt")
+        )
+        pairs.append((probs / 255, target > 127))
+    files = [(saved(probs), target.astype(np.uint8) * 255) for probs, target in pairs]
+    summary = dis.summarize(dis.score_image(*pair, hce=True) for pair in pairs)
+    assert summary == pytest.approx(dis_directly(files), abs=1e-6)
+    assert summary["hce"] > 0
+
+
+def effort(predicted: np.ndarray, target: np.ndarray) -> int:
+    return dis.score_image(predicted.astype(float), target, hce=True)["hce"]
+
+
+def test_human_correction_effort_by_hand():
+    left = np.zeros((60, 90), dtype=bool)
+    left[:, :30] = True
+    assert effort(left, left) == 0
+
+    apart = left.copy()
+    apart[20:40, 60:80] = True
+    assert effort(apart, left) == 1  # one region to remove, by one click
+
+    bump = left.copy()
+    bump[20:40, 30:50] = True
+    assert effort(bump, left) == 2  # one straight outline to draw, from end to end
+
+    bumps = bump | apart
+    assert effort(bumps, left) == 3
+
+    wide = np.zeros_like(left)
+    wide[:, :34] = True
+    assert effort(wide, left) == 0  # 4 pixels too far: within the relaxation of 5
+
+    speck = left.copy()
+    speck[20:30, 60:70] = True
+    assert effort(speck, left) == 0  # 10 pixels wide, gone after 5 erosions
+
+    wire = left.copy()
+    wire[30, 30:80] = True
+    assert effort(wire, left) == 0  # too much that is thin is forgiven,
+    assert effort(left, wire) > 0  # a missed thin part is not: it belongs to the skeleton
+
+
+def test_human_correction_effort_is_counted_only_on_demand():
+    probs = np.where(BLOCK, 0.9, 0.1)
+    quick, whole = dis.score_image(probs, BLOCK), dis.score_image(probs, BLOCK, hce=True)
+    assert "hce" not in quick and whole["hce"] == 0
+    assert "HCE" not in dis.format_table(dis.summarize([quick, quick]))
+    assert dis.format_table(dis.summarize([whole, {**whole, "hce": 1016}])).endswith("| 508 |")
+
+
+def test_dis_shares_the_numbers_of_cod():
+    pairs = [(np.random.default_rng(i).random(BLOCK.shape), BLOCK) for i in range(3)]
+    ours, shared = (protocol.summarize(protocol.score_image(*pair) for pair in pairs) for protocol in (dis, cod))
+    assert ours == {name: shared[name] for name in ours}
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")

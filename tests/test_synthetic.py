@@ -4,13 +4,15 @@ import time
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from skimage.measure import label
+from skimage.morphology import binary_opening
 
 from unconceal.data import KINDS, generate, otsu_iou
 from unconceal.errors import UserError
 
 
 # Twice and more what is measured over 100 pictures at 256; real BUSI masks give about 0.13, real SIRST masks 0.03.
-OTSU_BOUNDS = {"camouflage": 0.2, "ultrasound": 0.2, "infrared": 0.05, "dichotomous": 0.3}
+OTSU_BOUNDS = {"camouflage": 0.2, "ultrasound": 0.2, "infrared": 0.05, "dichotomous": 0.3, "intricate": 0.4}
 
 
 @pytest.fixture(params=list(KINDS))
@@ -95,6 +97,31 @@ def test_camouflage_matches_in_tone_and_differs_in_direction():
         turns.append(abs(np.angle(direction[truth].mean() / direction[near].mean())))
     assert np.mean(tones) < 6
     assert np.mean(turns) > np.pi / 4
+
+
+def test_intricate_things_have_thin_parts_and_holes_and_a_colour_of_their_own():
+    thin, holes, tones, tints = [], [], [], []
+    for index in range(10):
+        picture, mask = generate("intricate", 256, 0, index)
+        colours, truth = np.asarray(picture).astype(float), np.asarray(mask) > 0
+        thick = np.asarray(mask.filter(ImageFilter.MinFilter(5)).filter(ImageFilter.MaxFilter(5))) > 0
+        thin.append((truth & ~thick).sum() / truth.sum())
+        holes.append(label(~truth, connectivity=1).max() - 1)
+        difference = colours[truth].mean(0) - colours[~truth].mean(0)
+        tones.append(abs(difference.mean()))
+        tints.append(np.ptp(difference))
+    assert np.mean(thin) > 0.25  # of its area, narrower than 5 pixels
+    assert np.median(holes) > 10
+    assert np.mean(tones) < 25
+    assert np.mean(tints) > 40
+
+
+def test_intricate_lines_are_two_pixels_wide_in_a_picture_of_512():
+    shares = []
+    for index in range(3):
+        truth = np.asarray(generate("intricate", 512, 0, index)[1]) > 0
+        shares.append((truth & ~binary_opening(truth, np.ones((2, 2)))).sum() / truth.sum())
+    assert np.mean(shares) < 0.05  # but for the corners of slanting lines
 
 
 def test_fast_enough():

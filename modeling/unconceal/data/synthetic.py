@@ -4,10 +4,11 @@ Every picture follows from (kind, size, seed, index) alone. Brightness does not 
 object shares its grey values with the background, and what shows it is texture, shape, context or scale.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from ..errors import UserError
 
@@ -384,10 +385,303 @@ def _dichotomous(rng: np.random.Generator, shape: tuple[int, int], empty: bool) 
     return colours + 0.015 * rng.standard_normal((*shape, 3)), cover > 0.5
 
 
+# Intricate: one thing of many fine parts, for dichotomous segmentation at high resolution.
+
+
+def _line(*points: tuple[float, float]) -> np.ndarray:
+    return np.array(points, dtype=float)
+
+
+def _moved(strokes: list[Stroke], scale: float, x: float, y: float, thinner: float = 1.0) -> list[Stroke]:
+    """Strokes made smaller and moved; widths above 0 are multiplied by `thinner`."""
+    return [(scale * points + (x, y), width * (thinner if width > 0 else 1)) for points, width in strokes]
+
+
+def _spiral(turns: float, radius: float) -> np.ndarray:
+    angles = np.linspace(0, 2 * np.pi * turns, int(16 * abs(turns)) + 8)
+    return radius * np.linspace(1, 0.15, len(angles))[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _bicycle(rng: np.random.Generator) -> list[Stroke]:
+    size, tube = rng.uniform(0.42, 0.5), rng.uniform(1.5, 3.5)
+    strokes = _moved(_wheel(rng), size, -0.55, 0.35, 0.55) + _moved(_wheel(rng), size, 0.55, 0.35, 0.55)
+    hub, crank, seat, head, fork = (-0.55, 0.35), (-0.08, 0.38), (-0.22, -0.3), (0.36, -0.28), (0.55, 0.35)
+    for path in (_line(hub, crank, seat, hub), _line(seat, head, crank), _line(fork, head, (0.32, -0.42))):
+        strokes.append((path, tube))
+    strokes += _moved(_cog(rng), 0.13, *crank)
+    strokes += [
+        (_line((-0.36, -0.4), (-0.1, -0.42), (-0.12, -0.34), (-0.34, -0.33)), 0),
+        (_line(seat, (-0.23, -0.4)), 2),
+    ]
+    bars = _line((0.2, -0.5), (0.32, -0.46), (0.48, -0.5), (0.52, -0.4), (0.44, -0.36))
+    cable = _line((0.48, -0.5), (0.55, -0.25), (0.4, -0.1), (-0.1, -0.2), (-0.3, 0.1))
+    return [*strokes, (bars, 2.2), (cable, 0.5)]
+
+
+def _branches(rng: np.random.Generator, leaves: float, levels: int, spread: float, width: float) -> list[Stroke]:
+    strokes: list[Stroke] = []
+
+    def grow(start: np.ndarray, angle: float, length: float, width: float, level: int):
+        bend = angle + rng.uniform(-0.3, 0.3)
+        middle = start + 0.5 * length * np.array([np.sin(angle), -np.cos(angle)])
+        end = middle + 0.5 * length * np.array([np.sin(bend), -np.cos(bend)])
+        strokes.append((np.stack([start, middle, end]), width))
+        if level < 3 and rng.random() < leaves:
+            along = rng.uniform(0.03, 0.07) * np.array([np.sin(bend), -np.cos(bend)])
+            across = rng.uniform(0.2, 0.5) * along[::-1] * (1, -1)
+            strokes.append((np.stack([end, end + along + across, end + 2 * along, end + along - across]), 0))
+        if level:
+            for turn in spread * rng.uniform([-1, 0.3], [-0.3, 1]):
+                grow(end, bend + turn, length * rng.uniform(0.65, 0.85), max(width * 0.68, 0.5), level - 1)
+
+    grow(np.array([0.0, 1.0]), rng.uniform(-0.15, 0.15), 0.5, width, levels)
+    return strokes
+
+
+def _bush(rng: np.random.Generator) -> list[Stroke]:
+    return _branches(rng, rng.choice([0.0, 0.3, 0.9]), 6, rng.uniform(0.5, 0.9), rng.uniform(4, 9))
+
+
+def _antlers(rng: np.random.Generator) -> list[Stroke]:
+    half = _moved(_branches(rng, 0, 4, rng.uniform(0.5, 0.9), 5), 0.8, 0.25, -0.4)
+    half = [(points @ np.array([[1, 0.1], [-0.25, 1]]), width) for points, width in half]
+    skull = _line((-0.2, 0.3), (0.2, 0.3), (0.24, 0.5), (0.12, 0.95), (0, 1), (-0.12, 0.95), (-0.24, 0.5))
+    strokes = half + [(points * (-1, 1), width) for points, width in half] + [(skull, 0)]
+    return [*strokes, ((0.11, 0.5) + _circle(0.05, 12), -1), ((-0.11, 0.5) + _circle(0.05, 12), -1)]
+
+
+def _gate(rng: np.random.Generator) -> list[Stroke]:
+    tall, bars, bar = rng.uniform(0.6, 0.95), rng.integers(7, 16), rng.uniform(0.5, 1.5)
+    strokes: list[Stroke] = [(_line((-1, y), (1, y)), 2.2) for y in (-0.4 * tall, 0.45 * tall, tall)]
+    strokes += [(_line((x, -tall), (x, 1.1 * tall)), rng.uniform(4, 7)) for x in (-1, 1)]
+    places = np.linspace(-1, 1, bars + 2)
+    for x in places[1:-1]:
+        top = -tall + 0.35 * tall * abs(x)  # the top is an arch
+        strokes += [(_line((x, top), (x, tall)), bar), (_line((x - 0.03, top), (x, top - 0.12), (x + 0.03, top)), 0)]
+    turns = rng.uniform(1.2, 2.2)
+    for x in (places[1:] + places[:-1]) / 2:
+        for y, flip in ((0.72 * tall, 1), (0.02, -1)):
+            strokes.append(((x, y) + _spiral(turns, 0.9 / bars) * (flip, 1.6), 0.6))
+    return strokes
+
+
+def _chair(rng: np.random.Generator) -> list[Stroke]:
+    leg, slats = rng.uniform(1.5, 3.5), rng.integers(3, 9)
+    seat = _line((-0.55, 0.2), (0.35, 0.2), (0.6, 0.05), (-0.3, 0.05))
+    strokes: list[Stroke] = [(seat, 0), (np.vstack([seat, seat[:1]]), 3)]
+    for (x, y), splay in zip(seat, (-0.08, 0.08, 0.05, 0.02), strict=True):
+        strokes.append((_line((x, y), (x + splay, y + 0.8)), leg))
+    strokes += [(_line((-0.6, 0.6), (0.4, 0.6), (0.63, 0.45)), 0.9), (_line((-0.6, 0.75), (0.4, 0.75)), 0.7)]
+    top = -0.9 + rng.uniform(0, 0.2)
+    strokes += [(_line((x, 0.1), (x - 0.04, top)), leg) for x in (-0.32, 0.58)]
+    strokes += [(_line((-0.4, y), (0.58, y)), width) for y, width in ((top, 5), (top + 0.2, 1), (-0.1, 1.5))]
+    for share in np.linspace(0, 1, slats + 2)[1:-1]:
+        strokes.append((_line((-0.36 + 0.92 * share, top + 0.2), (-0.34 + 0.9 * share, -0.1)), rng.uniform(0.5, 1.5)))
+    if rng.random() < 0.5:  # woven cane: the seat is a sieve
+        for row in np.linspace(0.15, 0.85, 4):
+            for share in np.linspace(0.06, 0.94, 14):
+                middle = (1 - row) * (seat[0] + share * (seat[1] - seat[0])) + row * (
+                    seat[3] + share * (seat[2] - seat[3])
+                )
+                strokes.append((middle + 0.018 * _circle(1, 4), -1))
+    return strokes
+
+
+def _net(rng: np.random.Generator) -> list[Stroke]:
+    meshes, rows, narrow = rng.integers(7, 15), rng.integers(5, 9), rng.uniform(0.45, 0.9)
+    strokes: list[Stroke] = [((0, -0.55) + _circle(1) * (0.9, 0.2), rng.uniform(2, 4))]
+    depths = np.linspace(0, 1, rows + 1)
+    for lean in (-1, 1):
+        for i in range(meshes):
+            turn = 2 * np.pi * (i / meshes + lean * depths * rows / meshes / 2)
+            wide = 0.88 * (1 - (1 - narrow) * depths**0.6)
+            path = np.stack([wide * np.cos(turn), -0.55 + 1.4 * depths + 0.2 * wide * np.sin(turn)], axis=1)
+            strokes.append((path, rng.uniform(0.5, 0.9)))
+    board = _line((-0.5, -1), (0.5, -1), (0.5, -0.62), (-0.5, -0.62))
+    return [*strokes, (board, 0), (0.8 * (board - (0, -0.81)) + (0, -0.81), -1), (_line((0, -1), (0, -0.7)), 2)]
+
+
+def _feather(rng: np.random.Generator) -> list[Stroke]:
+    barbs, curve, slant = rng.integers(45, 80), rng.uniform(-0.5, 0.5), rng.uniform(0.3, 0.7)
+    along = np.linspace(-1, 1, 30)
+    strokes: list[Stroke] = [(np.stack([curve * (along**2 - 0.5), along], axis=1), 1.6)]
+    for side in (-1, 1):
+        gap = 0
+        for y in np.linspace(-0.95, 0.6, barbs):
+            gap = gap - 1 if gap > 0 else rng.integers(2, 6) * (rng.random() < 0.08)
+            if gap:
+                continue  # a split between barbs
+            reach = side * 0.42 * np.sqrt(max(1 - ((y + 0.2) / 0.95) ** 2, 0.02)) * rng.uniform(0.85, 1.05)
+            x = curve * (y**2 - 0.5)
+            path = _line((x, y), (x + 0.6 * reach, y - 0.4 * slant * abs(reach)), (x + reach, y - slant * abs(reach)))
+            strokes.append((path, rng.uniform(0.5, 1.1)))
+    return strokes
+
+
+def _rosette(rng: np.random.Generator) -> list[Stroke]:
+    turns, petals = rng.integers(3, 6), rng.integers(7, 13)
+    angles = np.linspace(0, 2 * np.pi * turns, 60 * turns)
+    radius = 0.62 + 0.22 * np.cos(angles * petals / turns)
+    strokes: list[Stroke] = [
+        (np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1), rng.uniform(0.5, 1.3))
+    ]
+    strokes += [(_circle(ring), rng.uniform(1, 4)) for ring in (0.92, 0.34)]
+    for point in _circle(1, petals)[:-1]:
+        strokes += [(0.62 * point + _circle(0.07, 12), 0.7), (1.0 * point + _circle(0.06, 10), 0)]
+        strokes += [(_line(0.34 * point, 0.1 * point), 0.8)]
+    return [*strokes, (_circle(0.16), 0), (_circle(0.07), -1)]
+
+
+def _pylon(rng: np.random.Generator) -> list[Stroke]:
+    storeys, beam = rng.integers(6, 11), rng.uniform(1.2, 2.5)
+    heights = 1 - 2 * np.linspace(0, 1, storeys + 1) ** 0.8
+    half = np.interp(heights, [-1, -0.2, 1], [0.08, 0.14, 0.5])
+    left, right = np.stack([-half, heights], axis=1), np.stack([half, heights], axis=1)
+    strokes: list[Stroke] = [(left, beam), (right, beam)]
+    for i in range(storeys):
+        strokes += [(_line(left[i], right[i + 1]), 0.6), (_line(right[i], left[i + 1]), 0.6)]
+        strokes += [(_line(left[i + 1], right[i + 1]), 0.8)]
+    for y, reach in zip((-0.85, -0.55, -0.25), rng.uniform(0.5, 0.95, 3), strict=True):
+        strokes += [(_line((-reach, y), (0, y - 0.1), (reach, y)), 0.9), (_line((-reach, y), (reach, y)), 0.9)]
+        for x in np.linspace(-reach, reach, 9):
+            strokes.append((_line((x, y), (x, y - 0.1 * (1 - abs(x) / reach))), 0.5))
+        strokes += [((x, y + 0.02 + 0.035 * i) + _circle(0.022, 8), 0) for x in (-reach, reach) for i in range(4)]
+    return strokes
+
+
+def _ship(rng: np.random.Generator) -> list[Stroke]:
+    hull = _line((-0.9, 0.45), (-0.6, 0.55), (0.6, 0.55), (1, 0.35), (0.7, 0.9), (-0.65, 0.9))
+    strokes: list[Stroke] = [(hull, 0), (_line((0.9, 0.4), (1.25, 0.15)), 1.5)]
+    strokes += [((x, 0.7) + _circle(0.035, 8), -1) for x in np.linspace(-0.5, 0.6, rng.integers(4, 9))]
+    masts = np.linspace(-0.5, 0.5, rng.integers(2, 4))
+    for x, top in zip(masts, rng.uniform(-1, -0.7, len(masts)), strict=True):
+        strokes.append((_line((x, 0.6), (x, top)), 1.8))
+        for side in (-1, 1):  # shrouds with ratlines
+            feet = x + side * np.linspace(0.08, 0.24, 4)
+            strokes += [(_line((foot, 0.55), (x, top + 0.35)), 0.5) for foot in feet]
+            for share in np.linspace(0.1, 0.8, 10):
+                y = 0.55 + share * (top - 0.2)
+                strokes.append((_line((x + side * 0.08 * (1 - share), y), (x + side * 0.24 * (1 - share), y)), 0.5))
+        for y, reach in ((top + 0.15, 0.2), (top + 0.45, 0.28), (top + 0.8, 0.34)):
+            strokes.append((_line((x - reach, y), (x + reach, y)), 1.0))
+            if rng.random() < 0.4:
+                sail = _line((x - reach, y), (x + reach, y), (x + 0.95 * reach, y + 0.26), (x, y + 0.2))
+                strokes.append((np.vstack([sail, (x - 0.95 * reach, y + 0.26)]), 0))
+        strokes += [(_line((x, top), (1.25, 0.15)), 0.5), (_line((x, top + 0.3), (-0.85, 0.47)), 0.5)]
+    return strokes
+
+
+_INTRICATE = (_bicycle, _bush, _antlers, _gate, _chair, _net, _feather, _rosette, _pylon, _ship)
+
+
+def _silhouette(rng: np.random.Generator, shape: tuple[int, int], radius: float) -> Image.Image:
+    """Draw one intricate thing in a random pose: 0 around it and in its holes, 1 on its lines, 2 on its solid parts."""
+    strokes = _INTRICATE[rng.integers(len(_INTRICATE))](rng)
+    ends = np.cumsum([len(points) for points, _ in strokes])
+    points = np.concatenate([points for points, _ in strokes])
+    bend, phase = rng.choice([0, 0.03]), rng.uniform(0, 2 * np.pi, 2)
+    points = points + bend * np.sin(3 * points[:, ::-1] + phase)
+    angle, flip = rng.normal(0, 0.3), rng.choice([-1, 1])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = points @ (turn @ np.diag([flip * rng.uniform(0.75, 1.1), 1])).T
+    points = points / (1 + points @ rng.uniform(-0.2, 0.2, 2))[:, None]  # perspective
+    points = np.array(_place(rng, shape, 0.42))[::-1] + radius * points
+    weight = rng.uniform(0.8, 1.5) * radius / 50
+
+    canvas = Image.new("L", shape[::-1])
+    draw = ImageDraw.Draw(canvas)
+    for path, (_, width) in zip(np.split(points, ends[:-1]), strokes, strict=True):
+        path = [tuple(point) for point in path.tolist()]
+        if width > 0:
+            pixels = max(round(width * weight), min(2, round(_unit(shape)) or 1))
+            draw.line(path, fill=1, width=pixels, joint="curve" if pixels > 3 else None)
+            for x, y in (path[0], path[-1]) if pixels > 4 else ():  # round ends, so that branches have no cracks
+                draw.ellipse((x - pixels / 2, y - pixels / 2, x + pixels / 2, y + pixels / 2), fill=1)
+        else:
+            draw.polygon(path, fill=2 if width == 0 else 0)
+    return canvas
+
+
+def _tint(rng: np.random.Generator, others: np.ndarray | None = None) -> np.ndarray:
+    """A colour without brightness, (3,); of four, the one farthest from the nearest of `others`, (N, 3)."""
+    tints = rng.uniform(-0.16, 0.16, size=(1 if others is None else 4, 3)).astype(np.float32)
+    tints -= (tints @ np.float32((0.299, 0.587, 0.114)))[:, None]
+    if others is None:
+        return tints[0]
+    return tints[np.linalg.norm(tints[:, None] - others, axis=2).min(1).argmax()]
+
+
+def _blurred(picture: Image.Image, radius: float) -> np.ndarray:
+    """A picture of mode L, blurred, (H, W) in [0, 1]."""
+    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255
+
+
+def _clutter(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Zones of different grounds with soft and plain things before them, (H, W, 3), and the grounds' tints, (3, 3)."""
+    unit = _unit(shape)
+    zones = np.digitize(_noise(rng, shape, _gaussian(shape, rng.uniform(5, 20) * unit)), sorted(rng.normal(0, 0.7, 2)))
+    tints = np.stack([_tint(rng) for _ in range(3)])
+    tones, contrasts = rng.uniform([[0.3], [0.07]], [[0.7], [0.2]], size=(2, 3)).astype(np.float32)
+    smooth = _noise(rng, shape, _fractal(shape, rng.uniform(0.8, 1.5))).astype(np.float32)
+    long, wide = rng.uniform(2, 7) * unit, rng.uniform(0.3, 0.8) * unit
+    streaks = _noise(rng, shape, _gaussian(shape, long, wide, rng.uniform(0, np.pi))).astype(np.float32)
+    texture = np.where(zones == rng.integers(3), streaks, smooth)
+    colours = (tones[zones] + contrasts[zones] * texture)[..., None] + tints[zones]
+    for _ in range(rng.integers(3, 8)):
+        if rng.random() < 0.5:  # of the same shapes as the thing, but out of focus
+            ghost = _silhouette(rng, shape, rng.uniform(20, 50) * unit).point(lambda label: 255 * (label > 0))
+            cover = _blurred(ghost, rng.uniform(0.6, 2.5) * unit)
+        else:  # sharp, but plain
+            ghost = Image.new("L", shape[::-1])
+            corners = np.array(_place(rng, shape, 0))[::-1] + rng.uniform(5, 35) * unit * rng.normal(0, 0.7, (4, 2))
+            ImageDraw.Draw(ghost).polygon([tuple(corner) for corner in corners.tolist()], fill=255)
+            cover = np.asarray(ghost, dtype=np.float32) / 255
+        cover *= rng.uniform(0.5, 1)
+        paint = (rng.uniform(0.25, 0.75) + 0.1 * smooth)[..., None] + _tint(rng)
+        colours += cover[..., None] * (paint - colours)
+    return colours, tints
+
+
+def _intricate(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A thing of fine parts with grain and lit edges, before soft clutter that shares its tones and shapes."""
+    # What lies behind is out of focus: half the resolution is enough. float32, too, keeps large pictures quick.
+    half, tints = _clutter(rng, ((shape[0] + 1) // 2, (shape[1] + 1) // 2))
+    channels = (
+        Image.fromarray(channel).resize(shape[::-1], Image.Resampling.BICUBIC) for channel in np.moveaxis(half, 2, 0)
+    )
+    colours = np.stack([np.asarray(channel) for channel in channels], axis=2)
+
+    unit = _unit(shape)
+    parts = Image.new("L", shape[::-1])
+    for _ in range(0 if empty else 1 + (rng.random() < 0.2)):
+        parts = ImageChops.lighter(parts, _silhouette(rng, shape, rng.uniform(38, 60) * unit))
+    outline = parts.point(lambda label: 255 * (label > 0))
+    wide = _blurred(outline, 2 * unit)
+    drop = rng.integers(-4, 5, 2) * max(round(unit), 1)
+    colours *= (1 - rng.uniform(0, 0.5) * np.roll(wide, drop, axis=(0, 1)))[..., None]  # the shadow
+
+    # Two materials at most, of lines and of solid parts, whose tone is that of the scene, give or take.
+    grain = _noise(rng, shape, _gaussian(shape, rng.uniform(0.5, 4), 0.5, rng.uniform(0, np.pi))).astype(np.float32)
+    light = rng.uniform(0, 2 * np.pi)
+    height = _blurred(outline, 0.35 * unit) + 2 * wide
+    down, across = np.gradient(height)
+    relief = math.cos(light) * across + math.sin(light) * down
+    value = rng.uniform(0.03, 0.12) * grain + rng.uniform(0.1, 0.3) * unit * relief
+    two = rng.random() < 0.5
+    paints = np.stack([colours.mean() + rng.uniform(-0.12, 0.12) + _tint(rng, tints) for _ in range(1 + two)])
+    # One pixel beyond the outline the paint runs on, and only the blur of the lens fades it.
+    runs_on = np.asarray(parts.filter(ImageFilter.MaxFilter(3)))
+    thing = paints[(runs_on == 2) * int(two)] + value[..., None]
+    colours += _blurred(outline, 0.5)[..., None] * (thing - colours)
+    colours += 0.02 * rng.standard_normal((*shape, 3), dtype=np.float32)
+    return colours, np.asarray(parts) > 0
+
+
 # The place in this table is part of the seed: add new kinds at the end.
 KINDS: dict[str, Callable[[np.random.Generator, tuple[int, int], bool], tuple[np.ndarray, np.ndarray]]] = {
     "camouflage": _camouflage,
     "ultrasound": _ultrasound,
     "infrared": _infrared,
     "dichotomous": _dichotomous,
+    "intricate": _intricate,
 }

@@ -2,7 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import fsum
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ class Protocol:
         format_table: Turns those into a Markdown table.
         best_metrics: The numbers that may choose the best checkpoint, and whether higher is better.
         curves: Keys of a row that hold arrays: `summarize` needs them, a table of pictures leaves them out.
+        report_options: Options that a report sets, unless told otherwise, to other values than their defaults, which are
+            those of the frequent evaluations during training.
     """
 
     name: str
@@ -30,6 +34,7 @@ class Protocol:
     format_table: Callable[[Mapping[str, float]], str]
     best_metrics: Mapping[str, bool]
     curves: tuple[str, ...] = ()
+    report_options: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self, **changed: Any) -> dict[str, Any]:
         """Return the options of `score_image`: its defaults, but for those `changed`.
@@ -70,3 +75,22 @@ def check_rows(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     if not rows:
         raise ValueError("no picture was scored")
     return rows
+
+
+def mean_scores(rows: list[Mapping[str, Any]], means: Mapping[str, str]) -> dict[str, float]:
+    """Return the mean over pictures of each key of `means`, under the name that it has there."""
+    return {mean: fmean(row[name] for row in rows) for name, mean in means.items()}
+
+
+def highest_points(rows: list[Mapping[str, Any]], curves: Mapping[str, str]) -> dict[str, float]:
+    """Return the highest point of the mean over pictures of each key of `curves`, under the name that it has there."""
+    return {
+        highest: max(fsum(values) for values in zip(*(row[curve] for row in rows), strict=True)) / len(rows)
+        for curve, highest in curves.items()
+    }
+
+
+def markdown_table(titles: Iterable[str], values: Iterable[str]) -> str:
+    """Return a Markdown table with one line of values."""
+    titles = list(titles)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), values))

@@ -38,8 +38,6 @@ weight, 0.
 """
 
 from collections.abc import Iterable, Mapping
-from math import fsum
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -54,7 +52,7 @@ from py_sod_metrics import (
     WeightedFmeasure,
 )
 
-from .base import Protocol, check_image, check_rows
+from .base import Protocol, check_image, check_rows, highest_points, markdown_table, mean_scores
 
 
 MEANS = {
@@ -103,12 +101,7 @@ def score_image(probs: np.ndarray, target: np.ndarray, min_max: bool = True) -> 
         TypeError: If `target` is not boolean.
     """
     check_image(probs, target)
-    probs = probs.astype(np.float64)
-    if min_max:
-        low, high = probs.min(), probs.max()
-        if high > low:
-            probs = (probs - low) / (high - low)
-        probs = np.rint(255 * probs) / 255
+    probs = prepare(probs, min_max)
     counted = FmeasureV2(
         {
             "f": FmeasureHandler(with_dynamic=True, with_adaptive=True, beta=0.3),
@@ -142,6 +135,17 @@ def score_image(probs: np.ndarray, target: np.ndarray, min_max: bool = True) -> 
     }
 
 
+def prepare(probs: np.ndarray, min_max: bool) -> np.ndarray:
+    """Return the prediction as it is scored, float64, stretched and rounded to 8 bits if `min_max`."""
+    probs = probs.astype(np.float64)
+    if min_max:
+        low, high = probs.min(), probs.max()
+        if high > low:
+            probs = (probs - low) / (high - low)
+        probs = np.rint(255 * probs) / 255
+    return probs
+
+
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Put the rows of `score_image` together to the numbers of a data set, by the protocol above.
 
@@ -151,16 +155,13 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         ValueError: If there is no row.
     """
     rows = check_rows(rows)
-    summary = {mean: fmean(row[name] for row in rows) for name, mean in MEANS.items()}
-    for curve, highest in CURVES.items():
-        summary[highest] = max(fsum(values) for values in zip(*(row[curve] for row in rows), strict=True)) / len(rows)
+    summary = {**mean_scores(rows, MEANS), **highest_points(rows, CURVES)}
     return {**{name: summary[name] for name in _TITLES}, "num_images": len(rows)}
 
 
 def format_table(summary: Mapping[str, float]) -> str:
     """Return the numbers of `summarize` as a Markdown table with one line of values."""
-    lines = (_TITLES.values(), ["---"] * len(_TITLES), (f"{summary[name]:.3f}" for name in _TITLES))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(_TITLES.values(), (f"{summary[name]:.3f}" for name in _TITLES))
 
 
 class _Smeasure(Smeasure):
