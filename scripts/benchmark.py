@@ -15,7 +15,10 @@ from unconceal.benchmark import (
     Case,
     cases_table,
     machine,
+    opds_sizes,
+    opds_sizes_table,
     ratios_table,
+    resolutions_table,
     run_case,
     run_sizes,
     run_sizes_table,
@@ -95,6 +98,40 @@ def run(parts: list[str], batch_sizes: list[int], shared: dict[str, Any]) -> dic
     return report
 
 
+def opds(parts: list[str], batch_sizes: list[int], shared: dict[str, Any]) -> dict[str, Any]:
+    """Print the parts of OPDS and return their numbers; `shared` are fields of `Case`."""
+    report, image_size = {}, shared["image_size"]
+    if "size" in parts:
+        report["size"] = opds_sizes(image_size)
+        print(f"\n## Size, one picture of {image_size}x{image_size} (the poster: 1024x1024)\n")
+        print(opds_sizes_table(report["size"]))
+        print("\nMultiply-adds of convolutions and matrix products, those of the matrix factorisations included.")
+    if "resolution" in parts:
+        sizes = (image_size // 2, image_size, 2 * image_size)
+        dtypes = dict.fromkeys(("float32", "bfloat16", shared["dtype"]))
+        cases = [
+            Case("inference", 1, **{**shared, "image_size": n, "dtype": t}, model="OPDS")
+            for t in dtypes
+            for n in sizes
+        ]
+        report["resolution"] = [run_case(case) for case in cases]
+        print("\n## Time and memory of the network alone, one picture\n")
+        print(resolutions_table(report["resolution"]))
+    if "speed" in parts:
+        kinds = [("inference", False), ("training", False), ("training", True)]
+        models = ("OPDS", "OPDS, single head")
+        cases = [
+            Case(task, n, checkpointing=on, model=model, **shared)
+            for task, on in kinds
+            for model in models
+            for n in batch_sizes
+        ]
+        report["speed"] = [run_case(case) for case in cases]
+        print(f"\n## Speed and memory of the network alone, {image_size}x{image_size}\n")
+        print(cases_table(report["speed"], by_model=True))
+    return report
+
+
 @dataclass(frozen=True)
 class Network:
     """What is measured of a network, and the defaults of the options."""
@@ -118,6 +155,9 @@ NETWORKS = {
     ),
     # An encoder's batch norm cannot train on a single position, which is what stride 32 leaves of smaller pictures.
     "run": Network(run, ("size", "scan", "speed"), image_size=384, min_image_size=64, batch_sizes=(1,), steps=1),
+    "opds": Network(
+        opds, ("size", "resolution", "speed"), image_size=1024, min_image_size=128, batch_sizes=(1,), steps=1
+    ),
 }
 
 

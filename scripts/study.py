@@ -105,9 +105,9 @@ STUDIES = {
         },
         train=320,
         val=50,
-        epochs=4,
+        epochs=3,
         pretrain=800,
-        pretrain_epochs=8,
+        pretrain_epochs=4,
     ),
 }
 ROOT = Path(__file__).parents[1]

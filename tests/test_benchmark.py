@@ -13,12 +13,16 @@ from unconceal import SrsConfig, SrsForImageSegmentation
 from unconceal.benchmark import (
     ENCODERS,
     MAX_BACKWARD_LENGTH,
+    OPDS_POSTER_SIZE,
     RUN_RELEASE_SIZE,
     SRS_PAPER_SIZES,
     Case,
     cases_table,
     measure,
+    opds_sizes,
+    opds_sizes_table,
     ratios_table,
+    resolutions_table,
     run_case,
     run_sizes,
     run_sizes_table,
@@ -102,6 +106,37 @@ def test_counter_sees_one_of_the_four_multiply_adds_of_a_scan():
     assert counter.get_total_flops() // 2 == 64 * 32 * 8
 
 
+def test_opds_is_as_large_as_its_poster_says():
+    counts = opds_sizes()
+    millions, multiply_adds = OPDS_POSTER_SIZE
+    whole = counts["OPDS"]["whole"]
+    assert whole["parameters"] / 1e6 == pytest.approx(millions, rel=0.015)
+    assert whole["multiply_adds"] / 1e9 == pytest.approx(multiply_adds, rel=0.015)
+    for parts in counts.values():
+        assert parts["encoder"]["parameters"] == 26_277_824
+        assert parts["encoder"]["multiply_adds"] / 1e9 == pytest.approx(106.2, abs=0.05)
+        for name in ("parameters", "multiply_adds"):
+            assert parts["whole"][name] == parts["encoder"][name] + parts["decoder"][name]
+    # The baseline is no cheaper than what it is compared with.
+    single = counts["OPDS, single head"]["whole"]
+    assert single["multiply_adds"] == pytest.approx(whole["multiply_adds"], rel=0.03)
+    lines = opds_sizes_table(counts).splitlines()
+    assert lines[2] == "| OPDS | whole | 28.084 M | 128.08 G |"
+    assert lines[-1] == "| the poster | whole | 28 M | 129.2 G |"
+
+
+def test_resolutions_stand_with_their_growth():
+    results = [
+        {"image_size": 1000, "dtype": "float32", "seconds": 1.0, "peak_gib": 1.0},
+        {"image_size": 2000, "dtype": "float32", "seconds": 7.0, "peak_gib": 2.5},
+        {"image_size": 1000, "dtype": "bfloat16", "error": "out of memory"},
+    ]
+    lines = resolutions_table(results).splitlines()[2:]
+    assert lines[0] == "| float32 | 1000x1000 | 1000 | 1.00 GiB |  |  |"
+    assert lines[1] == "| float32 | 2000x2000 | 7000 | 2.50 GiB | 2000 | 0.50 GiB |"
+    assert lines[2].startswith("| bfloat16 | 1000x1000 | out of memory |")
+
+
 @pytest.mark.slow
 def test_a_case_in_its_own_process():
     ballast = torch.ones(2**28)  # 1 GiB, which the peak of the measured process must not contain
@@ -111,7 +146,7 @@ def test_a_case_in_its_own_process():
     assert result["images_per_second"] == pytest.approx(2 / result["seconds"])
 
 
-@pytest.mark.parametrize("model", ["SRS", "RUN, ResNet-50"])
+@pytest.mark.parametrize("model", ["SRS", "RUN, ResNet-50", "OPDS"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_case(checkpointing, model):
     result = measure(Case("training", 1, image_size=64, checkpointing=checkpointing, steps=1, model=model))
@@ -183,6 +218,22 @@ def test_script_for_run(tmp_path, monkeypatch, capsys):
     assert numbers["image_size"] == 384
     assert {result["image_size"] for result in numbers["speed"]} == {384}
     assert len(numbers["speed"]) == 6
+
+
+def test_script_for_opds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        benchmark_script,
+        "run_case",
+        lambda case: {**asdict(case), "seconds": 2.0, "images_per_second": 0.5, "peak_gib": 1.0},
+    )
+    file = tmp_path / "numbers.json"
+    benchmark_script.main(["opds", "--only", "resolution,speed", "--json", str(file)])
+    printed = capsys.readouterr().out
+    assert "| bfloat16 | 2048x2048 | 2000 | 1.00 GiB | 0 | 0.00 GiB |" in printed
+    assert "| OPDS, single head | training | 1 | yes | 2000 | 1.00 | 1.00 GiB |" in printed
+    numbers = json.loads(file.read_text())
+    sizes = [(case["dtype"], case["image_size"]) for case in numbers["resolution"]]
+    assert sizes == [(dtype, size) for dtype in ("float32", "bfloat16") for size in (512, 1024, 2048)]
 
 
 def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch, capsys):

@@ -59,7 +59,7 @@ SMOKE = ROOT / "configs/srs/smoke.yaml"
         ("mixed_precision=fp8", "mixed_precision is 'fp8', expected one of None, no, fp16, bf16"),
         ("best_metric=dice", "best_metric is 'dice'"),
         ("model.backbone_config.depth=[1]", "model is 'backbone_config'"),
-        ("network=unet", "network is 'unet', expected one of run, srs"),
+        ("network=unet", "network is 'unet', expected one of opds, run, srs"),
         (
             "phases.segmentation.init_backbone_from=microsoft/resnet-50",
             "phases.segmentation.init_backbone_from is 'microsoft/resnet-50', expected null, as srs has no backbone",

@@ -20,8 +20,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .models.configuration_opds import OpdsConfig
 from .models.configuration_run import RunConfig
 from .models.configuration_srs import SrsConfig
+from .models.modeling_opds import OpdsForImageSegmentation
 from .models.modeling_run import RunForImageSegmentation, RunScan2d
 from .models.modeling_srs import (
     SrsDynamicConv,
@@ -45,6 +47,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         f"RUN, {name}": lambda encoder=encoder: RunForImageSegmentation(RunConfig(backbone_config=encoder))
         for name, encoder in ENCODERS.items()
     },
+    "OPDS": lambda: OpdsForImageSegmentation(OpdsConfig()),
+    # As costly as the progressive decoder.
+    "OPDS, single head": lambda: OpdsForImageSegmentation(OpdsConfig(decoder_hidden_sizes=[128])),
 }
 # Of SRS as published, counted without what they hold and never use: (million parameters, GMAC at 256x256).
 SRS_PAPER_SIZES = {
@@ -56,6 +61,8 @@ SRS_PAPER_SIZES = {
 }
 # Of what RUN's authors released, beyond the encoder: (million parameters, GMAC at 384x384).
 RUN_RELEASE_SIZE = (55.65, 156)
+# Of OPDS by its poster: (million parameters, GMAC at 1024x1024).
+OPDS_POSTER_SIZE = (28.0, 129.2)
 # Longest scan whose backward pass is compared: that of the reference takes time by the square of the length, as every step
 # it picks out has a gradient as long as the sequence.
 MAX_BACKWARD_LENGTH = 576
@@ -169,6 +176,28 @@ def scan_multiply_adds(length: int, channels: int, states: int) -> int:
     twice.
     """
     return length * channels * (3 * states + 2)
+
+
+def opds_sizes(image_size: int = 1024) -> dict[str, dict[str, dict[str, float]]]:
+    """Count the parameters and multiply-adds of the default OPDS and of its single head, without computing anything.
+
+    Multiply-adds are those that `srs_sizes` counts; the matrix factorisations are among them.
+
+    Returns:
+        Key of `MODELS` -> `whole`, `encoder`, `decoder` -> `parameters`, `trainable`, `multiply_adds`.
+    """
+    result = {}
+    for name in ("OPDS", "OPDS, single head"):
+        with torch.device("meta"):
+            model = MODELS[name]()
+            pixel_values = torch.empty(1, model.config.num_channels, image_size, image_size)
+        counts = _multiply_adds(model, pixel_values)
+        result[name] = {
+            "whole": _size([model], counts[""]),
+            "encoder": _size([model.backbone], counts["backbone"]),
+            "decoder": _size([model.levels], counts["levels"]),
+        }
+    return result
 
 
 def _size(modules: list[nn.Module], multiply_adds: int) -> dict[str, float]:
@@ -396,6 +425,43 @@ def run_sizes_table(counts: dict[str, dict[str, dict[str, float]]]) -> str:
     parameters, multiply_adds = RUN_RELEASE_SIZE
     rows.append(["the authors' release", "beyond the encoder", f"{parameters:g} M", f"about {multiply_adds:g} G", ""])
     return markdown_table(["encoder", "part", "parameters", "multiply-adds", "of these elementwise in scans"], rows)
+
+
+def opds_sizes_table(counts: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Return `opds_sizes` at 1024x1024 above the figures of the poster, as Markdown."""
+    rows = [
+        [model, part, f"{count['parameters'] / 1e6:.3f} M", f"{count['multiply_adds'] / 1e9:.2f} G"]
+        for model, parts in counts.items()
+        for part, count in parts.items()
+    ]
+    parameters, multiply_adds = OPDS_POSTER_SIZE
+    rows.append(["the poster", "whole", f"{parameters:g} M", f"{multiply_adds:g} G"])
+    return markdown_table(["network", "part", "parameters", "multiply-adds"], rows)
+
+
+def resolutions_table(results: list[dict[str, Any]]) -> str:
+    """Return results of one picture at growing sizes as Markdown, with what each further megapixel costs.
+
+    Args:
+        results: Of `run_case`; of each dtype from the smallest size on.
+    """
+    rows, before = [], {}
+    for result in results:
+        size, dtype = result["image_size"], result["dtype"]
+        cells = [dtype, f"{size}x{size}"]
+        if "error" in result:
+            rows.append([*cells, result["error"], "", "", ""])
+            continue
+        cells += [f"{1000 * result['seconds']:.0f}", f"{result['peak_gib']:.2f} GiB"]
+        growth = ["", ""]
+        if dtype in before:
+            megapixels = (size**2 - before[dtype]["image_size"] ** 2) / 1e6
+            seconds, gib = (result[name] - before[dtype][name] for name in ("seconds", "peak_gib"))
+            growth = [f"{1000 * seconds / megapixels:.0f}", f"{gib / megapixels:.2f} GiB"]
+        rows.append([*cells, *growth])
+        before[dtype] = result
+    header = ["dtype", "picture", "ms", "peak memory", "ms a further megapixel", "memory a further megapixel"]
+    return markdown_table(header, rows)
 
 
 def cases_table(results: list[dict[str, Any]], by_model: bool = False) -> str:
