@@ -7,6 +7,7 @@ import sys
 
 from unconceal.data import BUILDERS, KINDS, build, build_synthetic, otsu_table
 from unconceal.errors import UserError, run_main
+from unconceal.pictures import MAX_PIXELS
 
 
 def parse_shares(text: str) -> tuple[str, float]:
@@ -26,7 +27,12 @@ def make_parser() -> argparse.ArgumentParser:
     out.add_argument("--seed", type=int, default=0, help="seed of random splits and of generated pictures")
     out.add_argument("--overwrite", action="store_true", help="replace --out where it is a data set built before")
 
-    raw = argparse.ArgumentParser(add_help=False)
+    limit = argparse.ArgumentParser(add_help=False)
+    limit.add_argument(
+        "--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=f"refuse larger pictures ({MAX_PIXELS})"
+    )
+
+    raw = argparse.ArgumentParser(add_help=False, parents=[limit])
     raw.add_argument(
         "--random-split", action="store_true", help="split at random even where official lists or folders exist"
     )
@@ -57,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
         one.add_argument(f"--{split}", type=int, default=0, metavar="N", help=f"pictures in {split}")
     one.add_argument("--empty-ratio", type=float, default=0.0, help="share of pictures without an object")
 
-    one = names.add_parser("otsu", help="mean IoU that a mere threshold reaches on a built data set")
+    one = names.add_parser("otsu", help="mean IoU that a mere threshold reaches on a built data set", parents=[limit])
     one.add_argument("folder", help="data set that this command built")
     return parser
 
@@ -67,7 +73,7 @@ def main(argv: list[str] | None = None):
     command = shlex.join(["python", "scripts/prepare_data.py", *(sys.argv[1:] if argv is None else argv)])
     name = args.pop("name")
     if name == "otsu":
-        for (split, source), (iou, count) in otsu_table(args["folder"]).items():
+        for (split, source), (iou, count) in otsu_table(**args).items():
             print(f"{split}\t{source}\t{count} pictures\tmean Otsu IoU {iou:.3f}")
         return
     out = args.pop("out")
@@ -82,7 +88,10 @@ def main(argv: list[str] | None = None):
         splits = report.splits
         print(f"splits: {report.split_rule}")
         print(f"left out: {len(report.skipped)} unusable, {len(report.unlisted)} in no list")
-        print(f"masks: {report.num_changed_masks} changed by the rule, {report.num_empty_masks} empty")
+        print(
+            f"masks: {report.num_changed_masks} changed by the rule, {report.num_resized_masks} resized to their image, "
+            f"{report.num_empty_masks} empty"
+        )
     print(f"wrote {out}: " + ", ".join(f"{split} {count.num_examples}" for split, count in splits.items()))
 
 

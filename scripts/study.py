@@ -105,7 +105,7 @@ STUDIES = {
         },
         train=320,
         val=50,
-        epochs=3,
+        epochs=2,
         pretrain=800,
         pretrain_epochs=4,
     ),

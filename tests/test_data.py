@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from unconceal.data import build, build_synthetic, generate, otsu_table
+from unconceal.data import BUILDERS, build, build_synthetic, generate, otsu_table
 from unconceal.data import write as data_write
-from unconceal.data.pairs import Pair, UnusablePair, load_pair, read_mask, split_at_random
+from unconceal.data.pairs import Pair, UnusablePair, have_one_aspect, load_pair, read_mask, split_at_random
 from unconceal.data.transforms import (
     TrainingSet,
     TransformRecipe,
@@ -26,6 +26,7 @@ from unconceal.data.transforms import (
 )
 from unconceal.errors import UserError, run_main
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor, to_mask
+from unconceal.pictures import MAX_PIXELS
 from unconceal.training import load_recipe
 
 
@@ -290,6 +291,245 @@ def test_cod_bad_sources(tmp_path, run):
     assert_one_error(run("cod", "--source", tmp_path / "pack", "--out", out), out, "pack/GT", "folder of pictures")
 
 
+DIS5K = ("DIS-TR", "DIS-VD", "DIS-TE1", "DIS-TE2", "DIS-TE3", "DIS-TE4")
+DIS5K_NAME = "1#Accessories#1#Bag#2339506821_83cf9f1d22_o"
+
+
+@pytest.mark.parametrize("inner", ["", "DIS5K"])
+def test_dis5k(inner, tmp_path, run, load):
+    root = tmp_path / "raw"
+    for place, name in enumerate(DIS5K):
+        folders(root / inner / name, [DIS5K_NAME], ".jpg", ".png", "im", "gt", seed=place)
+    (root / inner / "DIS-TE4" / "gt" / "notes.txt").write_text("no picture")
+    soft = np.zeros((36, 40), np.uint8)
+    soft[:, 10:], soft[:, 9] = 255, 128
+    Image.fromarray(soft).save(root / inner / "DIS-VD" / "gt" / f"{DIS5K_NAME}.png")
+    code, text, _ = run("dis5k", "--source", root, "--out", tmp_path / "out")
+    assert code == 0
+    assert "masks: 1 changed by the rule" in text
+    loaded = load(tmp_path / "out")
+    splits = ["train", "val", "DIS_TE1", "DIS_TE2", "DIS_TE3", "DIS_TE4"]
+    assert list(loaded) == splits
+    for split, name in zip(splits, DIS5K, strict=True):
+        assert loaded[split]["id"][:] == [f"{split}/{DIS5K_NAME}"]
+        assert loaded[split]["source"][:] == [f"dis5k/{name}"]
+    np.testing.assert_array_equal(np.asarray(loaded["val"][0]["mask"]) > 0, soft > 127)
+
+
+def test_dis5k_in_part(tmp_path, run):
+    out = tmp_path / "out"
+    (tmp_path / "raw").mkdir()
+    assert_one_error(run("dis5k", "--source", tmp_path / "raw", "--out", out), out, "no pairs", "DIS-TR", "DIS-TE4")
+    for name in ("DIS-TE3", "DIS-VD"):
+        folders(tmp_path / "raw" / name, ["a", "b"], ".jpg", ".png", "im", "gt")
+    assert split_sizes(build("dis5k", tmp_path / "raw", out)) == {"val": 2, "DIS_TE3": 2}
+    card = (out / "README.md").read_text()
+    assert "license: other" in card
+    assert "non-commercial" in card
+
+
+def test_people(tmp_path, run, load, caplog):
+    root, out = tmp_path / "raw", tmp_path / "out"
+    sizes = {"same": (40, 36), "half": (20, 18), "rounded": (13, 12), "larger": (81, 73), "other": (40, 20)}
+    for place, (name, size) in enumerate(sizes.items()):
+        picture(root / "Training_Images" / f"{name}.jpg", seed=place)
+        values = np.zeros(size[::-1], np.uint8)
+        values[:, size[0] // 2 :] = 255
+        (root / "Ground_Truth").mkdir(exist_ok=True)
+        Image.fromarray(values).save(root / "Ground_Truth" / f"{name}.png")
+    arguments = ["people", "--source", root, "--out", out]
+    assert_one_error(run(*arguments), out, "1 of 5 pairs", "--skip-unusable")
+    reason = "unusable: other: mask other.png is 40x20 but image other.jpg is 40x36, of another aspect"
+    assert reason in caplog.text
+    code, text, _ = run(*arguments, "--skip-unusable")
+    assert code == 0
+    assert "masks: 0 changed by the rule, 3 resized to their image" in text
+    assert "3 mask(s) had another size" in (out / "README.md").read_text()
+    for row in (row for split in load(out).values() for row in split):
+        assert row["mask"].size == row["image"].size == (40, 36)
+        edge = np.asarray(row["mask"]).argmax(axis=1)  # upright still, and where the file has it
+        width = sizes[row["id"]][0]
+        assert (edge == round(width // 2 * 40 / width)).all()
+
+
+def test_masks_are_resized_only_where_the_builder_says_so(tmp_path, run, caplog):
+    root, out = folders(tmp_path / "raw"), tmp_path / "out"
+    mask(root / "masks" / "a.png", size=(20, 18))
+    assert_one_error(run("folder", "--source", root, "--out", out), out, "1 of 4 pairs")
+    assert "unusable: a: mask a.png is 20x18 but image a.png is 40x36" in caplog.text
+    build("folder", root, out, skip_unusable=True)
+    assert "another size" not in (out / "README.md").read_text()
+
+
+def test_people_split():
+    people = [Pair(str(i), "people") for i in range(241)]
+    dealt = split_at_random(people, BUILDERS["people"].fractions, seed=0)
+    assert [sum(pair.split == split for pair in dealt) for split in ("train", "val")] == [200, 41]
+
+
+@pytest.mark.parametrize(
+    ("size", "other", "alike"),
+    [
+        ((1079, 900), (547, 457), True),  # three sizes of real pairs
+        ((1500, 1001), (612, 408), True),
+        ((1280, 960), (577, 433), True),
+        ((1001, 667), (500, 333), True),  # halved, rounded down
+        ((640, 480), (480, 640), False),
+        ((640, 480), (320, 238), False),
+        ((640, 480), (640, 478), False),
+    ],
+)
+def test_aspect(size, other, alike):
+    assert have_one_aspect(size, other) is have_one_aspect(other, size) is alike
+
+
+# Names in upper and lower case
+
+
+def ids_of(out):
+    return sorted(row["id"] for path in sorted((out / "data").iterdir()) for row in pq.read_table(path).to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "masks", "ending", "options"),
+    [
+        ("sirst", "images", "masks", "_PIXELS0", {}),
+        ("bus", "images", "masks", "", {}),
+        ("kvasir", "images", "masks", "", {}),
+        ("cod", "Imgs", "GT", "", {}),
+        ("dis5k", "DIS-TR/im", "DIS-TR/gt", "", {}),
+        ("people", "Training_Images", "Ground_Truth", "", {}),
+        ("folder", "images", "masks", "_Mask", {"mask_suffix": "_mask"}),
+    ],
+)
+def test_names_that_differ_in_case_or_suffix(name, images, masks, ending, options, tmp_path, caplog):
+    root, one = tmp_path / "raw", {"fractions": {"train": 1.0}}
+    for place, (image, its_mask) in enumerate((("Aa.JPG", "aA"), ("b.jpeg", "B"), ("C.png", "C"))):
+        picture(root / images / image, seed=place)
+        mask(root / masks / f"{its_mask}{ending}.PNG")
+    build(name, root, tmp_path / "out", **one, **options)
+    assert [id.split("/")[-1] for id in ids_of(tmp_path / "out")] == ["Aa", "C", "b"]
+    mask(root / masks / f"AA{ending}.png")
+    report = build(name, root, tmp_path / "again", skip_unusable=True, **one, **options)
+    (left_out,) = report.skipped
+    assert left_out[0].endswith("Aa")
+    assert left_out[1] == f"2 masks: AA{ending}.png, aA{ending}.PNG"
+
+
+def test_names_that_differ_in_case_in_busi(busi, tmp_path):
+    root = busi / "Dataset_BUSI_with_GT" / "benign"
+    (root / "benign (1)_mask_1.png").rename(root / "Benign (1)_Mask_1.PNG")
+    (root / "benign (2).png").rename(root / "BENIGN (2).png")
+    report = build("busi", busi, tmp_path / "out")
+    assert split_sizes(report) == {"train": 16, "val": 4}
+    assert {"benign (1)", "BENIGN (2)"} <= set(ids_of(tmp_path / "out"))
+    mask(root / "Benign (3)_mask.png")
+    report = build("busi", busi, tmp_path / "again", skip_unusable=True)
+    assert report.skipped == [("benign (3)", "2 masks: Benign (3)_mask.png, benign (3)_mask.png")]
+
+
+def test_listed_names_that_differ_in_case(sirst, tmp_path):
+    (sirst / "idx_427" / "train.txt").write_text("MISC_1\nmisc_2")
+    (sirst / "masks" / "Misc_2_pixels0.png").rename(sirst / "masks" / "misc_2_pixels0.png")
+    report = build("sirst", sirst, tmp_path / "out")
+    assert ids_of(tmp_path / "out") == ["Misc_1", "Misc_2", "Misc_5", "Misc_6"]  # as the image files have them
+    assert sorted(report.unlisted) == ["Misc_3", "Misc_4", "Misc_7", "Misc_8"]
+    (sirst / "idx_427" / "val.txt").write_text("misc_1")
+    report = build("sirst", sirst, tmp_path / "again", skip_unusable=True)
+    assert report.skipped == [("Misc_1", "the name occurs 2 times: Misc_1.png in train, Misc_1.png in val")]
+    (sirst / "names.txt").write_text("MISC_1.png\nmisc_3\n")
+    build("folder", sirst, tmp_path / "folder", list_file=sirst / "names.txt", mask_suffix="_pixels0")
+    assert ids_of(tmp_path / "folder") == ["Misc_1", "Misc_3"]
+
+
+def test_two_sets_of_names_that_differ_in_case_are_two(tmp_path):
+    root = folders(tmp_path / "raw", ["a", "A", "b"])
+    if len(list((root / "images").iterdir())) < 3:
+        pytest.skip("this disk does not tell upper from lower case")
+    (root / "names.txt").write_text("A\nb\n")
+    build("folder", root, tmp_path / "all")
+    assert ids_of(tmp_path / "all") == ["A", "a", "b"]
+    build("folder", root, tmp_path / "listed", list_file=root / "names.txt")
+    assert ids_of(tmp_path / "listed") == ["A", "b"]
+
+
+# Large pictures and many of them
+
+MEMORY = """
+import resource, sys
+from unconceal.data import build, write
+
+write.GROUP_BYTES = 2**21
+peaks = []
+for folder in sys.argv[1:]:
+    build("folder", folder, folder + "-out")
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(*peaks)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts in kB only on Linux")
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+    size, counts = (500, 500), {"few": 10, "many": 60}
+    picture(tmp_path / "image.png", size=size)  # noise: 0.75 MB, and 1 MB when decoded
+    mask(tmp_path / "mask.png", size=size)
+    for name, count in counts.items():
+        for kind in ("image", "mask"):
+            (tmp_path / name / f"{kind}s").mkdir(parents=True)
+            for i in range(count):
+                (tmp_path / name / f"{kind}s" / f"{i}.png").symlink_to(tmp_path / f"{kind}.png")
+    command = [sys.executable, "-c", MEMORY, *(tmp_path / name for name in counts)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    few, many = (int(peak) / 1024 for peak in done.stdout.split())
+    assert many - few < 20, f"{few} MB for {counts['few']} pairs, {many} MB for {counts['many']}"
+
+
+def test_large_picture(tmp_path, load):
+    (tmp_path / "raw" / "images").mkdir(parents=True)
+    Image.new("RGB", (6000, 4000), "teal").save(tmp_path / "raw" / "images" / "a.jpg")
+    (tmp_path / "raw" / "masks").mkdir()
+    whole = Image.new("L", (6000, 4000))
+    whole.paste(255, (100, 200, 5900, 3000))
+    whole.save(tmp_path / "raw" / "masks" / "a.png", compress_level=1)
+    build("folder", tmp_path / "raw", tmp_path / "out")
+    assert load(tmp_path / "out")["train"][0]["mask"].getbbox() == (100, 200, 5900, 3000)
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_over_the_limit(tmp_path, run, caplog):
+    root, out = folders(tmp_path / "raw"), tmp_path / "out"
+    limit = 8000 * 8000
+    for name, size in (("a", (8001, 8000)), ("b", (8000, 8000)), ("c", (40000, 8000))):
+        Image.new("1", size).save(root / "images" / f"{name}.png")
+    Image.new("1", (8000, 8000)).save(root / "masks" / "b.png")
+    Image.new("1", (8001, 8000)).save(root / "masks" / "d.png")
+    assert limit < MAX_PIXELS
+    arguments = ["folder", "--source", root, "--out", out, "--max-pixels"]
+    assert_one_error(run(*arguments, limit), out, "3 of 4 pairs", "--skip-unusable")
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("unusable")]
+    rule = f"over the limit of {limit} pixels that guards against decompression bombs; raise max-pixels"
+    assert told == [
+        f"unusable: a: a.png cannot be read: 8001x8000 is {rule}",
+        f"unusable: c: c.png cannot be read: it is {rule}",
+        f"unusable: d: d.png cannot be read: 8001x8000 is {rule}",
+    ]
+    code, text, _ = run(*arguments, limit, "--skip-unusable")
+    assert code == 0
+    assert "train 1" in text
+    assert_one_error(run(*arguments, 0), tmp_path / "none", "max-pixels 0", "expected 1 or more")
+    assert_one_error(run("otsu", out, "--max-pixels", 100), tmp_path / "none", "image b", "limit of 100 pixels")
+
+
+def test_the_limit_can_be_lifted(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # Pillow's own, which would refuse these
+    for name, size in (("a", (40, 200)), ("b", (200, 40))):
+        picture(tmp_path / "raw" / "images" / f"{name}.png", size=(40, 200))
+        mask(tmp_path / "raw" / "masks" / f"{name}.png", size=size)
+    report = build("folder", tmp_path / "raw", tmp_path / "out", skip_unusable=True)
+    assert report.skipped == [("b", "mask b.png is 200x40 but image b.png is 40x200")]
+    assert Image.MAX_IMAGE_PIXELS == 3000
+
+
 def test_folder_with_two_folders(tmp_path, run, load):
     root = folders(tmp_path / "raw", mask_suffix="_mask.png", image_suffix=".jpg")
     out = tmp_path / "out"
@@ -406,7 +646,7 @@ def colour_palette():
 )
 def test_mask_rule(image, expected, changed, tmp_path):
     image.save(tmp_path / "mask.png")
-    values, was_changed = read_mask(tmp_path / "mask.png")
+    values, was_changed, _ = read_mask(tmp_path / "mask.png")
     assert values.tolist() == [expected]
     assert was_changed == changed
     soft = np.asarray(to_mask(Image.open(tmp_path / "mask.png")))
@@ -821,3 +1061,22 @@ def test_real_camo(tmp_path):
     report = build("cod", REAL / "camo", tmp_path / "out", fractions={"CAMO": 1.0})
     assert split_sizes(report) == {"CAMO": 4}
     assert report.num_changed_masks == report.num_empty_masks == 0
+
+
+@pytest.mark.skipif(not (REAL / "dis5k").is_dir(), reason="no real data here")
+def test_real_dis5k(tmp_path, load):
+    report = build("dis5k", REAL / "dis5k", tmp_path / "out")
+    assert split_sizes(report) == {"val": 3}
+    assert report.num_changed_masks == report.num_resized_masks == report.num_empty_masks == 0
+    rows = {Path(row["id"]).name: row for row in load(tmp_path / "out")["val"]}
+    for path in (REAL / "dis5k" / "DIS-VD" / "gt").iterdir():
+        np.testing.assert_array_equal(np.asarray(rows[path.stem]["mask"]), np.asarray(Image.open(path)))
+
+
+@pytest.mark.skipif(not (REAL / "people").is_dir(), reason="no real data here")
+def test_real_people(tmp_path):
+    report = build("people", REAL / "people", tmp_path / "out")
+    assert split_sizes(report) == {"train": 200, "val": 41}
+    assert report.num_resized_masks == 163
+    assert not report.skipped
+    assert not report.repeats

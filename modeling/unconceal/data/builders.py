@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,9 +15,12 @@ from tqdm import tqdm
 from .. import __version__
 from ..errors import UserError
 from ..files import IMAGE_SUFFIXES
+from ..pictures import MAX_PIXELS
 from .pairs import (
     Checked,
+    LoadedPair,
     Pair,
+    by_name,
     check_pairs,
     encode_mask,
     find_repeats,
@@ -24,6 +28,7 @@ from .pairs import (
     load_pair,
     match,
     read_list,
+    spell,
     split_at_random,
 )
 from .write import Card, Split, make_row, new_data_set, write_card, write_splits
@@ -44,6 +49,7 @@ class Builder:
         terms: What the makers ask, in a sentence.
         home: Where the raw data and its paper are found.
         find: Lists every pair of a raw folder, in an official split or in none.
+        resize_masks: Whether masks of the image's aspect are resized to the image; elsewhere they are unusable.
     """
 
     name: str
@@ -53,6 +59,7 @@ class Builder:
     terms: str
     home: str
     find: Callable[..., list[Pair]]
+    resize_masks: bool = False
 
 
 @dataclass
@@ -66,6 +73,7 @@ class Report:
         unlisted: Names in none of the official lists, left out.
         repeats: Names that hold one picture and lie in several splits.
         num_changed_masks: Masks that held other values than 0 and 255.
+        num_resized_masks: Masks that were resized to their image.
         num_empty_masks: Masks without foreground.
     """
 
@@ -75,6 +83,7 @@ class Report:
     unlisted: list[str] = field(default_factory=list)
     repeats: list[tuple[str, ...]] = field(default_factory=list)
     num_changed_masks: int = 0
+    num_resized_masks: int = 0
     num_empty_masks: int = 0
 
 
@@ -97,26 +106,24 @@ def find_listed(source: Path, name: str, lists: str, mask_suffix: str = "") -> l
     A name in a list without any file, and a file in no list, are both returned: the first with its problem, the second
     without a split.
     """
-    images = list_pictures(source / "images")
-    masks = list_pictures(source / "masks", lambda path: path.stem.removesuffix(mask_suffix))
+    files = by_name(list_pictures(source / "images"), list_pictures(source / "masks", re.escape(mask_suffix)))
     listed = [
-        (line, split)
+        (id, split)
         for split in ("train", "val", "test")
         if (source / lists / f"{split}.txt").exists()
-        for line in read_list(source / lists / f"{split}.txt")
+        for id in spell(read_list(source / lists / f"{split}.txt"), files)
     ]
-    rest = sorted((set(images) | set(masks)) - {line for line, _ in listed})
+    rest = [(id, None) for id in sorted(files.keys() - dict(listed).keys())]
     return [
         match(
             id,
             name,
-            images.get(id, []),
-            masks.get(id, []),
+            *files.get(id, ([], [])),
             split,
             image=f"images/{id}.*",
             mask=f"masks/{id}{mask_suffix}.*",
         )
-        for id, split in [*listed, *((id, None) for id in rest)]
+        for id, split in listed + rest
     ]
 
 
@@ -173,12 +180,16 @@ def find_busi(source: Path) -> list[Pair]:
     root = inner if inner.is_dir() else source
     pairs = []
     for label in ("benign", "malignant", "normal"):
-        by_name = list_pictures(root / label, lambda path: re.sub(r"_mask(_\d+)?$", "", path.stem))
-        for id, files in sorted(by_name.items()):
-            images = [file for file in files if file.stem == id]
-            masks = [file for file in files if file.stem != id]
+        both = list_pictures(root / label, r"_mask(_\d+)?")
+        by_kind = [
+            {id: [file for file in files if (file.stem == id) is is_image] for id, files in both.items()}
+            for is_image in (True, False)
+        ]
+        for id, (images, masks) in by_name(*by_kind).items():
             # One image may have several lesions, each in a mask of its own.
-            pair = match(id, f"busi/{label}", images, masks[:1], image=f"{label}/{id}.*", mask=f"{label}/{id}_mask.*")
+            several = len({file.stem.casefold() for file in masks}) == len(masks)
+            where = {"image": f"{label}/{id}.*", "mask": f"{label}/{id}_mask.*"}
+            pair = match(id, f"busi/{label}", images, masks[:1] if several else masks, **where)
             pairs.append(pair if pair.problem else replace(pair, masks=tuple(masks)))
     return pairs
 
@@ -222,24 +233,31 @@ def find_subfolder(parent: Path, names: Sequence[str]) -> Path:
     return next((there[name.lower()] for name in names if name.lower() in there), parent / names[0])
 
 
+def find_pack(images: Path, masks: Path, source: str, split: str | None = None) -> list[Pair]:
+    """List pairs of the same names in two folders; the split, where there is one, stands before the name in the ids."""
+    return [
+        match(
+            f"{split}/{name}" if split else name,
+            source,
+            *files,
+            split,
+            image=f"{images.name}/{name}.*",
+            mask=f"{masks.name}/{name}.*",
+        )
+        for name, files in by_name(list_pictures(images), list_pictures(masks)).items()
+    ]
+
+
 def find_cod_pack(folder: Path, split: str | None = None) -> list[Pair]:
     """List pairs of `Imgs/NAME.jpg` and `GT/NAME.png`; a test set names their source, else their own names do."""
-    images_folder, masks_folder = find_subfolder(folder, COD_IMAGES), find_subfolder(folder, COD_MASKS)
-    images, masks = list_pictures(images_folder), list_pictures(masks_folder)
+    images, masks = find_subfolder(folder, COD_IMAGES), find_subfolder(folder, COD_MASKS)
+    if split in COD_TEST_SETS:
+        return find_pack(images, masks, f"cod/{split}", split)
     pairs = []
-    for name in sorted(set(images) | set(masks)):
+    for pair in find_pack(images, masks, "cod", split):
+        name = pair.id.rpartition("/")[2]
         source = next((source for prefix, source in COD_SOURCES.items() if name.startswith(prefix)), "cod")
-        pairs.append(
-            match(
-                f"{split}/{name}" if split else name,
-                f"cod/{split}" if split in COD_TEST_SETS else source,
-                images.get(name, []),
-                masks.get(name, []),
-                split,
-                image=f"{images_folder.name}/{name}.*",
-                mask=f"{masks_folder.name}/{name}.*",
-            )
-        )
+        pairs.append(replace(pair, source=source))
     return pairs
 
 
@@ -283,6 +301,54 @@ def find_cod(source: Path) -> list[Pair]:
     return find_cod_pack(source)
 
 
+DIS5K_SPLITS = {"DIS-TR": "train", "DIS-VD": "val"} | {f"DIS-TE{i}": f"DIS_TE{i}" for i in range(1, 5)}
+
+
+@register(
+    "dis5k",
+    title="DIS5K: highly accurate dichotomous segmentation",
+    fractions={"train": 3000 / 5470, "val": 470 / 5470, "test": 2000 / 5470},
+    license="other",
+    terms="The makers' own terms of use, for non-commercial purposes only; they ask for a citation of their paper (Qin et "
+    "al., ECCV 2022).",
+    home="https://github.com/xuebinqin/DIS",
+)
+def find_dis5k(source: Path) -> list[Pair]:
+    """`DIS-TR`, `DIS-VD`, `DIS-TE1` to `DIS-TE4`, those that are there, each with `im/NAME.jpg` and `gt/NAME.png`.
+
+    The splits are `train`, `val` and `DIS_TE1` to `DIS_TE4`: a split's name may hold no hyphen.
+
+    Raises:
+        UserError: If none of these folders is there.
+    """
+    root = find_subfolder(source, ["DIS5K"])
+    root = root if root.is_dir() else source
+    packs = [(find_subfolder(root, [name]), name, split) for name, split in DIS5K_SPLITS.items()]
+    packs = [pack for pack in packs if pack[0].is_dir()]
+    if not packs:
+        raise UserError(f"{source} holds no pairs; expected one or more of the folders {', '.join(DIS5K_SPLITS)}")
+    return [
+        pair
+        for folder, name, split in packs
+        for pair in find_pack(find_subfolder(folder, ["im"]), find_subfolder(folder, ["gt"]), f"dis5k/{name}", split)
+    ]
+
+
+@register(
+    "people",
+    title="Human Segmentation Dataset: people in photographs",
+    fractions={"train": 200 / 241, "val": 41 / 241},
+    license="unknown",
+    terms="The maker states none. Most images come from an image search and the masks from an online service (remove.bg), so "
+    "ask before you publish a copy.",
+    home="https://github.com/VikramShenoy97/Human-Segmentation-Dataset",
+    resize_masks=True,
+)
+def find_people(source: Path) -> list[Pair]:
+    """`Training_Images/N.jpg`, `Ground_Truth/N.png`; masks that are smaller copies are resized to their image."""
+    return find_pack(source / "Training_Images", source / "Ground_Truth", "people")
+
+
 @register(
     "folder",
     title="Images with masks",
@@ -315,21 +381,21 @@ def find_folder(
     if list_file is None or source or images or masks:
         root = source or Path()
         images, masks = root / (images or "images"), root / (masks or "masks")
-        image_files = list_pictures(images)
-        mask_files = list_pictures(masks, lambda path: path.stem.removesuffix(mask_suffix))
+        files = by_name(list_pictures(images), list_pictures(masks, re.escape(mask_suffix)))
     else:
         images = masks = Path(list_file).parent
-        image_files, mask_files = {}, {}
-    names = read_list(Path(list_file)) if list_file else sorted(set(image_files) | set(mask_files))
+        files = {}
+    lines = read_list(Path(list_file)) if list_file else list(files)
+    bare = [line.removesuffix(Path(line).suffix) for line in lines]
     pairs = []
-    for line in names:
+    for line, whole_name, bare_name in zip(lines, spell(lines, files), spell(bare, files), strict=True):
         fields = [part.strip() for part in line.split("\t")] if "\t" in line else line.split()
-        name = line
-        if line not in image_files and Path(line).suffix.lower() in IMAGE_SUFFIXES:  # a name may hold dots of its own
-            name = line[: -len(Path(line).suffix)]
-        if name in image_files or name in mask_files or len(fields) == 1:
+        # A name may hold dots of its own.
+        has_suffix = whole_name not in files and Path(line).suffix.lower() in IMAGE_SUFFIXES
+        name = bare_name if has_suffix else whole_name
+        if name in files or len(fields) == 1:
             where = {"image": str(images / f"{name}.*"), "mask": str(masks / f"{name}{mask_suffix}.*")}
-            pairs.append(match(name, "folder", image_files.get(name, []), mask_files.get(name, []), **where))
+            pairs.append(match(name, "folder", *files.get(name, ([], [])), **where))
         elif len(fields) == 2:
             image, mask = images / fields[0], masks / fields[1]
             id = Path(fields[0]).stem if Path(fields[0]).is_absolute() else str(Path(fields[0]).with_suffix(""))
@@ -378,6 +444,7 @@ def build(
     random_split: bool = False,
     fractions: dict[str, float] | None = None,
     skip_unusable: bool = False,
+    max_pixels: int = MAX_PIXELS,
     overwrite: bool = False,
     command: str | None = None,
     **options,
@@ -395,6 +462,7 @@ def build(
         random_split: Split at random even where the raw folder has official lists or folders.
         fractions: Share of each split of a random split; the builder's own by default. Giving it asks for one.
         skip_unusable: Leave unusable pairs out instead of stopping.
+        max_pixels: Width times height above which a file is refused, and its pair unusable.
         overwrite: Replace `out` where it is a data set that was built before.
         command: Command line to put into the card; the equal call of this function by default.
         options: Further arguments of the builder's `find`.
@@ -408,6 +476,7 @@ def build(
     builder = get_builder(name)
     if command is None:
         given = {"seed": seed, "random_split": random_split, "fractions": fractions, "skip_unusable": skip_unusable}
+        given["max_pixels"] = max_pixels
         words = "".join(f", {key}={value!r}" for key, value in (given | options).items())
         command = f"unconceal.data.build({name!r}, {str(source)!r}, {str(out)!r}{words})"
     if fractions is not None:
@@ -415,13 +484,16 @@ def build(
         random_split = True
     if seed < 0:
         raise UserError(f"seed {seed}; expected 0 or more")
+    if max_pixels < 1:
+        raise UserError(f"max-pixels {max_pixels}; expected 1 or more")
     if source is not None and not Path(source).is_dir():
         raise UserError(f"{source} is no folder; expected the raw folder of {name}")
     with new_data_set(out, overwrite) as folder:
         pairs = builder.find(source if source is None else Path(source), **options)
         random_split = random_split or not any(pair.split for pair in pairs)
         unlisted = [] if random_split else [pair.id for pair in pairs if not pair.split]
-        checked = check_pairs(pair for pair in pairs if random_split or pair.split)
+        load = partial(load_pair, max_pixels=max_pixels, resize_masks=builder.resize_masks)
+        checked = check_pairs((pair for pair in pairs if random_split or pair.split), load)
         _tell_problems(checked, len(pairs) - len(unlisted), skip_unusable)
         if random_split:
             fractions = fractions or builder.fractions
@@ -433,12 +505,13 @@ def build(
             usable = checked.usable
             split_rule = "the official lists or folders of the raw data"
         report = Report(
-            splits=write_splits(folder, _rows(usable)),
+            splits=write_splits(folder, _rows(usable, load)),
             split_rule=split_rule,
             skipped=checked.problems,
             unlisted=unlisted,
             repeats=find_repeats(usable, checked.digests),
             num_changed_masks=checked.num_changed_masks,
+            num_resized_masks=checked.num_resized_masks,
             num_empty_masks=checked.num_empty_masks,
         )
         write_card(folder, _card(builder, report, command), report.splits)
@@ -472,11 +545,14 @@ def _refuse_empty_splits(pairs: list[Pair], fractions: dict[str, float]):
             )
 
 
-def _rows(pairs: list[Pair]) -> Iterator[tuple[str, dict]]:
+def _rows(pairs: list[Pair], load: Callable[[Pair], LoadedPair]) -> Iterator[tuple[str, dict]]:
     for pair in tqdm(pairs, desc="writing", unit="pair", disable=None):
-        loaded = load_pair(pair)
-        row = make_row(loaded.image_bytes, pair.image.name, encode_mask(loaded.mask), pair.id, pair.source)
-        yield pair.split, row
+        yield pair.split, _row(load(pair))
+
+
+def _row(loaded: LoadedPair) -> dict:
+    pair = loaded.pair
+    return make_row(loaded.image_bytes, pair.image.name, encode_mask(loaded.mask), pair.id, pair.source)
 
 
 def _card(builder: Builder, report: Report, command: str) -> Card:
@@ -494,6 +570,11 @@ def _card(builder: Builder, report: Report, command: str) -> Card:
         f"- {len(report.repeats)} picture(s) lie, pixel for pixel, in more than one split"
         + (": " + "; ".join(" = ".join(names) for names in report.repeats) + "." if report.repeats else "."),
     ]
+    if builder.resize_masks:
+        built.append(
+            f"- {report.num_resized_masks} mask(s) had another size than their image, of the same aspect. Their values were "
+            "resized to the image, linearly, before they were compared."
+        )
     skipped = "\n".join(f"- `{id}`: {reason}" for id, reason in report.skipped) or "None."
     return Card(
         title=builder.title,

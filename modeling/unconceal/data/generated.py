@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..errors import UserError, one_line
+from ..pictures import MAX_PIXELS
 from .pairs import encode_mask, open_upright
 from .synthetic import generate
 from .write import FEATURES, Card, Split, make_row, new_data_set, write_card, write_splits
@@ -109,11 +110,12 @@ def otsu_iou(picture: Image.Image, mask: Image.Image) -> float:
     return max(float((side & truth).sum() / (side | truth).sum()) for side in (bright, ~bright))
 
 
-def otsu_table(folder: str | Path) -> dict[tuple[str, str], tuple[float, int]]:
+def otsu_table(folder: str | Path, max_pixels: int = MAX_PIXELS) -> dict[tuple[str, str], tuple[float, int]]:
     """Measure `otsu_iou` over a data set that was built here, one picture at a time; empty masks are left out.
 
     Args:
         folder: Folder with `data/*.parquet`.
+        max_pixels: Width times height above which a picture is refused.
 
     Returns:
         (split, source) -> mean IoU and number of pictures.
@@ -127,7 +129,7 @@ def otsu_table(folder: str | Path) -> dict[tuple[str, str], tuple[float, int]]:
     values = defaultdict(list)
     for shard, row in tqdm(_stored_rows(shards), desc="thresholding", unit="picture", disable=None):
         picture, mask = (
-            open_upright(io.BytesIO(row[column]["bytes"]), f"{shard}: {column} {row['id']}")
+            open_upright(io.BytesIO(row[column]["bytes"]), f"{shard}: {column} {row['id']}", max_pixels)
             for column in ("image", "mask")
         )
         split = shard.name.rsplit("-", 3)[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from PIL.Image import DecompressionBombError
 
 from ..errors import UserError, one_line
 from ..files import is_hub_id
@@ -50,5 +51,5 @@ def readable(batches: Iterable, what: str) -> Iterator[Any]:
     """
     try:
         yield from batches
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DecompressionBombError) as error:
         raise UserError(f"cannot read {what}: {str(error).strip().splitlines()[-1]}") from None

@@ -3,12 +3,14 @@
 The mask rule, the same for every data set. A mask file becomes one grey value a pixel as the processor's `to_mask` has
 it, but for the scale, which a builder finds for each file: 1, 255 or 65535, the smallest of these that the brightest
 pixel does not pass. A pixel is foreground where its value is above 127/255 of the full scale, which for 8-bit masks means
-> 127.
+> 127. Where a builder lets a mask be resized, its grey values are, linearly, before they are compared: no pixel becomes
+foreground that is not between foreground pixels of the file.
 """
 
 import hashlib
 import io
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -21,11 +23,13 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..files import IMAGE_SUFFIXES
 from ..models.image_processing_unconceal import to_mask
+from ..pictures import MAX_PIXELS, open_picture
 
 
 logger = logging.getLogger(__name__)
 
 FULL_SCALES = (1, 255, 65535)
+DIGEST_ROWS = 64
 
 
 class UnusablePair(UserError):
@@ -63,6 +67,7 @@ class LoadedPair:
         image: The decoded image, upright.
         mask: (H, W) booleans, True for the object, of the size of the upright image.
         mask_changed: Whether a mask file held other values than 0 and 255.
+        mask_resized: Whether a mask file had another size than the upright image.
     """
 
     pair: Pair
@@ -70,6 +75,7 @@ class LoadedPair:
     image: Image.Image
     mask: np.ndarray
     mask_changed: bool
+    mask_resized: bool
 
 
 @dataclass
@@ -81,6 +87,7 @@ class Checked:
         problems: (id, reason) of each of the others.
         digests: Picture digest of each usable pair, by id.
         num_changed_masks: Usable pairs with a mask that held other values than 0 and 255.
+        num_resized_masks: Usable pairs with a mask that was resized to its image.
         num_empty_masks: Usable pairs without any foreground.
     """
 
@@ -88,23 +95,26 @@ class Checked:
     problems: list[tuple[str, str]] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
     num_changed_masks: int = 0
+    num_resized_masks: int = 0
     num_empty_masks: int = 0
 
 
-def open_upright(file: Path | io.BytesIO, name: str) -> Image.Image:
+def open_upright(file: Path | io.BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture completely and turn it as its EXIF orientation says.
 
     Args:
         file: Path or open bytes.
         name: What to call it in messages.
+        max_pixels: Width times height above which it is refused.
 
     Raises:
-        UnusablePair: If it cannot be read to the last pixel.
+        UnusablePair: If it is too large or cannot be read to the last pixel.
     """
     try:
-        picture = Image.open(file)
-        picture.load()
-        return ImageOps.exif_transpose(picture)
+        with open_picture(file, max_pixels) as picture:
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)  # else it copies even what needs no turn
+            return picture
     except Exception as error:  # Pillow's readers raise a dozen types for broken files, struct.error among them
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "not a picture"
@@ -118,24 +128,38 @@ def _grey_values(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture if picture.mode.startswith(("I", "F")) else to_mask(picture))
 
 
-def read_mask(path: Path) -> tuple[np.ndarray, bool]:
+def read_mask(
+    path: Path, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, bool, bool]:
     """Read a mask file by the module's rule.
 
     Args:
         path: Mask file of any mode: 1-bit, grey, palette, colour, with alpha, 16-bit.
+        size: Width and height to resize a mask of the same aspect to; any other mask keeps its own.
+        max_pixels: As in `open_upright`.
 
     Returns:
-        (H, W) booleans, and whether the file held other values than 0 and 255.
+        (H, W) booleans, whether the file held other values than 0 and 255, and whether it was resized.
 
     Raises:
         UnusablePair: If the file cannot be read or its values pass 65535.
     """
-    values = _grey_values(open_upright(path, path.name))
+    values = _grey_values(open_upright(path, path.name, max_pixels))
     full_scale = next((scale for scale in FULL_SCALES if values.max() <= scale), None)
     if full_scale is None or values.min() < 0:
         raise UnusablePair(f"{path.name} holds values from {values.min()} to {values.max()}, expected 0 to 65535")
     changed = bool(((values != 0) & (values != 255)).any())
-    return values > full_scale * 127 / 255, changed
+    stored = values.shape[::-1]
+    resized = size is not None and size != stored and have_one_aspect(size, stored)
+    if resized:
+        # Linear, not cubic: it cannot overshoot, and a mask of two values comes nearer to its true outline.
+        values = np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+    return values > full_scale * 127 / 255, changed, resized
+
+
+def have_one_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes differ by a scale alone, where rounding may have cost either side up to a pixel."""
+    return abs(size[0] * other[1] - size[1] * other[0]) < max(*size, *other)
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
@@ -147,16 +171,25 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 def digest(picture: Image.Image) -> str:
     """Digest of the size and the pixels; the same picture saved in two formats without loss has one digest."""
-    if not picture.mode.startswith(("I", "F")):  # converting those to RGB would clip them
-        picture = picture.convert("RGB")
-    return hashlib.blake2b(picture.tobytes(), digest_size=16, key=repr(picture.size).encode()).hexdigest()
+    state = hashlib.blake2b(digest_size=16, key=repr(picture.size).encode())
+    for top in range(0, picture.height, DIGEST_ROWS):  # in strips, for whole copies of a large picture are larger yet
+        strip = picture.crop((0, top, picture.width, min(top + DIGEST_ROWS, picture.height)))
+        # Converting deep grey to RGB would clip it.
+        state.update((strip if strip.mode.startswith(("I", "F")) else strip.convert("RGB")).tobytes())
+    return state.hexdigest()
 
 
-def load_pair(pair: Pair) -> LoadedPair:
+def load_pair(pair: Pair, max_pixels: int = MAX_PIXELS, resize_masks: bool = False) -> LoadedPair:
     """Open a pair.
 
+    Args:
+        pair: The files.
+        max_pixels: Width times height above which a file is refused.
+        resize_masks: Resize a mask of the image's aspect to the image.
+
     Raises:
-        UnusablePair: If a file is missing or cannot be read, or if a mask has another size than the upright image.
+        UnusablePair: If a file is missing, too large or cannot be read, or if a mask has another size, or where masks
+            are resized another aspect, than the upright image.
     """
     if pair.problem:
         raise UnusablePair(pair.problem)
@@ -164,25 +197,27 @@ def load_pair(pair: Pair) -> LoadedPair:
         image_bytes = pair.image.read_bytes()
     except OSError as error:
         raise UnusablePair(f"{pair.image.name} cannot be read: {error.strerror or error}") from None
-    image = open_upright(io.BytesIO(image_bytes), pair.image.name)
-    stored_size = Image.open(io.BytesIO(image_bytes)).size
-    turned = "" if stored_size == image.size else " once turned by its EXIF orientation"
+    image = open_upright(io.BytesIO(image_bytes), pair.image.name, max_pixels)
     union = np.zeros((image.height, image.width), dtype=bool)
-    any_changed = False
+    any_changed = any_resized = False
     for path in pair.masks:
-        mask, changed = read_mask(path)
+        mask, changed, resized = read_mask(path, image.size if resize_masks else None, max_pixels)
         if mask.shape != union.shape:
+            with open_picture(io.BytesIO(image_bytes), max_pixels) as stored:
+                turned = "" if stored.size == image.size else " once turned by its EXIF orientation"
+            other = ", of another aspect" if resize_masks else ""
             raise UnusablePair(
                 f"mask {path.name} is {mask.shape[1]}x{mask.shape[0]} but image {pair.image.name} is "
-                f"{image.width}x{image.height}{turned}"
+                f"{image.width}x{image.height}{turned}{other}"
             )
         union |= mask
         any_changed |= changed
-    return LoadedPair(pair, image_bytes, image, union, any_changed)
+        any_resized |= resized
+    return LoadedPair(pair, image_bytes, image, union, any_changed, any_resized)
 
 
-def check_pairs(pairs: Iterable[Pair]) -> Checked:
-    """Open every pair, one at a time, and sort the usable from the unusable.
+def check_pairs(pairs: Iterable[Pair], load: Callable[[Pair], LoadedPair] = load_pair) -> Checked:
+    """Open every pair by `load`, one at a time, and sort the usable from the unusable.
 
     A name that occurs twice makes all its pairs unusable: nothing says which is meant.
     """
@@ -201,14 +236,16 @@ def check_pairs(pairs: Iterable[Pair]) -> Checked:
                 checked.problems.append((pair.id, f"the name occurs {len(same)} times: {places}"))
             continue
         try:
-            loaded = load_pair(pair)
+            loaded = load(pair)
         except UnusablePair as error:
             checked.problems.append((pair.id, str(error)))
             continue
         checked.usable.append(pair)
         checked.digests[pair.id] = digest(loaded.image)
         checked.num_changed_masks += loaded.mask_changed
+        checked.num_resized_masks += loaded.mask_resized
         checked.num_empty_masks += not loaded.mask.any()
+        del loaded  # else it stays while the next is opened
     return checked
 
 
@@ -270,8 +307,12 @@ def match(id: str, source: str, images: list[Path], masks: list[Path], split: st
     return Pair(id, source, images[0], tuple(masks), split)
 
 
-def list_pictures(folder: Path, name_of: Callable[[Path], str] = lambda path: path.stem) -> dict[str, list[Path]]:
-    """Picture files of a folder, not of its subfolders, by name.
+def list_pictures(folder: Path, ending: str = "") -> dict[str, list[Path]]:
+    """Picture files of a folder, not of its subfolders, by their names without suffix.
+
+    Args:
+        folder: Where they are.
+        ending: Regular expression of what a mask has after the name of its image, in upper or lower case.
 
     Raises:
         UserError: If the folder is missing, cannot be listed, or holds no picture.
@@ -283,10 +324,41 @@ def list_pictures(folder: Path, name_of: Callable[[Path], str] = lambda path: pa
     pictures = defaultdict(list)
     for path in files:
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            pictures[name_of(path)].append(path)
+            pictures[re.sub(f"(?:{ending})$", "", path.stem, flags=re.IGNORECASE)].append(path)
     if not pictures:
         raise UserError(f"{folder} holds no pictures; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     return dict(pictures)
+
+
+def by_name(images: dict[str, list[Path]], masks: dict[str, list[Path]]) -> dict[str, tuple[list[Path], list[Path]]]:
+    """Bring the images and the masks of `list_pictures` together, sorted by name.
+
+    Names that differ in upper and lower case alone are one name, as the image has it; but where each of them has an image
+    and a mask they are several. Files of one name that are too many stay together, for `match` to report.
+    """
+    spellings = defaultdict(list)
+    for name in sorted(images.keys() | masks.keys()):
+        spellings[name.casefold()].append(name)
+    files = {}
+    for names in spellings.values():
+        groups = [names]
+        if all(images.get(name) and masks.get(name) for name in names):
+            groups = [[name] for name in names]
+        for group in groups:
+            of_images, of_masks = (
+                [file for name in group for file in there.get(name, [])] for there in (images, masks)
+            )
+            files[next((name for name in group if images.get(name)), group[0])] = (of_images, of_masks)
+    return dict(sorted(files.items()))
+
+
+def spell(lines: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Replace each line by the one name that differs from it in upper and lower case alone, if it is no name itself."""
+    known, spellings = set(names), defaultdict(list)
+    for name in known:
+        spellings[name.casefold()].append(name)
+    alike = [(line, spellings[line.casefold()]) for line in lines]
+    return [names[0] if line not in known and len(names) == 1 else line for line, names in alike]
 
 
 def read_list(path: Path) -> list[str]:
