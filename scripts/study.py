@@ -18,6 +18,7 @@ from unconceal.benchmark import markdown_table
 from unconceal.cli import count
 from unconceal.data.generated import build_synthetic
 from unconceal.errors import UserError, run_main
+from unconceal.files import make_folder, replacing
 from unconceal.training.checkpoints import read_progress
 
 
@@ -154,7 +155,11 @@ def main(argv: list[str] | None = None):
     for network, study in STUDIES.items():
         sub = networks.add_parser(network, help=f"the variants of {network}: {'; '.join(study.variants)}")
         sub.add_argument(
-            "--out", required=True, type=Path, metavar="DIR", help="folder for data, runs and results.json"
+            "--out",
+            required=True,
+            type=Path,
+            metavar="DIR",
+            help="gets a folder of the network's name for data, runs and results.json",
         )
         sub.add_argument(
             "--seeds", nargs="+", type=int, default=[0, 1, 2], help="a run of each variant for each (0 1 2)"
@@ -169,22 +174,23 @@ def main(argv: list[str] | None = None):
             sub.add_argument(f"--{name}", type=count, default=default, metavar="N", help=f"{what} ({default})")
     args = parser.parse_args(argv)
     study = STUDIES[args.network]
-    args.out.mkdir(parents=True, exist_ok=True)
-    data = make_data(study, args.out / f"data-{args.train}", args.train, seed=0)
-    encoder = pretrain_encoder(args.network, args.out, args.pretrain, args.pretrain_epochs)
+    out = make_folder(args.out / args.network)
+    data = make_data(study, out / f"data-{args.train}", args.train, seed=0)
+    encoder = pretrain_encoder(args.network, out, args.pretrain, args.pretrain_epochs)
     settings = {**study.common, "phases.segmentation.init_backbone_from": encoder}
     settings |= {"phases.segmentation.epochs": args.epochs, "phases.segmentation.evaluate_every": args.epochs}
     rows = []
     for seed in args.seeds:
         for name, changes in study.variants.items():
-            run = args.out / f"{name.replace(' ', '-').replace(',', '').replace(':', '')}-{seed}"
+            run = out / f"{name.replace(' ', '-').replace(',', '').replace(':', '')}-{seed}"
             train(args.network, run, data, seed=seed, **settings, **changes)
             last = run / "segmentation/last"
             parameters = AutoModel.from_pretrained(last).num_parameters()
             measured = read_progress(last).history[-1]
             scores = {metric: measured[metric] for metric in study.metrics}
             rows.append({"variant": name, "seed": seed, "parameters": parameters, **scores})
-            (args.out / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+            with replacing(out / "results.json") as beside:
+                beside.write_text(json.dumps(rows, indent=2) + "\n")
     print(table(study, rows))
 
 

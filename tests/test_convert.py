@@ -314,7 +314,7 @@ def test_every_fault_is_named(states):
         convert_srs_reconstruction({**published, "IPATR0.tr_2.weight": torch.zeros(1)}, config)
     with pytest.raises(UserError, match=r"1 of another shape \(mask_head_1x1\.bias \(4,\) instead of \(3,\)\)"):
         convert_srs_reconstruction({**published, "mask_head_1x1.bias": torch.zeros(4)}, config)
-    with pytest.raises(UserError, match="right file") as error:
+    with pytest.raises(UserError, match="exchanged") as error:
         convert_srs_reconstruction(states["s"], config)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 700

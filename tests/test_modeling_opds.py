@@ -6,14 +6,15 @@ import torch.nn.functional as F
 from common import ModelTester, says
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoBackbone, AutoConfig
 
-from unconceal import OpdsConfig, OpdsForImageSegmentation
+from unconceal import MscanBackbone, MscanConfig, OpdsConfig, OpdsForImageSegmentation
 from unconceal.models.losses import structure_loss
 from unconceal.models.modeling_opds import OpdsMatrixFactorisation
 
 
 TINY_MSCAN = {
-    "model_type": "mscan",
+    "model_type": "mscan_backbone",
     "hidden_sizes": [8, 8, 16, 16],
     "depths": [1, 1, 1, 1],
     "mlp_ratios": [2, 2, 2, 2],
@@ -41,8 +42,7 @@ class TestOpdsForImageSegmentation(ModelTester):
         enlarged = F.interpolate(output.level_logits[-1], scale_factor=4, mode="bilinear", align_corners=False)
         torch.testing.assert_close(output.logits, enlarged[:, :, :33, :70])
 
-    def test_another_process_draws_the_same_bases(self):
-        torch.manual_seed(1)
+    def test_bases_do_not_depend_on_the_seed(self):
         one = self.make_model(seed=1).state_dict()
         other = self.make_model(seed=2).state_dict()
         bases = [name for name in one if name.endswith("factorisation.bases")]
@@ -52,24 +52,38 @@ class TestOpdsForImageSegmentation(ModelTester):
             torch.testing.assert_close(one[name].norm(dim=0), torch.ones(4))
             assert one[name].min() >= 0
 
+    def test_bases_are_loaded_and_not_drawn_again(self, tmp_path):
+        model = self.make_model()
+        for level in model.levels:
+            level.hamburger.factorisation.bases.fill_(0.123)
+        model.save_pretrained(tmp_path)
+        for level in OpdsForImageSegmentation.from_pretrained(tmp_path).levels:
+            assert (level.hamburger.factorisation.bases == 0.123).all()
+
     # ---- progression ------------------------------------------------------------------------------------------------
 
     def test_each_level_hears_of_the_features_and_of_the_map_before(self):
         model, pixel_values = self.make_lively_model(), self.make_inputs(size=(64, 64))["pixel_values"]
         before = model(pixel_values).level_logits
         for i in (3, 2, 1):  # levels are finest first
-            heads = {"features": model.levels[i].align[0].weight, "map": model.levels[i].mask_head.bias}
-            for what, weight in heads.items():
-                kept = weight.detach().clone()
-                with torch.no_grad():
-                    weight.mul_(0.5).add_(0.5)
-                after = model(pixel_values).level_logits
-                with torch.no_grad():
-                    weight.copy_(kept)
-                place = 3 - i  # in the output, coarse to fine
-                assert not torch.equal(after[place], before[place]), what
-                assert not torch.equal(after[place + 1], before[place + 1]), what
-                assert all(torch.equal(after[j], before[j]) for j in range(place)), what
+            place = 3 - i  # in the output, coarse to fine
+            level = model.levels[i]
+            with torch.no_grad():
+                kept = {name: tensor.clone() for name, tensor in level.state_dict().items()}
+                level.mask_head.bias.add_(1)
+                after_map = model(pixel_values).level_logits
+                # Features that change while the map does not.
+                level.load_state_dict(kept)
+                level.mask_head.weight.zero_()
+                shut = model(pixel_values).level_logits
+                level.align[1].bias.add_(1)
+                after_features = model(pixel_values).level_logits
+                level.load_state_dict(kept)
+            assert not torch.equal(after_map[place + 1], before[place + 1])
+            assert torch.equal(after_features[place], shut[place])
+            assert not torch.equal(after_features[place + 1], shut[place + 1])
+            for after in (after_map, after_features):
+                assert all(torch.equal(after[j], before[j]) for j in range(place))
 
     def test_single_head_sees_all_features_at_stride_4(self):
         model = self.make_model(decoder_hidden_sizes=[16])
@@ -144,9 +158,9 @@ class TestOpdsForImageSegmentation(ModelTester):
         got = layer(features)
         assert got.dtype == dtype
         torch.testing.assert_close(got, layer(features.float()).to(dtype), atol=0, rtol=0)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert layer(features.float()).dtype == torch.float32
-            torch.testing.assert_close(layer(features.float()), layer(features.float()), atol=0, rtol=0)
+        expected = layer(features.float())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(layer(features.float()), expected, atol=0, rtol=0)
 
     # ---- losses -----------------------------------------------------------------------------------------------------
 
@@ -178,6 +192,7 @@ class TestOpdsForImageSegmentation(ModelTester):
     @pytest.mark.parametrize(
         ("changes", "parts"),
         [
+            ({"decoder_hidden_sizes": []}, ["decoder_hidden_sizes` must be 4", "[]"]),
             ({"decoder_hidden_sizes": [8, 8]}, ["decoder_hidden_sizes", "4 multiples of 8, or one", "[8, 8]"]),
             ({"decoder_hidden_sizes": [8, 8, 8, 12]}, ["decoder_hidden_sizes", "multiples of 8"]),
             ({"level_weights": [1.0]}, ["level_weights", "4 numbers", "[1.0]"]),
@@ -186,7 +201,10 @@ class TestOpdsForImageSegmentation(ModelTester):
             ({"iou_weight": -1.0}, ["iou_weight", "0 or more", "-1.0"]),
             ({"eval_steps": 0}, ["eval_steps", "at least 1", "got 0"]),
             ({"num_channels": 1}, ["num_channels", "1 and 3"]),
-            ({"backbone_config": {"model_type": "mscan", "out_features": ["stage2"]}}, ["4 levels", "stage2"]),
+            (
+                {"backbone_config": {"model_type": "mscan_backbone", "out_features": ["stage2"]}},
+                ["4 levels", "stage2"],
+            ),
             ({"backbone_config": {"model_type": "vit"}}, ["backbone_config", "none"]),
         ],
     )
@@ -194,6 +212,24 @@ class TestOpdsForImageSegmentation(ModelTester):
         with pytest.raises((StrictDataclassError, ValueError)) as caught:
             OpdsConfig(**{**TINY, **changes})
         assert [part for part in parts if part not in str(caught.value)] == []
+
+    def test_code_of_another_folder_does_not_take_the_place_of_the_own(self):
+        """transformers knows one class of a name, the one that was registered last."""
+
+        class OtherConfig(MscanConfig):
+            pass
+
+        class OtherBackbone(MscanBackbone):
+            config_class = OtherConfig
+
+        try:
+            AutoConfig.register(MscanConfig.model_type, OtherConfig, exist_ok=True)
+            AutoBackbone.register(OtherConfig, OtherBackbone, exist_ok=True)
+            model = self.make_model()
+            assert type(model.backbone) is MscanBackbone
+            assert type(model.config.backbone_config) is MscanConfig
+        finally:
+            AutoConfig.register(MscanConfig.model_type, MscanConfig, exist_ok=True)
 
     def test_other_encoders_fit(self):
         resnet = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]}

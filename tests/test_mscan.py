@@ -180,6 +180,9 @@ def test_heads_are_dropped_and_reported(wrapped, tmp_path):
         (lambda state: state.update({"block2.0.extra.weight": torch.zeros(1)}), "1 left over .block2.0.extra.weight"),
         (lambda state: state.update({"norm2.bias": torch.zeros(3)}), "1 of another shape .norm2.bias .3,. instead of"),
         (lambda state: [state.pop(name) for name in list(state) if name.startswith("block4")], "has 4 stages"),
+        (lambda state: state.update({"norm1.weight": torch.tensor(1.0)}), "has 4 stages"),
+        (lambda state: state.update({"block1.0.mlp.fc1.weight": torch.zeros(3)}), "has 4 stages"),
+        (lambda state: state.update({"block1.0.mlp.fc1.weight": torch.zeros(3, 8, 1, 1)}), "has 4 stages"),
     ],
 )
 def test_other_files_are_refused(change, said):
@@ -255,9 +258,23 @@ def test_drop_path_skips_whole_images_in_training_alone():
     assert 0.35 < (kept > 0).float().mean() < 0.65
 
 
+def test_convolutions_start_by_their_fan_out():
+    model = make_backbone(hidden_sizes=(64, 64, 64, 64), depths=(1, 1, 1, 1))
+    block = model.stages[1].blocks[0]
+    for conv, fan_out in (
+        (block.attention.proj_in, 64),
+        (block.attention.gate.local, 25),
+        (block.feed_forward[0], 128),
+    ):
+        assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1)
+        assert not conv.bias.any()
+    assert (block.attention_scale == 1e-2).all()
+    assert (block.feed_forward_scale == 1e-2).all()
+
+
 def test_run_stands_on_it():
     config = RunConfig(
-        backbone_config={"model_type": "mscan", **TINY},
+        backbone_config={"model_type": "mscan_backbone", **TINY},
         hidden_size=16,
         state_size=4,
         window_size=4,

@@ -48,7 +48,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         for name, encoder in ENCODERS.items()
     },
     "OPDS": lambda: OpdsForImageSegmentation(OpdsConfig()),
-    # As costly as the progressive decoder.
+    # As many multiply-adds as the progressive decoder, with a tenth of its parameters.
     "OPDS, single head": lambda: OpdsForImageSegmentation(OpdsConfig(decoder_hidden_sizes=[128])),
 }
 # Of SRS as published, counted without what they hold and never use: (million parameters, GMAC at 256x256).
@@ -73,7 +73,7 @@ class Case:
     """One measurement.
 
     Attributes:
-        task: A forward pass, a training step (forward, backward, the optimizer of the recipes), or an operator alone: SRS's
+        task: A forward pass, a training step (forward, backward, SGD for SRS and else Adam), or an operator alone: SRS's
             dynamic convolution, RUN's selective scan.
         batch_size: Pictures at a time.
         image_size: Side in pixels; for the scan, of the map it runs over.

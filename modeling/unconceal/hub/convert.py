@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from ..errors import UserError
 from ..models.configuration_srs import SrsConfig
@@ -205,24 +206,21 @@ def convert_mscan(published: Mapping[str, torch.Tensor]) -> tuple[MscanBackbone,
 
 def _mscan_config(published: Mapping[str, torch.Tensor]) -> MscanConfig:
     """Read the size from the shapes."""
-    num_stages = len({name for name in published if re.fullmatch(r"norm\d+\.weight", name)})
-    blocks = [[] for _ in range(num_stages)]
-    for name in published:
-        found = re.fullmatch(r"block(\d+)\.(\d+)\.mlp\.fc1\.weight", name)
-        if found and int(found[1]) <= num_stages:
-            blocks[int(found[1]) - 1].append(name)
-    if num_stages != NUM_LEVELS or not all(blocks):
+    widths, depths, ratios = [], [], []
+    try:
+        for i in range(1, NUM_LEVELS + 1):
+            widths.append(len(published[f"norm{i}.weight"]))
+            inner, outer = published[f"block{i}.0.mlp.fc1.weight"].shape[:2]
+            ratios.append(inner // outer)
+            depths.append(sum(bool(re.fullmatch(rf"block{i}\.\d+\.mlp\.fc1\.weight", name)) for name in published))
+        sizes = {"hidden_sizes": tuple(widths), "depths": tuple(depths)}
+        known = next((size for size in SIZES.values() if sizes.items() <= size.items()), sizes)
+        return MscanConfig(**known, mlp_ratios=tuple(ratios), out_indices=list(range(NUM_LEVELS)))
+    except (KeyError, TypeError, ValueError, ArithmeticError, StrictDataclassError):
         raise UserError(
-            f"these are not the weights of a published MSCAN: it has {NUM_LEVELS} stages with blocks, these have "
-            f"{sum(map(bool, blocks))}; give the ImageNet checkpoint or one of SegNeXt"
-        )
-    sizes = {
-        "hidden_sizes": tuple(len(published[f"norm{i + 1}.weight"]) for i in range(num_stages)),
-        "depths": tuple(map(len, blocks)),
-    }
-    ratios = tuple(published[names[0]].shape[0] // published[names[0]].shape[1] for names in blocks)
-    known = next((size for size in SIZES.values() if sizes.items() <= size.items()), sizes)
-    return MscanConfig(**known, mlp_ratios=ratios, out_indices=list(range(num_stages)))
+            f"these are not the weights of a published MSCAN, which has {NUM_LEVELS} stages of blocks and norms; give the "
+            "ImageNet checkpoint or one of SegNeXt"
+        ) from None
 
 
 def _mscan_modules(config: MscanConfig) -> Iterator[tuple[str, str]]:
@@ -330,6 +328,6 @@ def _take(
     if faults:
         raise UserError(
             f"these are not the weights of the published {network}: tensors {'; '.join(faults)}; "
-            "check that this is the right file"
+            "check that it is the right file and, of two, that they are not exchanged"
         )
     return state, list(dict.fromkeys(dropped.values()))

@@ -8,7 +8,7 @@ from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, PreTrainedCon
 from transformers import initialization as init
 
 from .modeling_unconceal import UnconcealPreTrainedModel
-from .mscan import MscanConfig
+from .mscan import MscanBackbone, MscanConfig
 
 
 NUM_LEVELS = 4
@@ -42,10 +42,12 @@ def make_backbone_config(
                 f"`backbone_config` must name a `model_type` that transformers knows, such as {default}, got "
                 f"{model_type!r}."
             )
-        given = CONFIG_MAPPING[model_type](**given)
+        given = (MscanConfig if model_type == MscanConfig.model_type else CONFIG_MAPPING[model_type])(**given)
     if not hasattr(given, "out_indices"):
         raise ValueError(f"`backbone_config` must be of a backbone, got one of {given.model_type}, which is none.")
     given = copy.deepcopy(given)
+    if given.model_type == MscanConfig.model_type and not isinstance(given, MscanConfig):
+        given = MscanConfig.from_dict(given.to_dict())  # of another folder's code
     names = getattr(given, "stage_names", None)  # timm's are known once it is built
     indices = list(given.out_indices or [-1])
     if indices in ([-1], [len(names or ()) - 1]):  # the last level alone, as when nothing was said
@@ -84,7 +86,10 @@ class UnconcealBackboneModel(UnconcealPreTrainedModel):
 
     def make_backbone(self) -> torch.nn.Module:
         """Return the encoder with random weights."""
-        return AutoBackbone.from_config(self.config.backbone_config)
+        config = self.config.backbone_config
+        # transformers knows one class of a name, which may have come with another folder: this network's own is meant.
+        kind = MscanBackbone._from_config if isinstance(config, MscanConfig) else AutoBackbone.from_config
+        return kind(config)
 
     @classmethod
     def from_backbone(cls, backbone: str, **config_kwargs) -> "UnconcealBackboneModel":

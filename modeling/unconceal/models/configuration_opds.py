@@ -37,8 +37,8 @@ class OpdsConfig(PreTrainedConfig):
     num_bases: int = 64
     train_steps: int = 6
     eval_steps: int = 7
-    bce_weight: float = 1.0
-    iou_weight: float = 1.0
+    bce_weight: float | int = 1.0
+    iou_weight: float | int = 1.0
     level_weights: list[float | int] | tuple[float | int, ...] | None = None
 
     def __post_init__(self, **kwargs):
@@ -67,7 +67,9 @@ class OpdsConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
         weights, num_levels = self.level_weights, len(self.decoder_hidden_sizes)
-        if len(weights) != num_levels or not all(0 <= weight < float("inf") for weight in weights) or not weights[0]:
+        if not num_levels:
+            return  # `validate_sizes` tells it
+        if len(weights) != num_levels or not all(0 <= w < float("inf") for w in weights) or not weights[0]:
             raise ValueError(
                 f"`level_weights` needs {num_levels} numbers of 0 or more, one for each of `decoder_hidden_sizes`, the "
                 f"first above 0, got {weights}."

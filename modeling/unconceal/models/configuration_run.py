@@ -60,14 +60,14 @@ class RunConfig(PreTrainedConfig):
     window_size: int = 8
     sparsity_hidden_size: int = 32
     reconstruction_hidden_sizes: list[int] | tuple[int, ...] = (16, 32, 64)
-    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
-    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
-    bce_weight: float = 1.0
-    iou_weight: float = 1.0
-    edge_weight: float = 1.0
-    reconstruction_weight: float = 1.0
-    ambiguity_weight: float = 2.0
-    stage_weight_decay: float = 0.5
+    image_mean: list[float | int] | tuple[float | int, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float | int] | tuple[float | int, ...] = (0.229, 0.224, 0.225)
+    bce_weight: float | int = 1.0
+    iou_weight: float | int = 1.0
+    edge_weight: float | int = 1.0
+    reconstruction_weight: float | int = 1.0
+    ambiguity_weight: float | int = 2.0
+    stage_weight_decay: float | int = 0.5
 
     def __post_init__(self, **kwargs):
         self.backbone_config = make_backbone_config(

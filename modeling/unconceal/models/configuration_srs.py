@@ -40,8 +40,8 @@ class SrsConfig(PreTrainedConfig):
     reconstruction_hidden_sizes: list[int] | tuple[int, ...] = (8, 16, 32, 64)
     reconstruction_depths: list[int] | tuple[int, ...] = (5, 5, 5, 5)
     attention_reduction_ratio: int = 8
-    bce_weight: float = 0.5
-    dice_weight: float = 1.0
+    bce_weight: float | int = 0.5
+    dice_weight: float | int = 1.0
     reconstruction_batch_statistics: bool = False
 
     def __post_init__(self, **kwargs):

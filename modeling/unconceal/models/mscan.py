@@ -48,14 +48,14 @@ class MscanConfig(BackboneConfigMixin, PreTrainedConfig):
         out_indices: The same by number from 0, instead of `out_features`.
     """
 
-    model_type = "mscan"
+    model_type = "mscan_backbone"
 
     num_channels: int = 3
     hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 320, 512)
     depths: list[int] | tuple[int, ...] = (3, 3, 12, 3)
     mlp_ratios: list[int] | tuple[int, ...] = (8, 8, 4, 4)
-    drop_path_rate: float = 0.1
-    layer_scale_init_value: float = 1e-2
+    drop_path_rate: float | int = 0.1
+    layer_scale_init_value: float | int = 1e-2
 
     def __post_init__(self, **kwargs):
         self.stage_names = [f"stage{i + 1}" for i in range(len(self.hidden_sizes))]
@@ -290,7 +290,7 @@ class MscanBackbone(BackboneMixin, MscanPreTrainedModel):
 
 
 MscanConfig.register_for_auto_class()
-# Here and not in the package, because a network's folder carries this file to where the package is not installed.
+# For use alone, also where the package is not installed. Networks take their own copy of this file (see backbones.py).
 AutoConfig.register(MscanConfig.model_type, MscanConfig, exist_ok=True)
 AutoModel.register(MscanConfig, MscanBackbone, exist_ok=True)
 AutoBackbone.register(MscanConfig, MscanBackbone, exist_ok=True)

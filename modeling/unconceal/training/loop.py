@@ -233,12 +233,14 @@ def build_config(recipe: Recipe, init_from: str | Path | None) -> PreTrainedConf
             raise UserError(
                 f"cannot start from {init_from}: there is no such folder, and a Hub id has the form owner/name"
             )
-        found = config_class.get_config_dict(init_from)[0].get("model_type")
+        kept = config_class.get_config_dict(init_from)[0]
+        found = kept.get("model_type")
         if found != config_class.model_type:
             raise UserError(
                 f"cannot start from {init_from}: it holds a network of type {found}, expected {config_class.model_type}"
             )
-        return config_class.from_pretrained(init_from, **recipe.model)
+        # Not `from_pretrained`, which changes the fields after it has checked them.
+        return config_class.from_dict({**kept, **recipe.model})
     except LOADING_ERRORS as error:
         where = "recipe: model" if init_from is None else f"cannot start from {init_from}"
         raise UserError(f"{where}: {one_line(error)}") from None
