@@ -285,6 +285,7 @@ def test_labels():
     ("call", "words"),
     [
         (lambda: UnconcealImageProcessor(channel_order="gbr"), "channel_order='gbr'"),
+        (lambda: UnconcealImageProcessor(mask_resample=7), "mask_resample=7"),
         (lambda: UnconcealImageProcessor(size={"shortest_edge": 3}), "shortest_edge"),
         (lambda: UnconcealImageProcessor(do_center_crop=True), "do_center_crop"),
         (lambda: UnconcealImageProcessor()([]), "no images"),
@@ -413,7 +414,7 @@ processor.save_pretrained(sys.argv[4])
 
 def test_loads_without_the_package_and_saves_again(tmp_path):
     processor = UnconcealImageProcessor(
-        size={"height": 24, "width": 40}, channel_order="bgr", image_std=[1.0, 2.0, 3.0]
+        size={"height": 24, "width": 40}, channel_order="bgr", mask_resample=2, image_std=[1.0, 2.0, 3.0]
     )
     processor.save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text())
@@ -430,3 +431,17 @@ def test_loads_without_the_package_and_saves_again(tmp_path):
         again = UnconcealImageProcessor.from_pretrained(tmp_path / folder)
         np.testing.assert_array_equal(again(random_rgb()).pixel_values.numpy(), expected)
     assert (tmp_path / "again" / "image_processing_unconceal.py").is_file()
+
+
+def test_thin_parts_of_a_mask_fade_or_break_into_dots():
+    rows = np.zeros((256, 256), np.uint8)
+    rows[::16] = 255  # lines of one pixel, a sixteenth of the whole
+    mask, image = Image.fromarray(rows), Image.new("RGB", (256, 256))
+    size = {"height": 24, "width": 24}
+    hard, soft = (
+        UnconcealImageProcessor(size=size, mask_resample=mask_resample)(image, mask).labels for mask_resample in (0, 2)
+    )
+    assert set(hard.unique().tolist()) <= {0.0, 1.0}
+    assert (hard == 1).any(dim=2).sum() < 16  # some of the 16 lines are lost
+    assert soft.mean().item() == pytest.approx(1 / 16, rel=0.1)
+    assert (soft > 0.05).any(dim=2).sum() >= 16

@@ -144,9 +144,11 @@ class UnconcealImageProcessorKwargs(ImagesKwargs, total=False):
 
     Attributes:
         channel_order: Order of the channels in `pixel_values`.
+        mask_resample: Pillow's filter for masks.
     """
 
     channel_order: Literal["rgb", "bgr"]
+    mask_resample: PILImageResampling
 
 
 class UnconcealImageProcessor(PilBackend):
@@ -158,7 +160,9 @@ class UnconcealImageProcessor(PilBackend):
 
     Args:
         size: `{"height": int, "width": int}`, pixels.
-        resample: Pillow's filter for pictures. Masks are always resized by nearest neighbour.
+        resample: Pillow's filter for pictures.
+        mask_resample: Likewise for masks, by default nearest neighbour, which leaves them hard. Bilinear (2) makes soft
+            labels, in which parts thinner than a pixel fade instead of breaking into dots.
         image_mean: One number, or one per channel in the order of `channel_order`, after rescaling.
         image_std: Likewise.
         channel_order: "rgb" or "bgr". SRS was published for breast ultrasound on files read in BGR order, with the
@@ -180,9 +184,13 @@ class UnconcealImageProcessor(PilBackend):
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
     channel_order = "rgb"
+    mask_resample = PILImageResampling.NEAREST
 
-    def _standardize_kwargs(self, channel_order: str = "rgb", **kwargs) -> dict:
+    def _standardize_kwargs(self, channel_order: str = "rgb", mask_resample: int = 0, **kwargs) -> dict:
         kwargs = super()._standardize_kwargs(**kwargs)
+        if mask_resample not in list(PILImageResampling):
+            filters = ", ".join(f"{one.value} ({one.name.lower()})" for one in PILImageResampling)
+            raise ValueError(f"got mask_resample={mask_resample!r}, expected one of {filters}")
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f'got channel_order={channel_order!r}, expected "rgb" or "bgr"')
         if not (kwargs["size"].height and kwargs["size"].width):
@@ -190,7 +198,7 @@ class UnconcealImageProcessor(PilBackend):
         for name in ("do_center_crop", "do_pad"):  # inherited options that would otherwise be ignored in silence
             if kwargs.get(name):
                 raise ValueError(f"got {name}=True, expected it unset: pictures are resized as a whole")
-        return {**kwargs, "channel_order": channel_order}
+        return {**kwargs, "channel_order": channel_order, "mask_resample": mask_resample}
 
     def preprocess(
         self,
@@ -219,7 +227,17 @@ class UnconcealImageProcessor(PilBackend):
         return super().preprocess(images, segmentation_maps, return_tensors=return_tensors, **kwargs)
 
     def _preprocess_image_like_inputs(
-        self, images, segmentation_maps, *, size, do_resize, resample, input_data_format, return_tensors, **options
+        self,
+        images,
+        segmentation_maps,
+        *,
+        size,
+        do_resize,
+        resample,
+        mask_resample,
+        input_data_format,
+        return_tensors,
+        **options,
     ) -> BatchFeature:
         pictures = [to_rgb(image) for image in self._as_pil(images, input_data_format)]
         if not pictures:
@@ -238,7 +256,7 @@ class UnconcealImageProcessor(PilBackend):
                     "got a mask of values 0 and 1, expected 0 and 255; multiply it by 255 or make it bool"
                 )
             if do_resize:
-                masks = [mask.resize((size.width, size.height), Image.Resampling.NEAREST) for mask in masks]
+                masks = [mask.resize((size.width, size.height), mask_resample) for mask in masks]
             data["labels"] = _stack(masks).astype(np.float32) / np.float32(255)
         return BatchFeature(data, tensor_type=return_tensors)
 
