@@ -507,7 +507,7 @@ def test_pictures_over_the_limit(tmp_path, run, caplog):
     arguments = ["folder", "--source", root, "--out", out, "--max-pixels"]
     assert_one_error(run(*arguments, limit), out, "3 of 4 pairs", "--skip-unusable")
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("unusable")]
-    rule = f"over the limit of {limit} pixels that guards against decompression bombs; raise max-pixels"
+    rule = f"over the limit of {limit} pixels that guards against decompression bombs; raise --max-pixels"
     assert told == [
         f"unusable: a: a.png cannot be read: 8001x8000 is {rule}",
         f"unusable: c: c.png cannot be read: it is {rule}",

@@ -172,10 +172,10 @@ def test_half_precision(checkpoint):
 
 
 def test_out_of_memory_is_explained(bright, monkeypatch):
-    def accelerator(self, images):
+    def accelerator(self, images, *options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def cpu(self, images):
+    def cpu(self, images, *options):
         torch.empty(2**60, dtype=torch.int8)
 
     for full in (accelerator, cpu):
@@ -183,7 +183,7 @@ def test_out_of_memory_is_explained(bright, monkeypatch):
         with pytest.raises(UserError, match="30x20; lower the batch size"):
             bright.segment([picture()])
 
-    def defect(self, images):
+    def defect(self, images, *options):
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(Segmenter, "_segment_batch", defect)
@@ -354,7 +354,7 @@ def test_threshold_gives_hard_masks(segment, tmp_path):
 
 
 def test_an_object_lies_above_the_threshold(segment, tmp_path, monkeypatch):
-    monkeypatch.setattr(Segmenter, "_segment_batch", lambda self, images: [np.full((1, 2), [0.5, 0.75], np.float32)])
+    monkeypatch.setattr(Segmenter, "_segment_batch", lambda self, *args: [np.full((1, 2), [0.5, 0.75], np.float32)])
     Image.new("RGB", (2, 1)).save(tmp_path / "a.png")
     segment(tmp_path / "a.png", "--out", tmp_path / "out", "--threshold", 0.5)
     assert np.asarray(Image.open(tmp_path / "out" / "a.png")).tolist() == [[0, 255]]

@@ -39,6 +39,8 @@ def make_raw_folders(folder):
         },
         "Kvasir-SEG/images/{}.jpg": "Kvasir-SEG/masks/{}.jpg",
         "COD/TrainDataset/Imgs/{}.jpg": "COD/TrainDataset/GT/{}.png",
+        "DIS5K/DIS-VD/im/{}.jpg": "DIS5K/DIS-VD/gt/{}.png",
+        "Human-Segmentation-Dataset/Training_Images/{}.jpg": "Human-Segmentation-Dataset/Ground_Truth/{}.png",
         "mine/images/{}.jpg": "mine/masks/{}.png",
     }
     for image_path, mask_path in layouts.items():

@@ -18,7 +18,10 @@ from transformers.utils import logging
 from .errors import UserError, run_main
 from .explain import explain
 from .files import IMAGE_SUFFIXES, make_folder, replacing
-from .inference import MAX_PIXELS, Segmenter, cutout, load, mask_picture, overlay, read_image
+from .foreground import estimator
+from .inference import Segmenter, cutout, load, mask_picture, overlay, read_image
+from .pictures import MAX_PIXELS
+from .refine import REFINE
 
 
 DRAW = {
@@ -71,7 +74,13 @@ def _add_segment(commands):
     parser.add_argument(
         "--threshold", type=probability, metavar="T", help="write hard masks: object above T, 0 to below 1"
     )
-    parser.add_argument("--batch-size", type=count, default=1, metavar="N", help="pictures at a time (1)")
+    parser.add_argument(
+        "--refine",
+        choices=REFINE,
+        default="auto",
+        help="look at the edges of a large picture again, in tiles: auto, where a side is twice the network's or longer",
+    )
+    parser.add_argument("--batch-size", type=count, default=1, metavar="N", help="pictures or tiles at a time (1)")
     _add_common(parser)
     parser.set_defaults(run=_segment)
 
@@ -128,9 +137,10 @@ def _segment(args: argparse.Namespace) -> int:
     jobs = plan_jobs([Path(path) for path in args.paths], args.out, kinds)
     make_folder(args.out)
     todo = jobs if args.overwrite else [left for job in jobs if (left := _without_existing(job)).outputs]
-    failed = (
-        segment_files(_load(args), todo, args.out, args.batch_size, args.threshold, args.max_pixels) if todo else ()
-    )
+    if todo and "cutout" in kinds and args.threshold is None:
+        estimator()  # says what is missing before the first picture, not between two
+    options = (args.out, args.batch_size, args.refine, args.threshold, args.max_pixels)
+    failed = segment_files(_load(args), todo, *options) if todo else ()
     counts = [f"{len(todo) - len(failed)} segmented into {args.out}"]
     if len(todo) < len(jobs):
         counts.append(f"{len(jobs) - len(todo)} skipped because they exist (--overwrite writes them again)")
@@ -154,7 +164,7 @@ def _segment_pipe(args: argparse.Namespace, kinds: list[str]) -> int:
         image = read_image(BytesIO(sys.stdin.buffer.read()), args.max_pixels)
     except UserError as error:
         raise UserError(f"stdin: {error}") from None
-    (mask,) = _load(args).segment([image])
+    (mask,) = _load(args).segment([image], args.batch_size, args.refine)
     picture = DRAW[kinds[0]](image, _hardened(mask, args.threshold))
     png = BytesIO()  # Pillow seeks while it writes, which a pipe cannot
     picture.save(png, "PNG")
@@ -247,7 +257,13 @@ def _search(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def segment_files(
-    segmenter: Segmenter, jobs: list[Job], out: Path, batch_size: int, threshold: float | None, max_pixels: int
+    segmenter: Segmenter,
+    jobs: list[Job],
+    out: Path,
+    batch_size: int,
+    refine: str,
+    threshold: float | None,
+    max_pixels: int,
 ) -> set[Path]:
     """Segment the pictures of `jobs` and write their outputs, going on past files that cannot be read or written.
 
@@ -258,6 +274,7 @@ def segment_files(
         jobs: From `plan_jobs`.
         out: Folder that all outputs are in.
         batch_size: Pictures in memory at a time.
+        refine: Whether large pictures are looked at again, as for `Segmenter.segment`.
         threshold: Probability above which a pixel is object; None writes soft masks.
         max_pixels: Larger pictures fail.
 
@@ -286,7 +303,7 @@ def segment_files(
                 pending.append((job, image))
                 yield image
 
-        for mask in segmenter.stream(pictures(), batch_size):
+        for mask in segmenter.stream(pictures(), batch_size, refine):
             job, image = pending.popleft()
             mask = _hardened(mask, threshold)
             for kind, path in job.outputs.items():

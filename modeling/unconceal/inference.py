@@ -1,7 +1,6 @@
 """Use a trained network on pictures: load it, segment, and draw what it found."""
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,18 +15,21 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageSegmentation, PreTrainedModel
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import ModelOutput
 
 from .errors import UserError, one_line
 from .files import is_hub_id
+from .foreground import foreground_colors
 from .models.image_processing_unconceal import UnconcealImageProcessor, to_rgb
+from .pictures import MAX_PIXELS, open_picture
+from .refine import choose_zooms, refine_mask
 
 
-MAX_PIXELS = 178_956_970  # where Pillow itself stops; a 200-megapixel phone needs more
 # What transformers' loaders raise, having no error class of their own. First absent and damaged files, missing packages
 # and unknown types; then wrong values in a configuration, which reach all kinds of code unchecked.
 LOADING_ERRORS = (
-    *(OSError, SafetensorError, ImportError, KeyError, RuntimeError, ValueError),
+    *(OSError, SafetensorError, ImportError, LookupError, RuntimeError, ValueError),
     *(StrictDataclassError, ArithmeticError, AttributeError, TypeError),
 )
 
@@ -39,27 +41,39 @@ class Segmenter:
     model: PreTrainedModel
     processor: UnconcealImageProcessor
 
-    def segment(self, images: Iterable[Image.Image], batch_size: int = 1) -> list[np.ndarray]:
+    def segment(self, images: Iterable[Image.Image], batch_size: int = 1, refine: str = "auto") -> list[np.ndarray]:
         """Return the soft mask of each picture: (height, width) as displayed, float32 in [0, 1].
 
-        Raises:
-            UserError: If memory runs out.
-        """
-        return list(self.stream(images, batch_size))
+        Args:
+            images: Any pictures.
+            batch_size: Pictures, or tiles of one, that the network sees at a time.
+            refine: Whether the edges of large pictures are looked at again, in tiles (see `unconceal.refine`): "auto"
+                where a side is twice the network's or longer, "always" where one is longer at all, "never".
 
-    def stream(self, images: Iterable[Image.Image], batch_size: int = 1) -> Iterator[np.ndarray]:
-        """Yield what `segment` returns, one by one; no more than `batch_size` pictures are held at a time."""
+        Raises:
+            UserError: If memory runs out, or if `refine` is none of these.
+        """
+        return list(self.stream(images, batch_size, refine))
+
+    def stream(self, images: Iterable[Image.Image], batch_size: int = 1, refine: str = "auto") -> Iterator[np.ndarray]:
+        """Yield what `segment` returns, one by one; `batch_size` pictures and one mask are held at a time."""
         images = iter(images)
         while batch := [to_rgb(image) for image in islice(images, batch_size)]:
             with self.memory_explained(batch):
-                masks = self._segment_batch(batch)
-            yield from masks
+                yield from self._segment_batch(batch, batch_size, refine)
 
     @torch.inference_mode()
-    def _segment_batch(self, images: list[Image.Image]) -> list[np.ndarray]:
-        _, outputs = self.run(images)
-        target_sizes = [(image.height, image.width) for image in images]
-        return [mask.cpu().numpy() for mask in self.processor.post_process_masks(outputs, target_sizes)]
+    def _segment_batch(self, images: list[Image.Image], batch_size: int, refine: str) -> Iterator[np.ndarray]:
+        for image, logits in zip(images, self.run(images)[1].logits.split(1), strict=True):
+            target_size = (image.height, image.width)
+            (mask,) = self.processor.post_process_masks(SemanticSegmenterOutput(logits=logits), [target_size])
+            zooms = choose_zooms(refine, target_size, logits.shape[-2:])
+            if zooms:
+                refine_mask(mask, logits, image, zooms, self.processor, self._look, batch_size)
+            yield mask.cpu().numpy()
+
+    def _look(self, images: list[Image.Image]) -> torch.Tensor:
+        return self.run(images)[1].logits
 
     @torch.inference_mode()
     def run(self, images: list[Image.Image]) -> tuple[torch.Tensor, ModelOutput]:
@@ -182,21 +196,11 @@ def read_image(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> I
     Raises:
         UserError: With the reason alone, without the file's name.
     """
-    too_large = f"over the limit of {max_pixels} pixels that guards against decompression bombs; raise max-pixels"
-    pillow_limit = Image.MAX_IMAGE_PIXELS
     try:
-        # Pillow warns above its limit and stops above twice that; here one limit stops.
-        Image.MAX_IMAGE_PIXELS = max_pixels
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                if image.width * image.height > max_pixels:
-                    raise UserError(f"{image.width}x{image.height} is {too_large}")
-                return to_rgb(image)
+        with open_picture(source, max_pixels) as image:
+            return to_rgb(image)
     except UserError:
         raise
-    except Image.DecompressionBombError:
-        raise UserError(f"it is {too_large}") from None
     except UnidentifiedImageError:
         raise UserError("not an image file that Pillow can read") from None
     except OSError as error:
@@ -204,8 +208,6 @@ def read_image(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> I
     # Pillow's decoders raise nearly any class on damaged files: SyntaxError, struct.error, IndexError, ...
     except Exception as error:
         raise UserError(f"damaged or unsupported image ({error})") from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = pillow_limit
 
 
 def mask_picture(mask: np.ndarray) -> Image.Image:
@@ -237,14 +239,19 @@ def overlay(
 
 
 def cutout(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """Return the picture as RGBA with the mask (H, W), in [0, 1], as its opacity; the colours stay as they are.
+    """Return the picture as RGBA with the mask (H, W), in [0, 1], as its opacity.
+
+    At soft edges, where a photograph mixes object and background, the object's own colours are estimated (see
+    `foreground_colors`), so that no fringe of the old background shows on a new one. All others stay as they are.
 
     Raises:
         UserError: If the mask has another size than the displayed picture.
     """
     image = _checked_rgb(image, mask)
-    image.putalpha(mask_picture(mask))
-    return image
+    opacity = mask_picture(mask)
+    colors = Image.fromarray(foreground_colors(np.asarray(image), np.asarray(opacity)))
+    colors.putalpha(opacity)
+    return colors
 
 
 def _checked_rgb(image: Image.Image, mask: np.ndarray) -> Image.Image:

@@ -25,7 +25,7 @@ def open_picture(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) ->
     Raises:
         UserError: If it is larger, without the file's name. Pillow's own errors pass.
     """
-    too_large = f"over the limit of {max_pixels} pixels that guards against decompression bombs; raise max-pixels"
+    too_large = f"over the limit of {max_pixels} pixels that guards against decompression bombs; raise --max-pixels"
     pillow_limit = Image.MAX_IMAGE_PIXELS
     try:
         # Pillow warns above its limit and stops above twice that; here one limit stops.

@@ -1,0 +1,102 @@
+"""Cut-outs: no fringe of the old background at soft edges, and not a colour changed elsewhere."""
+
+import builtins
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unconceal import foreground
+from unconceal.foreground import estimator, foreground_colors
+from unconceal.inference import cutout, mask_picture
+
+
+RED, GREEN = (np.array(color, np.float32) for color in ((210, 30, 20), (20, 200, 40)))
+
+
+@pytest.fixture
+def scene():
+    """A shaded red disc with a soft edge before green: the picture, its mask (H, W) and the disc's true colours."""
+    rows, columns = np.mgrid[:160, :200].astype(np.float32)
+    mask = np.clip((60 - np.hypot(rows - 80, columns - 100)) / 10 + 0.5, 0, 1)
+    colors = RED + np.stack([0 * rows, rows / 4, columns / 4], -1)
+    mixed = mask[..., None] * colors + (1 - mask[..., None]) * GREEN
+    return Image.fromarray(np.rint(mixed).astype(np.uint8)), mask, colors
+
+
+@pytest.fixture
+def without_pymatting(monkeypatch):
+    """Make `import pymatting` fail, as where the extra is not installed."""
+    real_import = builtins.__import__
+
+    def failing(name, *args, **kwargs):
+        if name == "pymatting":
+            raise ModuleNotFoundError("No module named 'pymatting'")
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", failing)
+    estimator.cache_clear()
+    yield
+    estimator.cache_clear()
+
+
+def fringe(picture, mask, colors):
+    """Mean error, in grey values, at the soft edge of a cut-out that is laid on white."""
+    on_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    true = mask[..., None] * colors + (1 - mask[..., None]) * 255
+    return np.abs(np.asarray(on_white) - true)[(mask > 0) & (mask < 1)].mean()
+
+
+def test_no_fringe_of_the_old_background(scene):
+    image, mask, colors = scene
+    plain = image.copy()
+    plain.putalpha(mask_picture(mask))
+    assert fringe(plain, mask, colors) > 15
+    assert fringe(cutout(image, mask), mask, colors) < 2
+
+
+def test_only_soft_pixels_change(scene):
+    image, mask, _ = scene
+    before, after = np.asarray(image), np.asarray(cutout(image, mask))
+    np.testing.assert_array_equal(after[..., 3], np.asarray(mask_picture(mask)))
+    solid = (after[..., 3] == 255) | (after[..., 3] == 0)
+    np.testing.assert_array_equal(after[solid][:, :3], before[solid])
+    assert (after[~solid][:, :3] != before[~solid]).any()
+
+
+def test_hard_masks_keep_every_colour(scene, monkeypatch):
+    image, mask, _ = scene
+    monkeypatch.setattr(foreground, "estimator", lambda: pytest.fail("nothing is to be estimated"))
+    for hard in ((mask > 0.5).astype(np.float32), np.zeros_like(mask), np.ones_like(mask)):
+        np.testing.assert_array_equal(np.asarray(cutout(image, hard))[..., :3], np.asarray(image))
+
+
+def test_blocks_are_as_good_as_the_whole(scene, monkeypatch):
+    image, mask, colors = scene
+    monkeypatch.setattr(foreground, "BLOCK_SIZE", 64)
+    monkeypatch.setattr(foreground, "BLOCK_MARGIN", 24)
+    seen = []
+    real = estimator()
+    monkeypatch.setattr(foreground, "estimator", lambda: lambda *maps: seen.append(maps[1].shape) or real(*maps))
+    assert fringe(cutout(image, mask), mask, colors) < 2
+    assert len(seen) > 4
+    assert max(height * width for height, width in seen) <= (64 + 2 * 24) ** 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
+def test_tiny_pictures(size):
+    alpha = np.full(size, 128, np.uint8)
+    assert foreground_colors(np.zeros((*size, 3), np.uint8), alpha).shape == (*size, 3)
+
+
+def test_without_the_extra_one_line_says_so(scene, without_pymatting, caplog):
+    image, mask, _ = scene
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            plain = cutout(image, mask)
+    np.testing.assert_array_equal(np.asarray(plain)[..., :3], np.asarray(image))
+    (line,) = (record.getMessage() for record in caplog.records if record.name == foreground.__name__)
+    assert "No module named 'pymatting'" in line
+    assert "pip install 'unconceal[cutout]'" in line
+    assert "\n" not in line

@@ -1,0 +1,232 @@
+"""The second look at large pictures: finer edges, no seams, and nothing added or removed away from an edge."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from unconceal.cli import main
+from unconceal.errors import UserError
+from unconceal.inference import Segmenter
+from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
+from unconceal.refine import choose_zooms, edge_band, tile_starts
+
+
+SIZE = 64
+
+
+def segmenter(answer):
+    """A segmenter of 64x64 that answers pictures (B, 3, H, W) in [0, 1] with what `answer` makes of them, logits."""
+
+    class FakeForImageSegmentation(PreTrainedModel):
+        config_class = PreTrainedConfig
+
+        def __init__(self):
+            super().__init__(PreTrainedConfig())
+            self.unused = torch.nn.Parameter(torch.zeros(()))
+            self.seen = 0
+
+        def forward(self, pixel_values):
+            self.seen += len(pixel_values)
+            return SemanticSegmenterOutput(logits=answer(pixel_values))
+
+    return Segmenter(FakeForImageSegmentation(), UnconcealImageProcessor(size=SIZE, do_normalize=False))
+
+
+def bright(pictures):
+    """Logits of a network that is right at any scale: bright is object."""
+    return 20 * (pictures.mean(1, keepdim=True) - 0.5)
+
+
+def once(answer, then):
+    """Return an answer for the first call, the whole picture, and another for all later ones, its tiles."""
+    calls = []
+
+    def both(pictures):
+        calls.append(len(pictures))
+        return (answer if len(calls) == 1 else then)(pictures)
+
+    return both
+
+
+def spiky_disc(side=512):
+    """Return a picture with a bright disc, whose edge has teeth thinner than a pixel of the coarse mask, and its mask."""
+    mask = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(mask)
+    centre, radius = side / 2, side / 4
+    draw.ellipse((centre - radius, centre - radius, centre + radius, centre + radius), fill=255)
+    for angle in np.linspace(0, 2 * np.pi, 40, endpoint=False):
+        tip = centre + 1.15 * radius * np.cos(angle), centre + 1.15 * radius * np.sin(angle)
+        draw.line((centre, centre, *tip), fill=255, width=side // 128)
+    return mask.convert("RGB"), np.asarray(mask) > 127
+
+
+def iou(mask, truth):
+    found = mask > 0.5
+    return (found & truth).sum() / (found | truth).sum()
+
+
+# ---- what is looked at again -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("refine", "size", "zooms"),
+    [
+        ("auto", (4000, 6000), (2, 4)),
+        ("auto", (1500, 2100), (2,)),
+        ("auto", (10, 20000), (2, 4)),
+        ("auto", (2047, 2047), ()),
+        ("always", (2047, 1000), (2,)),
+        ("always", (4000, 6000), (2, 4)),
+        ("always", (1024, 1024), ()),
+        ("always", (500, 800), ()),
+        ("never", (4000, 6000), ()),
+    ],
+)
+def test_zooms(refine, size, zooms):
+    assert choose_zooms(refine, size, (1024, 1024)) == zooms
+
+
+@pytest.mark.parametrize("length", [32, 33, 55, 56, 57, 64, 100, 128, 1000])
+def test_tiles_cover_and_overlap(length):
+    starts = tile_starts(length, 32)
+    assert (starts[0], starts[-1]) == (0, length - 32)
+    assert all(0 < step <= 24 for step in np.diff(starts))
+
+
+def test_small_pictures_are_as_before():
+    fine = segmenter(bright)
+    images = [Image.effect_noise((width, 80), 100).convert("RGB") for width in (20, 80, 127)]
+    assert fine.segment(images, batch_size=3)[0].shape == (80, 20)
+    assert fine.model.seen == 3
+    for automatic, never in zip(fine.segment(images), fine.segment(images, refine="never"), strict=True):
+        np.testing.assert_array_equal(automatic, never)
+
+
+def test_only_tiles_on_an_edge_are_looked_at():
+    image, _ = spiky_disc(128)
+    fine = segmenter(bright)
+    corner = Image.new("RGB", (1024, 1024))
+    corner.paste(image)
+    fine.segment([corner])
+    assert 1 < fine.model.seen < 1 + len(tile_starts(128, 64)) ** 2
+    for colour in ("black", "white"):  # nothing, or nothing else
+        fine.model.seen = 0
+        (mask,) = fine.segment([Image.new("RGB", (500, 300), colour)])
+        assert fine.model.seen == 1
+        assert ((mask > 0.5) == (colour == "white")).all()
+
+
+# ---- what comes of it --------------------------------------------------------------------------------------------
+
+
+def test_thin_structures_at_an_edge_are_recovered():
+    image, truth = spiky_disc()
+    fine = segmenter(bright)
+    (coarse,), (refined,) = fine.segment([image], refine="never"), fine.segment([image])
+    assert refined.shape == truth.shape
+    assert refined.dtype == np.float32
+    assert 0 <= refined.min() <= refined.max() <= 1
+    assert iou(coarse, truth) < 0.945
+    assert iou(refined, truth) > 0.985
+
+
+@pytest.mark.parametrize("logit", [-1e4, 1e4])
+def test_nonsense_on_tiles_stays_in_the_band(logit):
+    image, _ = spiky_disc()
+    (coarse,) = segmenter(bright).segment([image], refine="never")
+    (refined,) = segmenter(once(bright, lambda tiles: torch.full_like(tiles[:, :1], logit))).segment([image])
+    # 4 pixels of the network to either side of an edge, 2 in which the band fades, and 1 by interpolation.
+    reach = (4 + 2 + 1) * 512 // SIZE
+    near = (coarse > 0.05) & (coarse < 0.95)
+    for axis in (0, 1):
+        near = np.any([np.roll(near, shift, axis) for shift in range(-reach, reach + 1)], axis=0)
+    assert not near.all()
+    np.testing.assert_array_equal(refined[~near], coarse[~near])
+    assert np.abs(refined - coarse)[near].max() > 0.5
+
+
+def test_no_seams():
+    # Each tile adds an offset of its own to a mask that is otherwise flat across its borders.
+    offsets = iter(np.random.default_rng(0).uniform(-2, 2, 1000))
+
+    def answer(pictures):
+        own = torch.tensor([next(offsets) for _ in pictures], dtype=torch.float32)
+        return own[:, None, None, None] + pictures.mean(1, keepdim=True) * 0
+
+    left_is_object = once(lambda pictures: 20 * (pictures.mean(1, keepdim=True) - 0.5), answer)
+    image = Image.new("RGB", (512, 512))
+    image.paste("white", (0, 0, 256, 512))
+    (mask,) = segmenter(left_is_object).segment([image])
+    along_edge = mask[:, 250:262]
+    assert np.ptp(along_edge) > 0.2  # the tiles' offsets do show
+    # 4 logits at most between two tiles, a quarter of a probability each, over 16 pixels or more, 2 of the picture wide.
+    assert np.abs(np.diff(along_edge, axis=0)).max() < 1 / (16 * 2)
+
+
+def test_a_wide_doubt_is_no_edge():
+    probs = torch.full((1, 1, 64, 64), 0.45)
+    probs[..., :8] = 0.05
+    assert not edge_band(probs, 4).any()
+    probs[..., 32:] = 1
+    weight = edge_band(probs, 4)[0, 0, 0]
+    assert (weight[30:34] == 1).all()
+    assert not weight[:25].any()
+    assert not weight[39:].any()
+
+
+def test_batches_change_nothing_and_pictures_stay_apart():
+    def answer(pictures):
+        return F.avg_pool2d(bright(pictures), 5, 1, 2) + pictures.mean((1, 2, 3), keepdim=True)
+
+    images = [spiky_disc(200)[0], spiky_disc(40)[0], spiky_disc(300)[0].resize((190, 260))]
+    singles = segmenter(answer).segment(images)
+    for batch_size in (2, 5):
+        for single, batched in zip(singles, segmenter(answer).segment(images, batch_size), strict=True):
+            np.testing.assert_allclose(batched, single, atol=1e-6)
+    for first, second in zip(singles, segmenter(answer).segment(images), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_half_precision_and_odd_shapes():
+    fine = segmenter(lambda pictures: bright(pictures.float()).to(pictures.dtype))
+    fine.model.to(torch.bfloat16)
+    for size in ((1, 300), (300, 1), (131, 77)):
+        image = Image.radial_gradient("L").resize(size).convert("RGB")
+        (mask,) = fine.segment([image], refine="always")
+        assert mask.shape == size[::-1]
+        assert np.isfinite(mask).all()
+
+
+# ---- how it is asked for -----------------------------------------------------------------------------------------
+
+
+def test_an_unknown_wish_is_refused():
+    with pytest.raises(UserError, match="got refine='yes', expected one of auto, always, never"):
+        segmenter(bright).segment([Image.new("RGB", (8, 8))], refine="yes")
+
+
+def test_on_the_command_line(tmp_path, monkeypatch, capsys):
+    image, truth = spiky_disc(256)
+    image.save(tmp_path / "a.png")
+    monkeypatch.setattr("unconceal.cli._load", lambda args: segmenter(bright))
+    score = {}
+    for refine in ("auto", "never"):
+        out = tmp_path / refine
+        assert main(["segment", str(tmp_path / "a.png"), "--model", "x", "--out", str(out), "--refine", refine]) == 0
+        score[refine] = iou(np.asarray(Image.open(out / "a.png")) / 255, truth)
+    assert score["auto"] > score["never"] + 0.03
+
+    file, sent = io.BytesIO(), io.BytesIO()
+    image.save(file, "PNG")
+    for name, stream in (("stdin", io.BytesIO(file.getvalue())), ("stdout", sent)):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(stream))
+    assert main(["segment", "-", "--model", "x", "--refine", "auto"]) == 0
+    piped, written = Image.open(io.BytesIO(sent.getvalue())), Image.open(tmp_path / "auto" / "a.png")
+    np.testing.assert_array_equal(np.asarray(piped), np.asarray(written))
