@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForImageSegmentation, ResNetConfig, ResNetForImageClassification
 from transformers.utils import is_timm_available
 
-from unconceal import RunForImageSegmentation, SrsConfig, SrsForImageSegmentation, SrsForReconstruction
+from unconceal import OpdsConfig, RunForImageSegmentation, SrsConfig, SrsForImageSegmentation, SrsForReconstruction
 from unconceal.data import build_synthetic
 from unconceal.data.loading import load_splits
 from unconceal.data.transforms import TrainingSet, TransformRecipe
@@ -25,6 +25,7 @@ from unconceal.errors import UserError
 from unconceal.metrics import PROTOCOLS
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.training import load_recipe, train
+from unconceal.training.loop import build_config
 
 
 ROOT = Path(__file__).parents[1]
@@ -505,3 +506,17 @@ def test_resumed_run_of_a_network_that_knows_its_progress(run_recipe, tmp_path):
     assert history(last[0]) == history(last[1])
     states = [RunForImageSegmentation.from_pretrained(folder).state_dict() for folder in last]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_changes_of_a_checkpoint_are_checked_before_training(tmp_path):
+    tiny = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "mlp_ratios": [1, 1, 1, 1]}
+    config = OpdsConfig(backbone_config={"model_type": "mscan_backbone", **tiny}, decoder_hidden_sizes=[8, 8, 8, 8])
+    config.save_pretrained(tmp_path)
+    recipe = load_recipe(ROOT / "configs/opds/dis5k.yaml", ["data.path=x"])
+    assert build_config(recipe, tmp_path).backbone_config.hidden_sizes == [8, 8, 8, 8]
+    for change, words in (({"level_weights": [1.0]}, "needs 4 numbers"), ({"bce_weight": -1.0}, "0 or more")):
+        recipe.model = change
+        with pytest.raises(UserError, match=f"cannot start from.*{words}"):
+            build_config(recipe, tmp_path)
+    recipe.model = {"level_weights": [1.0, 0.0, 0.0, 0.0]}
+    assert build_config(recipe, tmp_path).level_weights == [1.0, 0.0, 0.0, 0.0]
