@@ -21,6 +21,7 @@ from unconceal.metrics import (
     evaluate_model,
     write_report,
 )
+from unconceal.refine import REFINE
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -37,6 +38,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=count, metavar="N", help="score the first N pictures only")
     parser.add_argument(
         "--protocol", choices=list(PROTOCOLS), default="segmentation", help="how to score (segmentation)"
+    )
+    parser.add_argument(
+        "--refine",
+        choices=REFINE,
+        default="never",
+        help="look at the edges of large pictures again, as `unconceal segment` does; papers do not (never)",
     )
     options = parser.add_argument_group("options of the protocols")
     options.add_argument(
@@ -78,12 +85,13 @@ def main(argv: list[str] | None = None):
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         protocol=protocol,
+        refine=args.refine,
         **options,
     )
     if not accelerator.is_main_process:
         return
     summary = protocol.summarize(rows)
-    settings = ", ".join(f"{name} {value}" for name, value in options.items())
+    settings = ", ".join(f"{name} {value}" for name, value in {**options, "refine": args.refine}.items())
     print(f"{args.model} on {args.split} of {args.data}, protocol {protocol.name}: {len(rows)} images, {settings}\n")
     print(protocol.format_table(summary))
     if args.out:
@@ -92,6 +100,7 @@ def main(argv: list[str] | None = None):
             "data": args.data,
             "split": args.split,
             **options,
+            "refine": args.refine,
             "limit": args.limit,
             "batch_size": args.batch_size,
             "num_processes": accelerator.num_processes,

@@ -17,6 +17,7 @@ from PIL import Image
 
 from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
 from unconceal.errors import UserError
+from unconceal.inference import Segmenter
 from unconceal.metrics import PROTOCOLS, evaluate_model
 from unconceal.metrics.segmentation import score_image, summarize
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
@@ -145,6 +146,25 @@ def test_modes_come_back(processor):
     with pytest.raises(UserError):
         evaluate_model(model, processor, make_dataset(2), progress=False)
     assert (model.training, model.norm.training, model.frozen.training) == (True, True, False)
+
+
+def test_large_pictures_are_refined_as_in_use_if_asked_for():
+    torch.manual_seed(0)
+    model = SrsForImageSegmentation(SrsConfig(**TINY)).eval()
+    processor = UnconcealImageProcessor(size={"height": 32, "width": 32})
+    dataset = make_dataset(4)
+    with torch.no_grad():  # an untrained network draws no edges
+        model.head.weight.mul_(1e4)
+        model.head.bias.sub_(model(**processor(dataset["image"][0])).logits.median())
+    assert max(max(image.size) for image in dataset["image"]) >= 64
+    dis, scored = PROTOCOLS["dis"], {}
+    for refine in ("never", "auto"):
+        rows = evaluate_model(model, processor, dataset, protocol=dis, refine=refine, batch_size=2, progress=False)
+        masks = Segmenter(model, processor).segment(dataset["image"], batch_size=2, refine=refine)
+        for row, mask, truth in zip(rows, masks, dataset["mask"], strict=True):
+            assert row["mae"] == dis.score_image(mask, np.asarray(truth) > 127)["mae"]
+        scored[refine] = [row["mae"] for row in rows]
+    assert scored["never"] != scored["auto"]
 
 
 def test_loader_processes_change_nothing(processor):

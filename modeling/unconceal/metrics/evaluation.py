@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ..data.loading import readable
 from ..errors import UserError
 from ..models.image_processing_unconceal import to_mask, to_rgb
+from ..refine import choose_zooms, refine_mask
 from . import segmentation
 from .base import Protocol
 
@@ -30,6 +31,7 @@ def evaluate_model(
     batch_size: int = 8,
     num_workers: int = 0,
     protocol: Protocol = segmentation.PROTOCOL,
+    refine: str = "never",
     progress: bool = True,
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -47,6 +49,7 @@ def evaluate_model(
         batch_size: Pictures in one forward pass.
         num_workers: Processes that load and prepare pictures beside the forward pass, for each process.
         protocol: How to score, one of `PROTOCOLS`.
+        refine: Whether the edges of large pictures are looked at again, as for `Segmenter.segment`. Papers do not.
         progress: Whether the main process shows a progress bar.
         **options: Options of the protocol's `score_image`.
 
@@ -65,13 +68,18 @@ def evaluate_model(
         # Without the wrapper, whose forward pass waits for the other processes: they may have one batch less.
         model = accelerator.unwrap_model(model)
     parameter = next(model.parameters())
+
+    def look(images: list[Image.Image]) -> torch.Tensor:
+        pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
+        return model(pixel_values=pixel_values.to(parameter.device, parameter.dtype)).logits
+
     indices = range(len(dataset))
     batches = [indices[start : start + batch_size] for start in range(0, len(dataset), batch_size)]
     loader = DataLoader(
         _Indexed(dataset),
         batch_sampler=batches[rank::world_size],
         num_workers=num_workers,
-        collate_fn=_Collate(processor),
+        collate_fn=_Collate(processor, keep_images=refine != "never"),
     )
     rows = []
     with _eval_mode(model), torch.inference_mode():
@@ -80,9 +88,12 @@ def evaluate_model(
         for examples, pixel_values in batches:
             outputs = model(pixel_values=pixel_values.to(parameter.device, parameter.dtype))
             sizes = [(example["height"], example["width"]) for example in examples]
-            for example, probs in zip(
-                examples, processor.post_process_masks(outputs, target_sizes=sizes), strict=True
-            ):
+            masks = processor.post_process_masks(outputs, target_sizes=sizes)
+            for example, logits, probs in zip(examples, outputs.logits.split(1), masks, strict=True):
+                zooms = choose_zooms(refine, probs.shape, logits.shape[-2:])
+                image = example.pop("image", None)
+                if zooms:
+                    refine_mask(probs, logits, image, zooms, processor, look, batch_size)
                 rows.append(_score_example(example, probs, protocol, options))
     if world_size > 1:
         rows = gather_object(rows)
@@ -106,10 +117,11 @@ class _Indexed(torch.utils.data.Dataset):
 
 
 class _Collate:
-    """A batch from rows: what a result row needs to know of each picture, and their pixel values."""
+    """A batch from rows: what a result row needs to know of each picture, if asked the picture, and their pixel values."""
 
-    def __init__(self, processor: Any):
+    def __init__(self, processor: Any, keep_images: bool):
         self.processor = processor
+        self.keep_images = keep_images
 
     def __call__(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], torch.Tensor]:
         images = [self.read(row) for row in rows]
@@ -121,6 +133,7 @@ class _Collate:
                 "height": image.height,
                 "width": image.width,
                 "target": np.asarray(to_mask(row["mask"])) > 127,
+                **({"image": image} if self.keep_images else {}),
             }
             for row, image in zip(rows, images, strict=True)
         ]
