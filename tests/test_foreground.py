@@ -1,6 +1,7 @@
 """Cut-outs: no fringe of the old background at soft edges, and not a colour changed elsewhere."""
 
 import builtins
+import importlib.util
 import logging
 
 import numpy as np
@@ -12,6 +13,9 @@ from unconceal.foreground import estimator, foreground_colors
 from unconceal.inference import cutout, mask_picture
 
 
+needs_pymatting = pytest.mark.skipif(
+    importlib.util.find_spec("pymatting") is None, reason="pymatting, the extra cutout, is not installed"
+)
 RED, GREEN = (np.array(color, np.float32) for color in ((210, 30, 20), (20, 200, 40)))
 
 
@@ -48,6 +52,7 @@ def fringe(picture, mask, colors):
     return np.abs(np.asarray(on_white) - true)[(mask > 0) & (mask < 1)].mean()
 
 
+@needs_pymatting
 def test_no_fringe_of_the_old_background(scene):
     image, mask, colors = scene
     plain = image.copy()
@@ -56,6 +61,7 @@ def test_no_fringe_of_the_old_background(scene):
     assert fringe(cutout(image, mask), mask, colors) < 2
 
 
+@needs_pymatting
 def test_only_soft_pixels_change(scene):
     image, mask, _ = scene
     before, after = np.asarray(image), np.asarray(cutout(image, mask))
@@ -72,6 +78,7 @@ def test_hard_masks_keep_every_colour(scene, monkeypatch):
         np.testing.assert_array_equal(np.asarray(cutout(image, hard))[..., :3], np.asarray(image))
 
 
+@needs_pymatting
 def test_blocks_are_as_good_as_the_whole(scene, monkeypatch):
     image, mask, colors = scene
     monkeypatch.setattr(foreground, "BLOCK_SIZE", 64)
