@@ -320,7 +320,7 @@ def test_two_processes_give_the_numbers_of_one(data, model_folder, tmp_path, pro
     evaluate_script.main([*command, str(tmp_path / "one")])
     subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),  # any free port
             *(str(SCRIPT), *command, str(tmp_path / "two")),
         ],

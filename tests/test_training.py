@@ -176,7 +176,7 @@ def test_reduced_precision_and_memory(recipe_file, tmp_path):
 
 
 def test_two_processes_train_and_evaluate(recipe_file, scenes, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # any free port
     result = run_train(recipe_file, launcher=launcher)
     assert result.returncode == 0, result.stderr
