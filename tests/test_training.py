@@ -230,7 +230,7 @@ def test_fine_tuning_starts_from_a_checkpoint(recipe_file, tmp_path):
     ("arguments", "expected"),
     [
         (["data.path=nowhere"], "data set nowhere does not exist"),
-        (["protocol=dis"], "protocol is 'dis', expected one of segmentation, cod"),
+        (["protocol=coco"], "protocol is 'coco', expected one of segmentation, cod, dis"),
         (["protocol=cod"], "best_metric is 'iou', expected one of s_measure,"),
         (["best_metric=mae"], "best_metric is 'mae', expected one of iou, niou, f1, mean_f1 (protocol segmentation)"),
         (["data.eval_split=test"], "has no split test; it has train, val"),
