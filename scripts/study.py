@@ -14,11 +14,11 @@ from statistics import mean, stdev
 
 from transformers import AutoModel
 
-from unconceal.benchmark import markdown_table
 from unconceal.cli import count
 from unconceal.data.generated import build_synthetic
 from unconceal.errors import UserError, run_main
 from unconceal.files import make_folder, replacing
+from unconceal.tables import markdown_table
 from unconceal.training.checkpoints import read_progress
 
 

@@ -33,6 +33,7 @@ from .models.modeling_srs import (
 )
 from .models.modeling_unconceal import padding_to
 from .models.selective_scan import selective_scan, selective_scan_ref
+from .tables import markdown_table
 
 
 # Of RUN.
@@ -382,12 +383,6 @@ def machine() -> dict[str, Any]:
         "accelerator": name,
         "torch": torch.__version__,
     }
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def srs_sizes_table(counts: dict[str, dict[str, float]]) -> str:

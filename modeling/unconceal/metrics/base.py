@@ -88,9 +88,3 @@ def highest_points(rows: list[Mapping[str, Any]], curves: Mapping[str, str]) -> 
         highest: max(fsum(values) for values in zip(*(row[curve] for row in rows), strict=True)) / len(rows)
         for curve, highest in curves.items()
     }
-
-
-def markdown_table(titles: Iterable[str], values: Iterable[str]) -> str:
-    """Return a Markdown table with one line of values."""
-    titles = list(titles)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), values))

@@ -52,7 +52,8 @@ from py_sod_metrics import (
     WeightedFmeasure,
 )
 
-from .base import Protocol, check_image, check_rows, highest_points, markdown_table, mean_scores
+from ..tables import markdown_table
+from .base import Protocol, check_image, check_rows, highest_points, mean_scores
 
 
 MEANS = {
@@ -161,7 +162,7 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 def format_table(summary: Mapping[str, float]) -> str:
     """Return the numbers of `summarize` as a Markdown table with one line of values."""
-    return markdown_table(_TITLES.values(), (f"{summary[name]:.3f}" for name in _TITLES))
+    return markdown_table(_TITLES.values(), [(f"{summary[name]:.3f}" for name in _TITLES)])
 
 
 class _Smeasure(Smeasure):

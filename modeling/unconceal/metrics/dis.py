@@ -38,8 +38,9 @@ from typing import Any
 import numpy as np
 from py_sod_metrics import HumanCorrectionEffortMeasure
 
+from ..tables import markdown_table
 from . import cod
-from .base import Protocol, check_rows, highest_points, markdown_table, mean_scores
+from .base import Protocol, check_rows, highest_points, mean_scores
 
 
 MEANS = ("weighted_f_measure", "mae", "s_measure", "e_measure_mean")
@@ -99,7 +100,7 @@ def format_table(summary: Mapping[str, float]) -> str:
     """Return the numbers of `summarize` as a Markdown table with one line of values."""
     titles = {**_TITLES, "hce": "HCE"} if "hce" in summary else _TITLES
     values = (f"{summary[name]:.0f}" if name == "hce" else f"{summary[name]:.3f}" for name in titles)
-    return markdown_table(titles.values(), values)
+    return markdown_table(titles.values(), [values])
 
 
 PROTOCOL = Protocol(

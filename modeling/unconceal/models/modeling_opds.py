@@ -14,7 +14,6 @@ https://arxiv.org/abs/2109.04553.
 | multi-scale supervision loss | `compute_loss` | scalar |
 """
 
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -151,12 +150,7 @@ class OpdsPreTrainedModel(UnconcealBackboneModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Set every parameter and buffer of `module`: convolutions by PyTorch's default rule, bases from a fixed seed."""
-        if isinstance(module, nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, OpdsMatrixFactorisation):
+        if isinstance(module, OpdsMatrixFactorisation):
             # On the CPU, whatever the default: every device then has the same.
             generator = torch.Generator("cpu").manual_seed(BASES_SEED)
             bases = torch.rand(module.bases.shape, generator=generator, device="cpu", dtype=torch.float32)

@@ -528,12 +528,7 @@ class RunPreTrainedModel(UnconcealBackboneModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Set every parameter of `module`: convolutions by PyTorch's default rule, scans as Mamba's."""
-        if isinstance(module, nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, RunScan2d):
+        if isinstance(module, RunScan2d):
             init.uniform_(module.token_proj, -(module.inner_size**-0.5), module.inner_size**-0.5)
             init.uniform_(module.step_proj, -(module.rank**-0.5), module.rank**-0.5)
             # Time steps from 0.001 to 0.1, evenly in their logarithm; the bias is their inverse softplus.

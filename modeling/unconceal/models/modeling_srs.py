@@ -19,13 +19,11 @@ the deepest level of S.
 | ECA | `SrsPeakAttention` | |
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -38,8 +36,6 @@ from .modeling_unconceal import UnconcealPreTrainedModel, padding_to
 NUM_LEVELS = 4
 # Sides are padded to a multiple of this, so that three halvings are exact.
 STRIDE = 2 ** (NUM_LEVELS - 1)
-# PyTorch's default; the weight of the newest batch in the running statistics.
-MOMENTUM = 0.1
 
 
 @dataclass
@@ -350,27 +346,16 @@ def crop_to(hidden_states: torch.Tensor, height: int, width: int) -> torch.Tenso
 
 
 class SrsPreTrainedModel(UnconcealPreTrainedModel):
-    """Weight initialisation and checkpointing shared by the SRS networks."""
+    """Checkpointing shared by the SRS networks.
+
+    DEVIATION: the paper's grouped convolution has a fan-in of 1, which draws kernel entries from U(-1, 1) and makes the
+    dynamic convolution's output some 28 times its input. Ours starts at the scale of an ordinary convolution.
+    """
 
     config_class = SrsConfig
     base_model_prefix = "srs"
     supports_gradient_checkpointing = True
     _no_split_modules = ["SrsBlock"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        """Set every parameter and buffer of `module`; convolutions as the authors did, by PyTorch's default rule.
-
-        DEVIATION: the paper's grouped convolution has a fan-in of 1, which draws kernel entries from U(-1, 1) and makes
-        the dynamic convolution's output some 28 times its input. Ours starts at the scale of an ordinary convolution.
-        """
-        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -bound, bound)
-        else:
-            super()._init_weights(module)
 
 
 class SrsForReconstruction(SrsPreTrainedModel):

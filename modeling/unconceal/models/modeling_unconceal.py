@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -34,6 +35,17 @@ class UnconcealPreTrainedModel(PreTrainedModel):
         }
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         super().save_pretrained(save_directory, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Set every parameter and buffer of `module`; convolutions by PyTorch's default rule, the rest by transformers'."""
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
 
     def _set_gradient_checkpointing(self, *args, **kwargs):
         super()._set_gradient_checkpointing(*args, **kwargs)
