@@ -1,53 +1,116 @@
-"""Score a segmentation model on one split of a data set.
+"""Score a segmentation model on one split of a data set, or mask files of any method against true masks.
 
 Runs as it is; on several accelerators by `accelerate launch`, in several CPU processes by `torchrun --nproc-per-node N`.
+Further commands: `evaluate.py table`, `evaluate.py divisions`, `evaluate.py module`; each has its own --help.
 """
 
 import argparse
+import logging
 import shlex
 import sys
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from unconceal.cli import count, probability
 from unconceal.data.loading import load_splits
-from unconceal.errors import run_main
+from unconceal.errors import UserError, run_main
+from unconceal.files import replacing
+from unconceal.hub.metric_space import write_metric_space
 from unconceal.inference import load
 from unconceal.metrics import (
     PROTOCOLS,
+    PredictionFolder,
     check_report_folder,
     evaluate_model,
+    format_table,
     write_report,
 )
+from unconceal.metrics.evaluation import checked_options
+from unconceal.metrics.gallery import draw_gallery
+from unconceal.metrics.predictions import counts, read_truth
+from unconceal.metrics.report import PER_IMAGE
+from unconceal.metrics.tables import load_papers, make_tables, read_result, to_latex, to_markdown
+from unconceal.metrics.workers import default_workers
+from unconceal.models.image_processing_unconceal import to_mask, to_rgb
+from unconceal.pictures import MAX_PIXELS
 from unconceal.refine import REFINE
+from unconceal.training import load_recipe
+from unconceal.training.divisions import run_divisions
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, metavar="PATH_OR_ID", help="folder of the model, or its Hub id")
-    parser.add_argument("--data", required=True, metavar="PATH_OR_ID", help="folder of the data set, or its Hub id")
-    parser.add_argument("--split", required=True, help="split to score, such as val or test")
-    parser.add_argument("--out", metavar="DIR", help="folder for per_image.csv and results.json")
-    parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
-    parser.add_argument("--batch-size", type=count, default=8, metavar="N", help="pictures at a time")
-    parser.add_argument(
-        "--num-workers", type=partial(count, least=0), default=0, metavar="N", help="loader processes for each device"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    scored = parser.add_argument_group("what is scored")
+    one = scored.add_mutually_exclusive_group(required=True)
+    one.add_argument("--model", metavar="PATH_OR_ID", help="folder of the model, or its Hub id")
+    one.add_argument("--predictions", metavar="DIR", help="folder of mask files, named as the true masks or pictures")
+    scored.add_argument("--data", metavar="PATH_OR_ID", help="folder of the data set, or its Hub id")
+    scored.add_argument("--split", help="split to score, such as val or test")
+    scored.add_argument("--truth", metavar="DIR", help="with --predictions, in place of --data: folder of true masks")
+    scored.add_argument(
+        "--truth-suffix", default="", metavar="TEXT", help="what true masks have after the name, such as _pixels0"
     )
-    parser.add_argument("--limit", type=count, metavar="N", help="score the first N pictures only")
-    parser.add_argument(
-        "--protocol", choices=list(PROTOCOLS), default="segmentation", help="how to score (segmentation)"
+    scored.add_argument("--images", metavar="DIR", help="with --truth: folder of the pictures, for --pictures")
+    scored.add_argument(
+        "--only-matched", action="store_true", help="leave out predictions without truth, and the reverse"
     )
-    parser.add_argument(
+    scored.add_argument("--limit", type=count, metavar="N", help="score the first N pictures only")
+    scored.add_argument(
         "--refine",
         choices=REFINE,
         default="never",
         help="look at the edges of large pictures again, as `unconceal segment` does; papers do not (never)",
     )
-    options = parser.add_argument_group("options of the protocols")
+    scored.add_argument(
+        "--max-pixels", type=count, default=MAX_PIXELS, metavar="N", help=f"refuse larger files ({MAX_PIXELS})"
+    )
+
+    report = parser.add_argument_group("report")
+    report.add_argument("--out", metavar="DIR", help="folder for the numbers of each picture, curves and results.json")
+    report.add_argument("--overwrite", action="store_true", help="replace the results in --out")
+    report.add_argument(
+        "--format", choices=list(PER_IMAGE), default="csv", help="of the numbers of each picture (csv)"
+    )
+    report.add_argument(
+        "--pictures",
+        type=count,
+        metavar="N",
+        help="also draw curves, and sheets of N samples, the N best and the N worst pictures",
+    )
+    report.add_argument("--name", help="what tables call it (the model, or the folder of predictions)")
+    report.add_argument(
+        "--division-seed", type=int, metavar="N", help="seed of the random division that it was run on"
+    )
+    report.add_argument(
+        "--benchmark",
+        choices=[name for name, test in load_papers()[0].items() if not test.mean_of],
+        help="test set of the papers' tables (as the data set's sources tell)",
+    )
+
+    work = parser.add_argument_group("work")
+    work.add_argument("--batch-size", type=count, default=8, metavar="N", help="pictures at a time (8)")
+    work.add_argument(
+        "--num-workers", type=partial(count, least=0), default=0, metavar="N", help="loader processes for each device"
+    )
+    work.add_argument(
+        "--metric-workers",
+        type=partial(count, least=0),
+        metavar="N",
+        help="processes that score beside the forward pass, for each device (one a core, 8 at most; 0: none beside)",
+    )
+
+    options = parser.add_argument_group("how it is scored")
     options.add_argument(
-        "--threshold", type=probability, help="segmentation: soft mask above which a pixel is object (0.5)"
+        "--protocol", choices=list(PROTOCOLS), default="segmentation", help="how to score (segmentation)"
+    )
+    options.add_argument(
+        "--threshold",
+        type=probability,
+        help="segmentation, infrared, lesion: soft mask above which a pixel is object (0.5)",
     )
     options.add_argument(
         "--min-max",
@@ -59,21 +122,85 @@ def make_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="dis: count the human correction effort, seconds for each large picture (yes)",
     )
+    options.add_argument(
+        "--max-distance",
+        type=float,
+        metavar="PIXELS",
+        help="infrared: a target and what was found are less than this apart (3)",
+    )
+    options.add_argument(
+        "--by-area",
+        action=argparse.BooleanOptionalAction,
+        help="infrared: find false alarms by their area, with the flaw of the field's common code (no)",
+    )
     return parser
 
 
-def main(argv: list[str] | None = None):
+OPTIONS = ("threshold", "min_max", "hce", "max_distance", "by_area")
+
+
+def check(args: argparse.Namespace):
+    """Refuse what does not go together."""
+    if args.model and not args.data or bool(args.data) != bool(args.split):
+        raise UserError("give --data and --split: the data set, and which of its splits to score")
+    if args.predictions and bool(args.truth) == bool(args.data):
+        raise UserError("--predictions needs what to score against: --truth DIR, or --data and --split")
+    if args.predictions and args.refine != "never":
+        raise UserError("--refine is for --model: files are scored as they are")
+    for name in ("truth", "truth_suffix", "images", "only_matched"):
+        if args.model and getattr(args, name):
+            raise UserError(f"--{name.replace('_', '-')} is for --predictions; a model is scored on --data")
+    if args.pictures and not args.out:
+        raise UserError("--pictures needs --out, the folder to draw them into")
+
+
+def evaluate(argv: list[str]):
     args = make_parser().parse_args(argv)
+    check(args)
     protocol = PROTOCOLS[args.protocol]
-    given = {"threshold": args.threshold, "min_max": args.min_max, "hce": args.hce}
-    given = {name: value for name, value in given.items() if value is not None}
-    options = protocol.options(**{**protocol.report_options, **given})
+    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    options = checked_options(protocol, **{**protocol.report_options, **given})
     # Accelerate takes several processes without an accelerator for one unless told that the CPU is meant.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if args.out:
         check_report_folder(args.out, args.overwrite)
-    with accelerator.main_process_first():  # the first fills the cache, the others read it
-        dataset = load_splits(args.data, [args.split])[args.split]
+    dataset = None
+    if args.data:
+        with accelerator.main_process_first():  # the first fills the cache, the others read it
+            dataset = load_splits(args.data, [args.split])[args.split]
+    workers = default_workers(accelerator.num_processes) if args.metric_workers is None else args.metric_workers
+    if args.model:
+        rows, look, about = evaluate_network(args, accelerator, dataset, protocol, workers, options)
+    elif accelerator.is_main_process:  # files need no accelerator, and are read by the workers
+        rows, look, about = evaluate_files(args, dataset, protocol, workers, options)
+    if not accelerator.is_main_process:
+        return
+    name = args.name or args.model or args.predictions
+    summary = protocol.summarize(rows)
+    settings = ", ".join(f"{key} {value}" for key, value in {**options, **about["shown"]}.items())
+    truth = f"{args.split} of {args.data}" if args.data else args.truth
+    print(f"{name} on {truth}, protocol {protocol.name}: {len(rows)} images, {settings}\n")
+    print(format_table(protocol, summary))
+    if args.out:
+        run = {
+            "name": name,
+            "data": args.data or args.truth,
+            "split": args.split,
+            "benchmark": args.benchmark,
+            "division_seed": args.division_seed,
+            "options": options,
+            **about["shown"],
+            **about["kept"],
+            "limit": args.limit,
+            "num_processes": accelerator.num_processes,
+            "command": shlex.join(["python", "scripts/evaluate.py", *argv]),
+        }
+        pictures = draw_gallery(name, protocol, options, rows, look, args.pictures) if args.pictures else {}
+        write_report(args.out, protocol, rows, summary, run, args.format, pictures)
+        print(f"\nwrote {args.out}")
+
+
+def evaluate_network(args, accelerator, dataset, protocol, workers, options):
     if args.limit:
         dataset = dataset.select(range(min(args.limit, len(dataset))))
     segmenter = load(args.model, device=accelerator.device)
@@ -84,32 +211,118 @@ def main(argv: list[str] | None = None):
         accelerator=accelerator,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
+        metric_workers=workers,
         protocol=protocol,
         refine=args.refine,
         **options,
     )
-    if not accelerator.is_main_process:
+
+    def look(index: int):
+        image, mask = dataset[index]["image"], dataset[index]["mask"]
+        (probs,) = segmenter.segment([image], refine=args.refine)
+        return to_rgb(image), read_truth(np.asarray(to_mask(mask)))[0], probs
+
+    kept = {"model": args.model, "batch_size": args.batch_size, "device": accelerator.device.type}
+    return rows, look, {"shown": {"refine": args.refine}, "kept": kept}
+
+
+def evaluate_files(args, dataset, protocol, workers, options):
+    truth = args.truth if dataset is None else dataset
+    folder = PredictionFolder(
+        args.predictions, truth, args.truth_suffix, args.images, args.only_matched, args.max_pixels, args.limit
+    )
+    rows = folder.evaluate(protocol, workers, **options)
+    kept = {
+        "predictions": args.predictions,
+        "without_truth": folder.without_truth,
+        "without_prediction": folder.without_prediction,
+    }
+    return rows, folder.look, {"shown": counts(rows), "kept": kept}
+
+
+def table(argv: list[str]):
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py table", description="Put results beside the papers' figures, a table for each test set."
+    )
+    parser.add_argument("results", nargs="+", metavar="RESULT", help="results.json, or a folder that holds one")
+    parser.add_argument("--format", choices=("markdown", "latex"), default="markdown", help="(markdown)")
+    parser.add_argument("--no-papers", action="store_true", help="leave the papers' figures out")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out")
+    args = parser.parse_args(argv)
+    if args.out and args.out.exists() and not args.overwrite:
+        raise UserError(f"{args.out} exists; choose another --out, or pass --overwrite to replace it")
+    tables = make_tables([read_result(path) for path in args.results], with_papers=not args.no_papers)
+    text = {"markdown": to_markdown, "latex": to_latex}[args.format](tables)
+    if args.out is None:
+        print(text)
         return
-    summary = protocol.summarize(rows)
-    settings = ", ".join(f"{name} {value}" for name, value in {**options, "refine": args.refine}.items())
-    print(f"{args.model} on {args.split} of {args.data}, protocol {protocol.name}: {len(rows)} images, {settings}\n")
-    print(protocol.format_table(summary))
-    if args.out:
-        run = {
-            "model": args.model,
-            "data": args.data,
-            "split": args.split,
-            **options,
-            "refine": args.refine,
-            "limit": args.limit,
-            "batch_size": args.batch_size,
-            "num_processes": accelerator.num_processes,
-            "device": accelerator.device.type,
-            "command": shlex.join(["python", "scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)]),
-        }
-        write_report(args.out, protocol, rows, summary, run)
-        print(f"\nwrote {args.out}")
+    with replacing(args.out) as path:
+        path.write_text(text + "\n", encoding="utf-8")
+    print(f"wrote {args.out}")
+
+
+def divisions(argv: list[str]):
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py divisions",
+        description="Train and evaluate a recipe on several random divisions of its data set; print mean and deviation "
+        "beside the paper's figures. What is finished is kept, so the command can be repeated.",
+    )
+    parser.add_argument("recipe", help="YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted changes, as data.path=data/bus")
+    parser.add_argument("--seeds", nargs="+", type=partial(count, least=0), default=[0, 1, 2], help="(0 1 2)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="gets a folder for each division")
+    parser.add_argument("--name", help="what tables call it (the recipe)")
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="best was chosen on the split that is reported, as in SRS's paper; last was not chosen (best)",
+    )
+    parser.add_argument(
+        "--launcher",
+        default=sys.executable,
+        metavar="COMMAND",
+        help="what runs the scripts, such as 'accelerate launch --multi_gpu' (python)",
+    )
+    args = parser.parse_intermixed_args(argv)
+    scripts, launcher = Path(__file__).parent, shlex.split(args.launcher)
+    folders = run_divisions(
+        args.recipe,
+        load_recipe(args.recipe, args.overrides),
+        args.overrides,
+        args.seeds,
+        args.out,
+        train=[*launcher, str(scripts / "train.py")],
+        evaluate=[*launcher, str(scripts / "evaluate.py")],
+        name=args.name or args.recipe,
+        checkpoint=args.checkpoint,
+    )
+    print(to_markdown(make_tables([read_result(folder) for folder in folders])))
+
+
+def module(argv: list[str]):
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py module",
+        description="Write a protocol as the files of a Hub Space, for `evaluate.load` without this package.",
+    )
+    parser.add_argument("protocol", choices=list(PROTOCOLS))
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to make; its name is that of the Space")
+    args = parser.parse_args(argv)
+    print(f"wrote {args.out}: {', '.join(write_metric_space(args.protocol, args.out))}")
+
+
+COMMANDS = {"table": table, "divisions": divisions, "module": module}
+
+
+def main(argv: list[str] | None = None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        COMMANDS[argv[0]](argv[1:])
+    else:
+        evaluate(argv)
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
     run_main(main)

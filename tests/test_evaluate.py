@@ -121,7 +121,8 @@ def test_rows_hold_every_picture_in_order(processor):
     rows = evaluate_model(model, processor, dataset, batch_size=2, progress=False)
     assert [row["id"] for row in rows] == dataset["id"]
     assert list(rows[0]) == [
-        *("id", "source", "height", "width", "tp", "fp", "fn", "tn", "iou", "f1", "precision", "recall")
+        *("id", "source", "height", "width", "tp", "fp", "fn", "tn", "iou", "f1", "precision", "recall"),
+        *("precision_curve", "recall_curve", "f1_curve"),
     ]
     for row, example in zip(rows, dataset, strict=True):
         assert (row["width"], row["height"]) == example["image"].size
@@ -133,7 +134,8 @@ def test_rows_hold_every_picture_in_order(processor):
         rows, dataset["mask"], processor.post_process_masks(model(inputs), target_sizes=sizes), strict=False
     ):
         expected = score_image(probs.detach().numpy(), np.asarray(mask) > 127)
-        assert {name: row[name] for name in expected} == expected
+        for name, value in expected.items():
+            np.testing.assert_array_equal(row[name], value, err_msg=name)
     assert 0 < summarize(rows)["iou"] < 1
 
 
@@ -167,12 +169,24 @@ def test_large_pictures_are_refined_as_in_use_if_asked_for():
     assert scored["never"] != scored["auto"]
 
 
-def test_loader_processes_change_nothing(processor):
-    dataset = make_dataset(5)
-    alone, beside = (
-        evaluate_model(Brightness(), processor, dataset, batch_size=2, num_workers=n, progress=False) for n in (0, 2)
+def equal(rows: list[dict], others: list[dict]) -> bool:
+    """Whether two results are the same to the last digit."""
+    return len(rows) == len(others) and all(
+        row.keys() == other.keys() and all(np.array_equal(row[name], other[name]) for name in row)
+        for row, other in zip(rows, others, strict=True)
     )
-    assert alone == beside
+
+
+def test_processes_beside_change_nothing(processor):
+    dataset = make_dataset(5)
+    for protocol in (PROTOCOLS["segmentation"], PROTOCOLS["cod"]):
+        alone, loaded, scored = (
+            evaluate_model(Brightness(), processor, dataset, batch_size=2, protocol=protocol, progress=False, **beside)
+            for beside in ({}, {"num_workers": 2}, {"metric_workers": 2})
+        )
+        assert equal(alone, loaded)
+        assert equal(alone, scored)
+    assert not equal(alone, alone[:-1]) and not equal(alone, alone[::-1])
 
 
 def test_any_number_of_processes_sees_the_same_batches(processor):
@@ -191,7 +205,7 @@ def test_any_number_of_processes_sees_the_same_batches(processor):
                     Brightness(), processor, dataset, accelerator=accelerator, batch_size=2, progress=False
                 )
             gathered += rows
-        assert sorted(gathered, key=lambda row: row["id"]) == expected
+        assert equal(sorted(gathered, key=lambda row: row["id"]), expected)
 
 
 def test_bad_data_is_named(processor):
@@ -214,8 +228,9 @@ def test_script(data, model_folder, tmp_path, capsys):
     assert "3 images, threshold 0.4" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert results["results"]["num_images"] == 3
-    assert (results["split"], results["threshold"], results["limit"]) == ("val", 0.4, 3)
-    assert results["protocol"] == "segmentation"
+    assert (results["split"], results["options"], results["limit"]) == ("val", {"threshold": 0.4}, 3)
+    assert (results["protocol"], results["sources"]) == ("segmentation", {"test": 3})
+    assert results["name"] == results["model"] == str(model_folder)
     assert "--limit 3" in results["command"]
     with (out / "per_image.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -226,7 +241,12 @@ def test_script(data, model_folder, tmp_path, capsys):
         evaluate_script.main(command)
     evaluate_script.main([*command, "--overwrite", "--batch-size", "3"])
     assert json.loads((out / "results.json").read_text())["results"]["num_images"] == 7
-    assert sorted(path.name for path in out.iterdir()) == ["per_image.csv", "results.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["curves.csv", "per_image.csv", "results.json"]
+    with (out / "curves.csv").open(newline="") as file:
+        points = list(csv.DictReader(file))
+    assert [int(point["threshold"]) for point in points] == list(range(255, -1, -1))
+    assert list(points[0]) == ["threshold", "precision_curve", "recall_curve", "f1_curve"]
+    assert float(points[-1]["recall_curve"]) == 6 / 7  # all is predicted at 0, but one picture holds nothing to recall
 
 
 def test_script_by_the_protocol_cod(data, model_folder, tmp_path, capsys):
@@ -239,8 +259,7 @@ def test_script_by_the_protocol_cod(data, model_folder, tmp_path, capsys):
         results[name] = json.loads((out / "results.json").read_text())
         assert f"protocol cod: 7 images, {shown}" in output
         assert f"| {results[name]['results']['s_measure']:.3f} |" in output
-        assert (results[name]["protocol"], results[name]["min_max"]) == ("cod", name == "stretched")
-        assert "threshold" not in results[name]
+        assert (results[name]["protocol"], results[name]["options"]) == ("cod", {"min_max": name == "stretched"})
         with (out / "per_image.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert [row.pop("id") for row in rows] == [f"disc-{i}" for i in range(7)]
@@ -260,7 +279,7 @@ def test_script_by_the_protocol_dis(data, model_folder, tmp_path, capsys):
         assert f"min_max True, hce {counted}" in output
         assert ("| HCE |" in output) == counted
         results[name] = json.loads((out / "results.json").read_text())
-        assert (results[name]["protocol"], results[name]["hce"]) == ("dis", counted)
+        assert (results[name]["protocol"], results[name]["options"]["hce"]) == ("dis", counted)
         with (out / "per_image.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == 7 and ("hce" in rows[0]) == counted and "f_measure_curve" not in rows[0]
@@ -281,6 +300,7 @@ def test_script_refuses_options_of_another_protocol(tmp_path):
         (["--protocol", "cod", "--threshold", "0.5"], "got option threshold, but the protocol cod has only min_max"),
         (["--protocol", "cod", "--hce"], "got option hce, but the protocol cod has only min_max"),
         (["--min-max"], "got option min_max, but the protocol segmentation has only threshold"),
+        (["--protocol", "lesion", "--by-area"], "got option by_area, but the protocol lesion has only threshold"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate_script.main([*command, *options])
@@ -313,7 +333,7 @@ def test_script_refuses_another_network_and_absent_things(data, model_folder, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("protocol", "metric"), [("segmentation", "iou"), ("cod", "s_measure")])
+@pytest.mark.parametrize(("protocol", "metric"), [("infrared", "iou"), ("cod", "s_measure")])
 def test_two_processes_give_the_numbers_of_one(data, model_folder, tmp_path, protocol, metric):
     command = ["--model", str(model_folder), "--data", str(data), "--split", "val", "--batch-size", "2"]
     command += ["--protocol", protocol, "--out"]

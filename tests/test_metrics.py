@@ -11,8 +11,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from unconceal.data import generate
-from unconceal.errors import UserError
-from unconceal.metrics import PROTOCOLS, cod, dis, report
+from unconceal.metrics import PROTOCOLS, cod, dis, format_table, infrared, lesion, report
 from unconceal.metrics.segmentation import score_image, summarize
 
 
@@ -126,11 +125,44 @@ def test_a_protocol_is_whole(protocol):
     assert {name for name, value in row.items() if not isinstance(value, int | float)} == set(protocol.curves)
     assert {type(value) for value in summary.values()} == {int, float}
     assert protocol.best_metrics.keys() < quick.keys()  # training has no more to choose from
+    assert set(protocol.columns) == set(summary) - {"num_images"}
+    assert isinstance(row[protocol.ranked_by], float)
     for numbers in (quick, summary):
-        lines = protocol.format_table(numbers).splitlines()
-        assert len({line.count("|") for line in lines}) == 1
-    with pytest.raises(UserError, match=f"got option sharpness, but the protocol {protocol.name} has only"):
+        titles, _, values = (
+            [cell.strip() for cell in line.split("|")] for line in format_table(protocol, numbers).splitlines()
+        )
+        assert len(titles) == len(values) == len(numbers) + 1  # an empty cell before and after, and no num_images
+    with pytest.raises(ValueError, match=f"got option sharpness, but the protocol {protocol.name} has only"):
         protocol.options(sharpness=1)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_a_prediction_in_8_bits_is_one_in_floats(protocol):
+    rng = np.random.default_rng(3)
+    target = rng.random((20, 30)) < 0.3
+    levels = rng.integers(0, 256, target.shape).astype(np.uint8)
+    levels[0, :2] = 0, 255  # so that nothing is stretched, and rounding changes nothing
+    rows = [protocol.score_image(probs, target) for probs in (levels, levels / 255)]
+    for name in rows[0]:
+        np.testing.assert_array_equal(*(row[name] for row in rows), err_msg=name)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_curves_are_counts_at_thresholds(protocol):
+    rng = np.random.default_rng(4)
+    target = rng.random((20, 30)) < 0.3
+    levels = np.where(rng.random(target.shape) < 0.3, 0, rng.integers(0, 256, target.shape)).astype(np.uint8)
+    levels[0, :2] = 0, 255
+    row = protocol.score_image(levels, target)
+    for threshold in (1, 100, 254):
+        predicted = levels >= threshold
+        hits = np.count_nonzero(predicted & target)
+        assert row["precision_curve"][255 - threshold] == pytest.approx(hits / predicted.sum())
+        assert row["recall_curve"][255 - threshold] == pytest.approx(hits / target.sum())
+    (f_curve,) = (name for name in protocol.curves if name in ("f1_curve", "f_measure_curve"))
+    precision, recall = row["precision_curve"][155], row["recall_curve"][155]
+    beta = 1 if f_curve == "f1_curve" else 0.3
+    assert row[f_curve][155] == pytest.approx((1 + beta) * precision * recall / (beta * precision + recall))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
@@ -141,6 +173,8 @@ def test_refuses_what_is_not_a_prediction(protocol):
         score_image(np.zeros((3, 2)), target)
     with pytest.raises(TypeError, match="bool"):
         score_image(np.zeros((2, 3)), target.astype(np.uint8))
+    with pytest.raises(TypeError, match="int64, expected floating"):
+        score_image(np.zeros((2, 3), dtype=np.int64), target)
     with pytest.raises(ValueError, match=r"expected \[0, 1\]"):
         score_image(np.full((2, 3), 255.0), target)
     with pytest.raises(ValueError, match="nan"):
@@ -193,12 +227,17 @@ def directly(pairs: list[tuple[np.ndarray, np.ndarray]], **kwargs) -> dict[str, 
 
 
 def check_against_pysodmetrics(pairs: list[tuple[np.ndarray, np.ndarray]]):
-    """Compare each picture alone and the data set, with and without the min-max step."""
+    """Compare each picture alone and the data set, with and without the min-max step, and from files."""
     for chosen in ([pair] for pair in pairs), [pairs]:
         for pairs in chosen:
             files = [(saved(probs), target.astype(np.uint8) * 255) for probs, target in pairs]
             summary = cod.summarize(cod.score_image(*pair) for pair in pairs)
             assert summary == pytest.approx(directly(files), abs=1e-6)
+            # A file that does not reach from 0 to 255 is stretched and not rounded again.
+            faint = [(np.rint(30 + 100 * probs).astype(np.uint8), target) for probs, target in pairs]
+            summary = cod.summarize(cod.score_image(*pair) for pair in faint)
+            faint = [(levels, target.astype(np.uint8) * 255) for levels, target in faint]
+            assert summary == pytest.approx(directly(faint), abs=1e-6)
             summary = cod.summarize(cod.score_image(*pair, min_max=False) for pair in pairs)
             assert summary == pytest.approx(directly(pairs, normalize=False), abs=1e-6)
 
@@ -335,19 +374,32 @@ def test_dis_equals_pysodmetrics():
     check_dis_against_pysodmetrics(pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DIS5K.is_dir(), reason=f"{DIS5K} is not here")
 def test_dis_equals_pysodmetrics_on_real_predictions_at_their_own_size():
-    smallest = sorted((DIS5K / "gt").glob("*.png"), key=lambda path: np.prod(Image.open(path).size))[:2]
-    pairs = []
-    for path in smallest:
-        probs, target = (
-            np.asarray(Image.open(folder / path.name).convert("L")) for folder in (DIS5K / "pred", DIS5K / "gt")
-        )
-        pairs.append((probs / 255, target > 127))
-    files = [(saved(probs), target.astype(np.uint8) * 255) for probs, target in pairs]
-    summary = dis.summarize(dis.score_image(*pair, hce=True) for pair in pairs)
+    """On the small half of the 22; scripts/benchmark.py evaluation compares all of them."""
+    smallest = sorted((DIS5K / "gt").glob("*.png"), key=lambda path: np.prod(Image.open(path).size))[:8]
+    files = [
+        tuple(np.asarray(Image.open(folder / path.name).convert("L")) for folder in (DIS5K / "pred", DIS5K / "gt"))
+        for path in smallest
+    ]
+    summary = dis.summarize(dis.score_image(levels, truth > 127, hce=True) for levels, truth in files)
     assert summary == pytest.approx(dis_directly(files), abs=1e-6)
     assert summary["hce"] > 0
+
+
+def test_human_correction_effort_does_not_depend_on_the_background_around():
+    """Only the part around object and prediction is looked at: pysodmetrics sees all of it."""
+    rng = np.random.default_rng(0)
+    whole = py_sod_metrics.HumanCorrectionEffortMeasure(relax=5, epsilon=2.0)
+    for index in range(12):
+        target = np.asarray(generate("intricate", (64, 80), 0, index)[1]) > 0
+        noise = Image.fromarray((rng.random(target.shape) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2))
+        predicted = (target ^ (np.asarray(noise) > 133)).astype(float)
+        # At the borders of the picture, near them, and far from them; where two parts come near each other too.
+        for before, after in ((0, 0), (1, 4), (7, 9), (40, 20)):
+            pair = [np.pad(mask, ((before, after), (after, before))) for mask in (predicted, target)]
+            assert dis.human_correction_effort(*pair) == whole.cal_hce(*pair)
 
 
 def effort(predicted: np.ndarray, target: np.ndarray) -> int:
@@ -388,14 +440,124 @@ def test_human_correction_effort_is_counted_only_on_demand():
     probs = np.where(BLOCK, 0.9, 0.1)
     quick, whole = dis.score_image(probs, BLOCK), dis.score_image(probs, BLOCK, hce=True)
     assert "hce" not in quick and whole["hce"] == 0
-    assert "HCE" not in dis.format_table(dis.summarize([quick, quick]))
-    assert dis.format_table(dis.summarize([whole, {**whole, "hce": 1016}])).endswith("| 508 |")
+    assert "HCE" not in format_table(dis.PROTOCOL, dis.summarize([quick, quick]))
+    assert format_table(dis.PROTOCOL, dis.summarize([whole, {**whole, "hce": 1016}])).endswith("| 508 |")
 
 
 def test_dis_shares_the_numbers_of_cod():
     pairs = [(np.random.default_rng(i).random(BLOCK.shape), BLOCK) for i in range(3)]
     ours, shared = (protocol.summarize(protocol.score_image(*pair) for pair in pairs) for protocol in (dis, cod))
     assert ours == {name: shared[name] for name in ours}
+
+
+def picture(*rows: str) -> np.ndarray:
+    return mask(*rows).astype(np.float64)
+
+
+def test_targets_by_hand():
+    target = mask(
+        "##........",
+        "##........",
+        "..........",
+        "......##..",
+        "......##..",
+        "..........",
+    )
+    probs = picture(
+        ".....#....",
+        "##........",
+        "##........",
+        "....##....",
+        "..........",
+        "#.......##",
+    )
+    # The first target, centroid (0.5, 0.5): the first blob in the order of rows is the pixel (0, 5), 4.5 away; the next,
+    # (1.5, 0.5), is 1 away. The second target, (3.5, 6.5): (3, 4.5) is 2.06 away, (5, 8.5) is 2.5 away and comes later.
+    row = infrared.score_image(probs, target)
+    assert (row["num_targets"], row["num_detected"], row["num_false_blobs"]) == (2, 2, 3)
+    assert row["false_pixels"] == 1 + 1 + 2
+    summary = infrared.summarize([row])
+    assert summary["pd"] == 1
+    assert summary["fa"] == pytest.approx(4 / 60)
+    # The two blobs that were taken have 4 and 2 pixels: by area the false blob of 2 pixels is not found.
+    flawed = infrared.score_image(probs, target, by_area=True)
+    assert (flawed["num_false_blobs"], flawed["false_pixels"]) == (2, 2)
+    assert flawed["num_detected"] == 2
+    near = infrared.score_image(probs, target, max_distance=2)
+    assert (near["num_detected"], near["false_pixels"]) == (1, 1 + 1 + 2 + 2)
+    strict = infrared.score_image(probs, target, max_distance=1)  # 1 is not less than 1
+    assert strict["num_detected"] == 0
+    assert infrared.summarize([row, near])["pd"] == 3 / 4
+
+
+def test_one_blob_is_one_target():
+    target = mask("#..#", "....", "#...")
+    assert infrared.score_image(picture("#..#", "....", "#..."), target)["num_detected"] == 3
+    merged = infrared.score_image(picture("####", "....", "...."), target)  # one blob cannot stand for two
+    assert (merged["num_targets"], merged["num_detected"], merged["num_false_blobs"]) == (3, 1, 0)
+    corners = infrared.score_image(picture(".#", "#."), mask(".#", "#."))
+    assert (corners["num_targets"], corners["num_detected"]) == (1, 1)  # pixels that touch at a corner are one
+
+
+def test_targets_take_what_is_first_not_what_is_nearest():
+    """As the field's code: the first target takes the first near blob, and may take the second target's."""
+    target, probs = mask("..#.#....", "........."), picture("....#.#..", ".........")
+    row = infrared.score_image(probs, target)
+    # (0, 2) takes (0, 4), 2 away; (0, 4) takes (0, 6) then. The nearest would have been (0, 4) for (0, 4) alone.
+    assert (row["num_detected"], row["false_pixels"]) == (2, 0)
+
+
+def test_targets_and_nothing():
+    nothing = np.zeros((4, 5))
+    empty = infrared.score_image(nothing, nothing > 0)
+    assert (infrared.summarize([empty])["pd"], infrared.summarize([empty])["fa"]) == (1, 0)
+    missed = infrared.score_image(nothing, mask("#....", ".....", ".....", "....."))
+    assert infrared.summarize([missed, empty])["pd"] == 0
+    false = infrared.score_image(picture("#....", ".....", ".....", "....."), nothing > 0)
+    assert infrared.summarize([false, empty])["fa"] == 1 / 40
+    assert format_table(infrared.PROTOCOL, infrared.summarize([false, empty])).endswith("| 25000.00 |")
+
+
+def test_infrared_and_lesion_share_the_pixels_of_segmentation():
+    rng = np.random.default_rng(5)
+    pairs = [(rng.random((9, 11)), rng.random((9, 11)) < share) for share in (0.0, 0.2, 0.6)]
+    pixels, targets, lesions = (
+        protocol.summarize(protocol.score_image(*pair, threshold=0.7) for pair in pairs)
+        for protocol in (PROTOCOLS["segmentation"], infrared, lesion)
+    )
+    for name in ("iou", "niou", "f1", "mean_f1"):
+        assert targets[name] == pixels[name]
+    assert (lesions["iou"], lesions["mean_iou"]) == (pixels["iou"], pixels["niou"])
+    assert (lesions["mean_f1"], lesions["mean_precision"]) == (pixels["mean_f1"], pixels["mean_precision"])
+    assert lesions["mean_sensitivity"] == pixels["mean_recall"]
+
+
+def test_lesion_by_hand():
+    target = mask("##..", "##..", "....")
+    row = lesion.score_image(np.array([[0.9, 0.6, 0.51, 0.0], [0.8, 0.5, 0.2, 0.0], [0.0, 0.0, 0.0, 0.7]]), target)
+    assert [row[name] for name in lesion.SCORES] == pytest.approx([3 / 6, 6 / 9, 3 / 4, 3 / 5, 9 / 12], abs=1e-15)
+    healthy = np.zeros((3, 4), dtype=bool)
+    assert [lesion.score_image(np.zeros((3, 4)), healthy)[name] for name in lesion.SCORES] == [1] * 5
+    speck = picture("#...", "....", "....")
+    assert [lesion.score_image(speck, healthy)[name] for name in lesion.SCORES] == [0, 0, 0, 0, 11 / 12]
+
+
+def test_lesion_is_what_srs_computes_but_for_its_smoothing():
+    """Section 2.5 of the paper's release, in a few lines."""
+    rng = np.random.default_rng(6)
+    for share in (0.01, 0.3, 0.9):
+        target = rng.random((32, 32)) < share
+        predicted = rng.random((32, 32)) < 0.5
+        hits, union = (predicted & target).sum(), (predicted | target).sum()
+        sensitivity, precision = hits / (target.sum() + 1e-6), hits / (predicted.sum() + 1e-6)
+        theirs = {
+            "iou": (hits + 1e-5) / (union + 1e-5),
+            "sensitivity": sensitivity,
+            "precision": precision,
+            "f1": 2 * sensitivity * precision / (sensitivity + precision + 1e-6),
+        }
+        row = lesion.score_image(predicted.astype(float), target)
+        assert {name: row[name] for name in theirs} == pytest.approx(theirs, abs=1e-4)
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")

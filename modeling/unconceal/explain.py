@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
+from .drawing import FRAME as FRAME
+from .drawing import GAP, INK, LINE_HEIGHT, PAPER, paste_framed, wrapped
 from .errors import UserError
 from .inference import Segmenter, overlay
 from .models.backbones import STRIDE
@@ -15,9 +17,7 @@ from .models.modeling_unconceal import padding_to
 
 
 CELL = 220  # pixels, the longer side of a map on the sheet
-GAP = 12
 LABEL_WIDTH = 100
-INK, FRAME, PAPER = (20, 20, 20), (150, 150, 150), (255, 255, 255)
 MARK = (0, 230, 255)  # a hue that skin, leaves and sand have not, and that all kinds of colour vision tell from them
 
 GREY = np.array([[0, 0, 0], [255, 255, 255]])
@@ -230,8 +230,7 @@ def _sheet(
     rows: list[dict[str, Image.Image]],
 ) -> Image.Image:
     font, small = ImageFont.load_default(size=16), ImageFont.load_default(size=13)
-    line_height = 18
-    width, height = (max(side, least) for side, least in zip(picture.size, (100, 3 * line_height), strict=True))
+    width, height = (max(side, least) for side, least in zip(picture.size, (100, 3 * LINE_HEIGHT), strict=True))
     lefts = [LABEL_WIDTH + GAP + index * (width + GAP) for index in range(len(columns))]
     right = lefts[-1] + width + GAP
 
@@ -246,32 +245,27 @@ def _sheet(
         "Maps are enlarged without smoothing: a block of one colour is one position of the map",
     ]
     text += [f"{column.title}: {column.meaning}" for column in columns.values()]
-    lines = [line for paragraph in text for line in _wrapped(paragraph, small, right - GAP - text_left)]
-    header = GAP + line_height
-    titles_top = header + max(height, len(lines) * line_height) + 2 * GAP
-    tops = [titles_top + 2 * line_height + index * (height + GAP) for index in range(len(rows))]
+    lines = [line for paragraph in text for line in wrapped(paragraph, small, right - GAP - text_left)]
+    header = GAP + LINE_HEIGHT
+    titles_top = header + max(height, len(lines) * LINE_HEIGHT) + 2 * GAP
+    tops = [titles_top + 2 * LINE_HEIGHT + index * (height + GAP) for index in range(len(rows))]
     sheet = Image.new("RGB", (right, tops[-1] + height + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
-
-    def paste(cell: Image.Image, left: int, top: int):
-        # A frame, or a map of ones would look blank.
-        draw.rectangle((left - 1, top - 1, left + cell.width, top + cell.height), fill=FRAME)
-        sheet.paste(cell, (left, top))
 
     # 2. The picture, the result, and what the columns mean.
     result = _outlined(overlay(picture, unfolding.mask, MARK, alpha=0.4), unfolding.mask)
     for left, title, cell in zip(lefts, ("picture", "final mask"), (picture, result), strict=False):
         draw.text((left, GAP // 2), title, INK, font)
-        paste(cell, left, header)
+        paste_framed(sheet, cell, left, header)
     for index, line in enumerate(lines):
-        draw.text((text_left, header + index * line_height), line, INK, small)
+        draw.text((text_left, header + index * LINE_HEIGHT), line, INK, small)
 
     # 3. Titles with their scales.
     for left, column in zip(lefts, columns.values(), strict=True):
         draw.text((left, titles_top), column.title, INK, font)
         if column.ramp is not None:
             bar = _colored(np.tile(np.linspace(0, column.top, 60), (10, 1)), column)
-            top = titles_top + line_height
+            top = titles_top + LINE_HEIGHT
             draw.text((left, top), "0", INK, small)
             sheet.paste(bar, (left + 12, top + 3))
             draw.text((left + 76, top), f"{column.top:g}", INK, small)
@@ -280,20 +274,8 @@ def _sheet(
     for k, (top, stage, row) in enumerate(zip(tops, unfolding.stages, rows, strict=True)):
         label = f"k = {k}", f"stride {stage.stride}", "map {} x {}".format(*stage.map_size)
         for index, line in enumerate(label):
-            draw.text((GAP, top + index * line_height), line, INK, small if index else font)
+            draw.text((GAP, top + index * LINE_HEIGHT), line, INK, small if index else font)
         for left, name in zip(lefts, columns, strict=True):
             if name in row:
-                paste(row[name], left, top)
+                paste_framed(sheet, row[name], left, top)
     return sheet
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Break a text into lines of at most `width` pixels."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines

@@ -4,8 +4,9 @@
 8-bit mask is above 127 (pysodmetrics asks for above 128; the masks of our data sets hold 0 and 255 only). With
 `min_max`, the default, the prediction is treated as RUN's and its peers' test code treats it before it is scored:
 stretched so that its smallest value is 0 and its largest 1, then rounded to the 256 levels of a picture file. A
-constant prediction is rounded but not stretched. Without `min_max` the soft values are scored as they are. Every score
-below sees the same prediction.
+constant prediction is rounded but not stretched. One that comes in 8 bits, as a file of any method does, was rounded
+when it was written: it is stretched and not rounded again, as pysodmetrics does. Without `min_max` the values are scored
+as they are. Every score below sees the same prediction.
 
 **One picture.** N is the number of pixels.
 
@@ -18,8 +19,10 @@ below sees the same prediction.
 | `mae` | mean absolute difference between prediction and truth; lower is better |
 | `dice_at_0.5`, `iou_at_0.5` | Dice and IoU of the pixels where the prediction is *above* 0.5 |
 
+Beside them each picture has curves over the 256 thresholds of 8 bits, of precision, recall, F and E.
+
 F and E come in three variants: `*_adaptive` at the threshold min(2 * mean of the prediction, 1), `*_mean` and `*_max`
-over the 256 thresholds of 8 bits; at these a pixel counts as predicted where the prediction is *at or above* the
+over the 256 thresholds; at these a pixel counts as predicted where the prediction is *at or above* the
 threshold.
 
 **The data set.** Means over pictures, each weighing the same. Two names need care. `f_measure_max` and `e_measure_max`
@@ -41,19 +44,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from py_sod_metrics import (
-    MAE,
-    DICEHandler,
-    Emeasure,
-    FmeasureHandler,
-    FmeasureV2,
-    IOUHandler,
-    Smeasure,
-    WeightedFmeasure,
-)
+from py_sod_metrics import MAE, DICEHandler, Emeasure, IOUHandler, Smeasure, WeightedFmeasure
 
-from ..tables import markdown_table
-from .base import Protocol, check_image, check_rows, highest_points, mean_scores
+from .base import Column, Protocol, check_image, check_rows, highest_points, mean_scores, threshold_curves, to_unit
 
 
 MEANS = {
@@ -68,21 +61,26 @@ MEANS = {
     "iou_at_0.5": "mean_iou_at_0.5",
 }
 """The name that each score's mean over pictures goes by."""
-CURVES = {"f_measure_curve": "f_measure_max", "e_measure_curve": "e_measure_max"}
+HIGHEST = {"f_measure_curve": "f_measure_max", "e_measure_curve": "e_measure_max"}
 """The name that the highest point of each mean curve goes by."""
-
-_TITLES = {
-    "s_measure": "S",
-    "weighted_f_measure": "weighted F",
-    "f_measure_adaptive": "adaptive F",
-    "f_measure_mean": "mean F",
-    "f_measure_max": "max F",
-    "e_measure_adaptive": "adaptive E",
-    "e_measure_mean": "mean E",
-    "e_measure_max": "max E",
-    "mae": "MAE",
-    "mean_dice_at_0.5": "mean Dice at 0.5",
-    "mean_iou_at_0.5": "mean IoU at 0.5",
+CURVES = {
+    "precision_curve": "precision",
+    "recall_curve": "recall",
+    "f_measure_curve": "F (beta^2 = 0.3)",
+    "e_measure_curve": "E",
+}
+COLUMNS = {
+    "s_measure": Column("S"),
+    "weighted_f_measure": Column("weighted F"),
+    "f_measure_adaptive": Column("adaptive F"),
+    "f_measure_mean": Column("mean F"),
+    "f_measure_max": Column("max F"),
+    "e_measure_adaptive": Column("adaptive E"),
+    "e_measure_mean": Column("mean E"),
+    "e_measure_max": Column("max E"),
+    "mae": Column("MAE", higher_is_better=False),
+    "mean_dice_at_0.5": Column("mean Dice at 0.5"),
+    "mean_iou_at_0.5": Column("mean IoU at 0.5"),
 }
 
 
@@ -90,26 +88,39 @@ def score_image(probs: np.ndarray, target: np.ndarray, min_max: bool = True) -> 
     """Score one picture by the protocol above.
 
     Args:
-        probs: Soft prediction, (height, width), floating, in [0, 1].
+        probs: Prediction, (height, width), floating in [0, 1] or uint8.
         target: Truth, (height, width), boolean.
-        min_max: Stretch the prediction to [0, 1] and round it to 8 bits first.
+        min_max: Stretch the prediction to [0, 1] and, where it is floating, round it to 8 bits first.
 
     Returns:
-        The keys of the table above, and `f_measure_curve` and `e_measure_curve`: arrays over the thresholds 255 to 0.
+        The keys of the table above, and arrays over the thresholds 255 to 0: `precision_curve`, `recall_curve`,
+        `f_measure_curve` and `e_measure_curve`.
 
     Raises:
-        ValueError: If the sizes differ, or if `probs` leaves [0, 1] or is not a number somewhere.
-        TypeError: If `target` is not boolean.
+        ValueError: If the sizes differ, or if a floating `probs` leaves [0, 1] or is not a number somewhere.
+        TypeError: If `target` is not boolean, or `probs` neither floating nor uint8.
     """
     check_image(probs, target)
-    probs = prepare(probs, min_max)
-    counted = FmeasureV2(
-        {
-            "f": FmeasureHandler(with_dynamic=True, with_adaptive=True, beta=0.3),
-            "dice": DICEHandler(with_dynamic=False, with_adaptive=False, with_binary=True),
-            "iou": IOUHandler(with_dynamic=False, with_adaptive=False, with_binary=True),
-        }
-    )
+    return score_prepared(prepare(probs, min_max), target)
+
+
+def prepare(probs: np.ndarray, min_max: bool) -> np.ndarray:
+    """Return the prediction as it is scored: float64, stretched and, where it was floating, rounded if `min_max`."""
+    prepared = to_unit(probs)
+    if min_max:
+        low, high = prepared.min(), prepared.max()
+        if high > low and (low, high) != (0, 1):
+            prepared = (prepared - low) / (high - low)
+        if probs.dtype != np.uint8:
+            prepared = np.rint(255 * prepared) / 255
+    return prepared
+
+
+def score_prepared(probs: np.ndarray, target: np.ndarray) -> dict[str, Any]:
+    """Return what `score_image` does, for a prediction from `prepare`."""
+    counted = threshold_curves(beta_squared=0.3)
+    counted.add_handler("dice", DICEHandler(False, False, with_binary=True))
+    counted.add_handler("iou", IOUHandler(False, False, with_binary=True))
     # Measures collect pictures, so each picture has its own.
     measures = (_Smeasure(alpha=0.5), WeightedFmeasure(beta=1), Emeasure(), MAE(), counted)
     for measure in measures:
@@ -131,20 +142,11 @@ def score_image(probs: np.ndarray, target: np.ndarray, min_max: bool = True) -> 
     }
     return {
         **{name: float(score) for name, score in scores.items()},
+        "precision_curve": counted["precision"]["dynamic"],
+        "recall_curve": counted["recall"]["dynamic"],
         "f_measure_curve": f_curve,
         "e_measure_curve": e_curve,
     }
-
-
-def prepare(probs: np.ndarray, min_max: bool) -> np.ndarray:
-    """Return the prediction as it is scored, float64, stretched and rounded to 8 bits if `min_max`."""
-    probs = probs.astype(np.float64)
-    if min_max:
-        low, high = probs.min(), probs.max()
-        if high > low:
-            probs = (probs - low) / (high - low)
-        probs = np.rint(255 * probs) / 255
-    return probs
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -156,13 +158,8 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         ValueError: If there is no row.
     """
     rows = check_rows(rows)
-    summary = {**mean_scores(rows, MEANS), **highest_points(rows, CURVES)}
-    return {**{name: summary[name] for name in _TITLES}, "num_images": len(rows)}
-
-
-def format_table(summary: Mapping[str, float]) -> str:
-    """Return the numbers of `summarize` as a Markdown table with one line of values."""
-    return markdown_table(_TITLES.values(), [(f"{summary[name]:.3f}" for name in _TITLES)])
+    summary = {**mean_scores(rows, MEANS), **highest_points(rows, HIGHEST)}
+    return {**{name: summary[name] for name in COLUMNS}, "num_images": len(rows)}
 
 
 class _Smeasure(Smeasure):
@@ -177,7 +174,7 @@ PROTOCOL = Protocol(
     name="cod",
     score_image=score_image,
     summarize=summarize,
-    format_table=format_table,
-    best_metrics={name: name != "mae" for name in _TITLES},
-    curves=tuple(CURVES),
+    columns=COLUMNS,
+    ranked_by="s_measure",
+    curves=CURVES,
 )

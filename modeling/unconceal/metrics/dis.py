@@ -1,7 +1,8 @@
 """The protocol `dis`: how papers on dichotomous segmentation (DIS5K) score a soft map, one picture at a time.
 
 **Input.** As in the protocol `cod`, whose module states it in full: the soft prediction and the truth at the original
-size of the picture, the prediction stretched to [0, 1] and rounded to 8 bits unless `min_max` is off.
+size of the picture, the prediction stretched to [0, 1] and, where it is not 8-bit already, rounded to 8 bits unless
+`min_max` is off.
 
 **One picture.** The columns of DIS5K's tables.
 
@@ -28,7 +29,8 @@ latter: it is pysodmetrics' own and the rule of `cod`. The two differ slightly, 
 code are near to these, not equal. DIS5K's overall figure is the mean of the figures of its four test sets; all four
 scored as one set give the same but for max F, whose threshold is then one for all.
 
-All scores are pysodmetrics' own, with the completion that `cod` names. IS-Net's code takes a pixel as predicted from level
+All scores are pysodmetrics' own, with the completion that `cod` names. HCE is computed on the part of the picture that
+holds the object and the prediction, with a margin wider than its relaxation: the same number, in less time. IS-Net's code takes a pixel as predicted from level
 129 of 8 bits, pysodmetrics from 128.
 """
 
@@ -38,48 +40,69 @@ from typing import Any
 import numpy as np
 from py_sod_metrics import HumanCorrectionEffortMeasure
 
-from ..tables import markdown_table
-from . import cod
-from .base import Protocol, check_rows, highest_points, mean_scores
+from .base import Column, Protocol, check_image, check_rows, highest_points, mean_scores
+from .cod import CURVES, prepare, score_prepared
 
 
 MEANS = ("weighted_f_measure", "mae", "s_measure", "e_measure_mean")
-CURVES = {"f_measure_curve": "f_measure_max"}
+HIGHEST = {"f_measure_curve": "f_measure_max"}
 """The name that the highest point of each mean curve goes by."""
-
-_TITLES = {
-    "f_measure_max": "max F",
-    "weighted_f_measure": "weighted F",
-    "mae": "MAE",
-    "s_measure": "S",
-    "e_measure_mean": "mean E",
+SCORES = ("f_measure_max", *MEANS)
+COLUMNS = {
+    "f_measure_max": Column("max F"),
+    "weighted_f_measure": Column("weighted F"),
+    "mae": Column("MAE", higher_is_better=False),
+    "s_measure": Column("S"),
+    "e_measure_mean": Column("mean E"),
+    "hce": Column("HCE", higher_is_better=False, digits=0, selects=False),
 }
-_HCE = HumanCorrectionEffortMeasure(relax=5, epsilon=2.0)
+RELAX = 5
+_HCE = HumanCorrectionEffortMeasure(relax=RELAX, epsilon=2.0)
 
 
 def score_image(probs: np.ndarray, target: np.ndarray, min_max: bool = True, hce: bool = False) -> dict[str, Any]:
     """Score one picture by the protocol above.
 
     Args:
-        probs: Soft prediction, (height, width), floating, in [0, 1].
+        probs: Prediction, (height, width), floating in [0, 1] or uint8.
         target: Truth, (height, width), boolean.
-        min_max: Stretch the prediction to [0, 1] and round it to 8 bits first.
+        min_max: Stretch the prediction to [0, 1] and, where it is floating, round it to 8 bits first.
         hce: Count the human correction effort, which takes longer than all the rest.
 
     Returns:
-        The keys of the table above, `hce` only if asked for, and `f_measure_curve`: an array over the thresholds 255 to
-        0.
+        The keys of the table above, `hce` only if asked for, and the curves of `cod.score_image`.
 
     Raises:
-        ValueError: If the sizes differ, or if `probs` leaves [0, 1] or is not a number somewhere.
-        TypeError: If `target` is not boolean.
+        ValueError: If the sizes differ, or if a floating `probs` leaves [0, 1] or is not a number somewhere.
+        TypeError: If `target` is not boolean, or `probs` neither floating nor uint8.
     """
-    row = cod.score_image(probs, target, min_max)
-    scores = {name: row[name] for name in (*_TITLES, *CURVES)}
+    check_image(probs, target)
+    probs = prepare(probs, min_max)
+    row = score_prepared(probs, target)
+    scores = {name: row[name] for name in (*SCORES, *CURVES)}
     if hce:
-        # Not `step`, which keeps the numbers of all pictures.
-        scores["hce"] = int(_HCE.cal_hce(cod.prepare(probs, min_max), target))
+        scores["hce"] = human_correction_effort(probs, target)
     return scores
+
+
+def human_correction_effort(probs: np.ndarray, target: np.ndarray) -> int:
+    """Return pysodmetrics' HCE, computed on the part of the picture that can matter.
+
+    Nearly all its time goes into the skeleton of the truth, and that is proportional to the pixels looked at. Background
+    farther than the relaxation from object and prediction changes nothing.
+
+    Args:
+        probs: Prediction, (height, width), float64 in [0, 1].
+        target: Truth, (height, width), boolean.
+    """
+    marked = (probs > 0.5) | target
+    rows, columns = (np.flatnonzero(marked.any(axis)) for axis in (1, 0))
+    if not rows.size:
+        return 0
+    margin = RELAX + 3  # dilations by RELAX, then one more, and the 3x3 neighbourhoods of contour and skeleton
+    part = tuple(slice(max(0, span[0] - margin), span[-1] + 1 + margin) for span in (rows, columns))
+    # Not `step`, which keeps the numbers of all pictures.
+    return int(_HCE.cal_hce(np.ascontiguousarray(probs[part]), np.ascontiguousarray(target[part])))
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -92,23 +115,16 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """
     rows = check_rows(rows)
     means = (*MEANS, "hce") if all("hce" in row for row in rows) else MEANS
-    summary = {**highest_points(rows, CURVES), **mean_scores(rows, {name: name for name in means})}
+    summary = {**highest_points(rows, HIGHEST), **mean_scores(rows, {name: name for name in means})}
     return {**summary, "num_images": len(rows)}
-
-
-def format_table(summary: Mapping[str, float]) -> str:
-    """Return the numbers of `summarize` as a Markdown table with one line of values."""
-    titles = {**_TITLES, "hce": "HCE"} if "hce" in summary else _TITLES
-    values = (f"{summary[name]:.0f}" if name == "hce" else f"{summary[name]:.3f}" for name in titles)
-    return markdown_table(titles.values(), [values])
 
 
 PROTOCOL = Protocol(
     name="dis",
     score_image=score_image,
     summarize=summarize,
-    format_table=format_table,
-    best_metrics={name: name != "mae" for name in _TITLES},
-    curves=tuple(CURVES),
+    columns=COLUMNS,
+    ranked_by="weighted_f_measure",
+    curves=CURVES,
     report_options={"hce": True},
 )

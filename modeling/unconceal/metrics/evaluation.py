@@ -1,7 +1,8 @@
 """Running a model over a data set and scoring every picture at its original size."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..models.image_processing_unconceal import to_mask, to_rgb
 from ..refine import choose_zooms, refine_mask
 from . import segmentation
 from .base import Protocol
+from .workers import map_unordered
 
 
 def evaluate_model(
@@ -30,6 +32,7 @@ def evaluate_model(
     accelerator: Accelerator | None = None,
     batch_size: int = 8,
     num_workers: int = 0,
+    metric_workers: int = 0,
     protocol: Protocol = segmentation.PROTOCOL,
     refine: str = "never",
     progress: bool = True,
@@ -48,6 +51,7 @@ def evaluate_model(
         accelerator: The one the program runs under, if any. Its mixed precision applies if it prepared `model`.
         batch_size: Pictures in one forward pass.
         num_workers: Processes that load and prepare pictures beside the forward pass, for each process.
+        metric_workers: Processes that score beside the forward pass, for each process; with 0 it waits for the scores.
         protocol: How to score, one of `PROTOCOLS`.
         refine: Whether the edges of large pictures are looked at again, as for `Segmenter.segment`. Papers do not.
         progress: Whether the main process shows a progress bar.
@@ -61,7 +65,7 @@ def evaluate_model(
         UserError: If a mask has another size than its picture, the output is not finite, or the protocol has no such
             option.
     """
-    options = protocol.options(**options)
+    options = checked_options(protocol, **options)
     rank, world_size = 0, 1
     if accelerator is not None:
         rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -81,8 +85,8 @@ def evaluate_model(
         num_workers=num_workers,
         collate_fn=_Collate(processor, keep_images=refine != "never"),
     )
-    rows = []
-    with _eval_mode(model), torch.inference_mode():
+
+    def predictions() -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
         read = readable(loader, "the data")
         batches = tqdm(read, "evaluate", len(loader), unit="batch", disable=rank > 0 or not progress)
         for examples, pixel_values in batches:
@@ -94,7 +98,11 @@ def evaluate_model(
                 image = example.pop("image", None)
                 if zooms:
                     refine_mask(probs, logits, image, zooms, processor, look, batch_size)
-                rows.append(_score_example(example, probs, protocol, options))
+                yield _checked(example, probs)
+
+    score = partial(score_job, protocol.score_image, options)
+    with _eval_mode(model), torch.inference_mode():
+        rows = list(map_unordered(score, predictions(), metric_workers))
     if world_size > 1:
         rows = gather_object(rows)
     rows.sort(key=lambda row: row["index"])
@@ -147,10 +155,30 @@ class _Collate:
             raise ValueError(f"{row['id']}: {error}") from None
 
 
-def _score_example(
-    example: dict[str, Any], probs: torch.Tensor, protocol: Protocol, options: dict[str, Any]
+def checked_options(protocol: Protocol, **changed: Any) -> dict[str, Any]:
+    """Return the protocol's options but for those `changed`.
+
+    Raises:
+        UserError: If the protocol has no such option.
+    """
+    try:
+        return protocol.options(**changed)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def score_job(
+    score_image: Callable[..., dict[str, Any]],
+    options: dict[str, Any],
+    job: tuple[dict[str, Any], np.ndarray, np.ndarray],
 ) -> dict[str, Any]:
-    """The row of one picture; the checks stand here because an error in a loader's process loses its one line."""
+    """Return the row of one picture: what is known of it, and the scores of its prediction against its truth."""
+    example, probs, target = job
+    return {**example, **score_image(probs, target, **options)}
+
+
+def _checked(example: dict[str, Any], probs: torch.Tensor) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """What there is to score of one picture; checked here because an error in a loader's process loses its one line."""
     target = example.pop("target")
     if target.shape != probs.shape:
         raise UserError(
@@ -161,7 +189,7 @@ def _score_example(
         raise UserError(
             f"{example['id']}: the model's output is not finite; check its weights, or evaluate in full precision"
         )
-    return {**example, **protocol.score_image(probs.cpu().numpy(), target, **options)}
+    return example, probs.cpu().numpy(), target
 
 
 @contextmanager

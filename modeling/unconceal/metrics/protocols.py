@@ -1,9 +1,9 @@
 """The protocols by name, as recipes, scripts and reports call them."""
 
-from . import cod, dis, segmentation
+from . import cod, dis, infrared, lesion, segmentation
 from .base import Protocol
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol for protocol in (segmentation.PROTOCOL, cod.PROTOCOL, dis.PROTOCOL)
+    module.PROTOCOL.name: module.PROTOCOL for module in (segmentation, cod, dis, infrared, lesion)
 }

@@ -3,18 +3,27 @@
 import csv
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
 from .. import __version__
 from ..errors import UserError
 from ..files import make_folder, replacing
-from .base import Protocol
+from ..tables import markdown_table
+from .base import Protocol, mean_curve
 
 
-PER_IMAGE, RESULTS = "per_image.csv", "results.json"
+PER_IMAGE = {"csv": "per_image.csv", "parquet": "per_image.parquet"}
+CURVES, RESULTS = "curves.csv", "results.json"
+PICTURES = ("samples.png", "worst.png", "best.png", "curves.png")
+REPORT_FILES = (*PER_IMAGE.values(), CURVES, *PICTURES, RESULTS)
 
 
 def check_report_folder(out: str | Path, overwrite: bool):
@@ -23,7 +32,7 @@ def check_report_folder(out: str | Path, overwrite: bool):
     Raises:
         UserError: If a report is there already and `overwrite` is false, or if the folder cannot be written.
     """
-    existing = [name for name in (PER_IMAGE, RESULTS) if (Path(out) / name).exists()]
+    existing = [name for name in REPORT_FILES if (Path(out) / name).exists()]
     if existing and not overwrite:
         raise UserError(
             f"{out} already holds {' and '.join(existing)}; choose another --out, or pass --overwrite to replace them"
@@ -37,33 +46,75 @@ def write_report(
     rows: Sequence[Mapping[str, Any]],
     summary: Mapping[str, float],
     run: Mapping[str, Any],
+    file_format: str = "csv",
+    pictures: Mapping[str, Image.Image] | None = None,
 ):
-    """Write `per_image.csv`, one line for each of `rows`, then `results.json`; each is whole or as it was before.
+    """Write the numbers of each picture, the mean curves, pictures and, last, `results.json`; each file is whole or absent.
+
+    Files of an earlier report that this one does not have are removed.
 
     Args:
         out: Folder.
         protocol: By which `rows` were scored.
-        rows: What `evaluate_model` returned.
+        rows: What `evaluate_model` or `evaluate_predictions` returned.
         summary: What the protocol's `summarize` made of them.
         run: What else produced the numbers (model, data, split, options of the protocol, command); kept beside protocol,
-            date, version and, in a git checkout, commit.
+            sources, date, version and, in a git checkout, commit.
+        file_format: Of the numbers of each picture, a key of `PER_IMAGE`.
+        pictures: Some of `PICTURES` by name.
     """
     folder = make_folder(out)
-    with replacing(folder / PER_IMAGE) as path, path.open("w", newline="", encoding="utf-8") as file:
-        scalars = [name for name in rows[0] if name not in protocol.curves]
-        writer = csv.DictWriter(file, fieldnames=scalars, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    pictures = pictures or {}
+    scalars = [{name: value for name, value in row.items() if name not in protocol.curves} for row in rows]
+    curves = mean_curves(protocol, rows)
+    with replacing(folder / PER_IMAGE[file_format]) as path:
+        if file_format == "csv":
+            _write_csv(path, list(scalars[0]), scalars)
+        else:
+            pq.write_table(pa.Table.from_pylist(scalars), path)
+    if curves:
+        with replacing(folder / CURVES) as path:
+            points = [
+                {"threshold": threshold, **dict(zip(curves, values, strict=True))}
+                for threshold, values in zip(range(255, -1, -1), zip(*curves.values(), strict=True), strict=True)
+            ]
+            _write_csv(path, list(points[0]), points)
+    for name, picture in pictures.items():
+        with replacing(folder / name) as path:
+            picture.save(path)
     results = {
         "protocol": protocol.name,
         "results": dict(summary),
+        "sources": dict(Counter(row["source"] for row in rows)),
         **run,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "unconceal_version": __version__,
         "git_commit": git_commit(),
     }
     with replacing(folder / RESULTS) as path:
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    written = {PER_IMAGE[file_format], RESULTS, *([CURVES] if curves else []), *pictures}
+    for name in set(REPORT_FILES) - written:
+        (folder / name).unlink(missing_ok=True)
+
+
+def format_table(protocol: Protocol, summary: Mapping[str, float]) -> str:
+    """Return the numbers of a data set as a Markdown table with one line of values."""
+    columns = {name: column for name, column in protocol.columns.items() if name in summary}
+    values = [column.format(summary[name]) for name, column in columns.items()]
+    return markdown_table([column.title for column in columns.values()], [values])
+
+
+def mean_curves(protocol: Protocol, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the mean over pictures of each of the protocol's curves, over the thresholds 255 to 0."""
+    return {name: mean_curve(rows, name) for name in protocol.curves}
+
+
+def _write_csv(path: Path, names: list[str], rows: Sequence[Mapping[str, Any]]):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=names)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def git_commit() -> str | None:

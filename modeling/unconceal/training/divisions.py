@@ -1,0 +1,109 @@
+"""A recipe over several random divisions of a data set, as papers on small sets report it: mean and deviation."""
+
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from datasets import Dataset, Image, concatenate_datasets
+
+from ..data.loading import load_splits
+from ..data.pairs import Pair, split_at_random
+from ..data.write import Card, make_row, new_data_set, write_card, write_splits
+from ..errors import UserError
+from ..files import make_folder
+from ..metrics.report import RESULTS
+from .recipe import Recipe
+
+
+def run_divisions(
+    recipe_path: str | Path,
+    recipe: Recipe,
+    overrides: Sequence[str],
+    seeds: Sequence[int],
+    out: str | Path,
+    train: Sequence[str],
+    evaluate: Sequence[str],
+    name: str,
+    checkpoint: str = "best",
+) -> list[Path]:
+    """Divide the recipe's data set anew by each seed, train and evaluate; return the folders of the results.
+
+    The seed also is that of the training. What is finished in `out` is kept, so a run that was stopped can be repeated.
+
+    Args:
+        recipe_path: YAML file of the recipe.
+        recipe: What is in it, with the overrides.
+        overrides: Dotted changes.
+        seeds: One division each.
+        out: Gets a folder `division-SEED` with `data`, `run` and `results` for each.
+        train: Command of scripts/train.py.
+        evaluate: Command of scripts/evaluate.py.
+        name: What tables call the results.
+        checkpoint: Of the segmentation, "best" or "last". Where the split that chooses the best epoch is the one that is
+            reported, as in SRS's paper, "best" flatters.
+
+    Raises:
+        UserError: If the data set cannot be divided, or a training or an evaluation fails.
+    """
+    data, folders = recipe.data, []
+    for seed in seeds:
+        folder = make_folder(Path(out) / f"division-{seed}")
+        divided, run, results = folder / "data", folder / "run", folder / "results"
+        if not divided.exists():
+            divide(data.path, data.train_split, data.eval_split, seed, divided)
+        changes = {"data.path": str(divided), "output_dir": str(run), "seed": seed}
+        settings = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in changes.items())]
+        if not (results / RESULTS).exists():
+            _call([*train, str(recipe_path), "--resume", *settings], f"the training of division {seed}")
+            command = [*evaluate, "--model", str(run / "segmentation" / checkpoint), "--data", str(divided)]
+            command += ["--split", data.eval_split, "--protocol", recipe.protocol, "--name", name]
+            command += ["--division-seed", str(seed), "--out", str(results)]
+            _call(command, f"the evaluation of division {seed}")
+        folders.append(results)
+    return folders
+
+
+def divide(path: str, train_split: str, eval_split: str, seed: int, out: str | Path):
+    """Deal the pictures of two splits anew at random, as many to each as before, and write them as a data set.
+
+    The shares of each `source` are kept. The result depends on the names and the seed alone: it is what
+    scripts/prepare_data.py makes by --random-split of the same raw folder.
+
+    Raises:
+        UserError: If there is no such data set or split, a name occurs twice, or `out` cannot be written.
+    """
+    splits = load_splits(path, [train_split, eval_split])
+    total = sum(map(len, splits.values()))
+    whole = concatenate_datasets(list(splits.values()))
+    positions = {id: index for index, id in enumerate(whole["id"][:])}
+    if len(positions) < total:
+        raise UserError(f"{path} cannot be divided: a name occurs twice in {train_split} and {eval_split}; rename it")
+    pairs = [Pair(id, source) for id, source in zip(whole["id"][:], whole["source"][:], strict=True)]
+    dealt = split_at_random(pairs, {name: len(split) / total for name, split in splits.items()}, seed)
+    card = Card(
+        title=f"A random division of {path}",
+        license="unknown",
+        paragraphs={
+            "Division": f"{train_split} and {eval_split} dealt anew by seed {seed}, the shares of each source kept.",
+            "Terms": f"Those of {path}, whose card names them.",
+        },
+    )
+    with new_data_set(out, overwrite=False) as folder:
+        write_card(folder, card, write_splits(folder, _rows(whole, dealt, positions)))
+
+
+def _rows(whole: Dataset, dealt: list[Pair], positions: dict[str, int]) -> Iterator[tuple[str, dict]]:
+    stored = whole.cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))
+    for pair in dealt:
+        row = stored[positions[pair.id]]
+        image = row["image"]
+        yield (
+            pair.split,
+            make_row(image["bytes"], image["path"] or pair.id, row["mask"]["bytes"], pair.id, pair.source),
+        )
+
+
+def _call(command: Sequence[str], what: str):
+    if subprocess.run(command).returncode:
+        raise UserError(f"{what} failed; mend what it says above and run the same command again")

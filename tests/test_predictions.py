@@ -1,0 +1,304 @@
+"""Mask files of any method against true masks: names, values, sizes, workers."""
+
+import logging
+import os
+from pathlib import Path
+
+import datasets
+import numpy as np
+import py_sod_metrics
+import pytest
+from PIL import Image
+from test_evaluate import FEATURES, equal, evaluate_script
+
+from unconceal.errors import UserError
+from unconceal.metrics import PROTOCOLS, PredictionFolder, workers
+from unconceal.metrics.predictions import read_prediction
+
+
+RNG = np.random.default_rng(0)
+SIZES = {"a": (40, 50), "b": (64, 30), "c": (20, 21)}
+
+
+def truth_of(name: str) -> np.ndarray:
+    height, width = SIZES[name]
+    y, x = np.ogrid[:height, :width]
+    return (y - height / 2) ** 2 + (x - width / 2) ** 2 < (min(height, width) / 3) ** 2
+
+
+def soft(name: str) -> np.ndarray:
+    rng = np.random.default_rng(len(name) + ord(name[0]))
+    levels = 255 * np.clip(0.7 * truth_of(name) + 0.4 * rng.random(SIZES[name]) - 0.05, 0, 1)
+    levels = levels.round().astype(np.uint8)
+    levels[0, 0], levels[-1, -1] = 0, 255
+    return levels
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for folder in ("pred", "gt", "images"):
+        (tmp_path / folder).mkdir()
+    for name in SIZES:
+        Image.fromarray(soft(name)).save(tmp_path / "pred" / f"{name}.png")
+        Image.fromarray(truth_of(name).astype(np.uint8) * 255).save(tmp_path / "gt" / f"{name}.png")
+        Image.fromarray(soft(name)).convert("RGB").save(tmp_path / "images" / f"{name}.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def dataset():
+    rows = [
+        {
+            "image": Image.new("RGB", SIZES[name][::-1], "red"),
+            "mask": Image.fromarray(truth_of(name).astype(np.uint8) * 255),
+            "id": f"CAMO/{name.upper()}",
+            "source": "cod/CAMO",
+        }
+        for name in "cab"
+    ]
+    return datasets.Dataset.from_list(rows, features=FEATURES)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_files_score_as_arrays(folders, name, num_workers):
+    protocol = PROTOCOLS[name]
+    rows = PredictionFolder(folders / "pred", folders / "gt").evaluate(protocol, num_workers, progress=False)
+    assert [row["id"] for row in rows] == ["a", "b", "c"]
+    for row in rows:
+        assert (row["height"], row["width"]) == SIZES[row["id"]]
+        assert not (row["converted"] or row["resized"] or row["mask_changed"])
+        expected = protocol.score_image(soft(row["id"]), truth_of(row["id"]))
+        for key, value in expected.items():
+            np.testing.assert_array_equal(row[key], value, err_msg=key)
+
+
+def test_a_data_set_has_the_truth_too(folders, dataset):
+    protocol = PROTOCOLS["cod"]
+    files, rows = (
+        PredictionFolder(folders / "pred", truth).evaluate(protocol, 2, progress=False)
+        for truth in (folders / "gt", dataset)
+    )
+    assert [row["id"] for row in rows] == ["CAMO/C", "CAMO/A", "CAMO/B"]  # the data set's own names and order
+    assert {row["source"] for row in rows} == {"cod/CAMO"}
+    assert {row["source"] for row in files} == {""}
+    assert protocol.summarize(rows) == protocol.summarize(files)
+    image, target, probs = PredictionFolder(folders / "pred", dataset).look(1)
+    assert image.getpixel((0, 0)) == (255, 0, 0)
+    np.testing.assert_array_equal(target, truth_of("a"))
+    np.testing.assert_array_equal(probs, soft("a"))
+
+
+def test_looking_at_files(folders):
+    image, target, probs = PredictionFolder(folders / "pred", folders / "gt", images=folders / "images").look(1)
+    assert image.size == SIZES["b"][::-1]
+    np.testing.assert_array_equal(target, truth_of("b"))
+    np.testing.assert_array_equal(probs, soft("b"))
+    assert PredictionFolder(folders / "pred", folders / "gt").look(1)[0] is None
+
+
+def test_suffixes_and_case(folders):
+    (folders / "gt" / "a.png").rename(folders / "gt" / "A_pixels0.PNG")
+    (folders / "gt" / "b.png").rename(folders / "gt" / "b_pixels0.png")
+    (folders / "gt" / "c.png").rename(folders / "gt" / "c_pixels0.png")
+    folder = PredictionFolder(folders / "pred", folders / "gt", truth_suffix="_pixels0")
+    assert [entry.id for entry in folder.entries] == ["a", "b", "c"]
+
+
+def test_what_has_no_counterpart_is_listed_and_refused(folders, caplog):
+    (folders / "pred" / "a.png").unlink()
+    (folders / "pred" / "c.png").rename(folders / "pred" / "d.png")
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(UserError, match=r"1 predictions have no truth \(d\) and 2 truths have no prediction \(a, c\)"),
+    ):
+        PredictionFolder(folders / "pred", folders / "gt")
+    assert [record.getMessage() for record in caplog.records] == [
+        "d: no truth",
+        "a: no prediction",
+        "c: no prediction",
+    ]
+    folder = PredictionFolder(folders / "pred", folders / "gt", only_matched=True)
+    assert [entry.id for entry in folder.entries] == ["b"]
+    assert (folder.without_truth, folder.without_prediction) == (["d"], ["a", "c"])
+    (folders / "pred" / "b.png").rename(folders / "pred" / "e.png")
+    with pytest.raises(UserError, match="has the name of a truth"):
+        PredictionFolder(folders / "pred", folders / "gt", only_matched=True)
+
+
+def test_ambiguous_names_are_refused(folders, dataset):
+    Image.fromarray(soft("a")).save(folders / "pred" / "a.bmp")
+    with pytest.raises(UserError, match="a in .* stand for several files"):
+        PredictionFolder(folders / "pred", folders / "gt", only_matched=True)
+    (folders / "pred" / "a.bmp").unlink()
+    twice = datasets.concatenate_datasets([dataset, dataset.map(lambda row: {"id": f"other/{row['id']}"})])
+    with pytest.raises(UserError, match="stand for several files"):
+        PredictionFolder(folders / "pred", twice)
+
+
+def save(values: np.ndarray, path: Path, mode: str | None = None) -> Path:
+    Image.fromarray(values).save(path) if mode is None else Image.fromarray(values).convert(mode).save(path)
+    return path
+
+
+def test_values_of_predictions(tmp_path):
+    levels = soft("a")
+    values, converted, resized = read_prediction(save(levels, tmp_path / "L.png"))
+    assert (values.dtype, converted, resized) == (np.uint8, False, False)
+    np.testing.assert_array_equal(values, levels)
+    for path in (
+        save(levels, tmp_path / "RGB.png", "RGB"),
+        save(levels, tmp_path / "RGBA.png", "RGBA"),
+        save(levels, tmp_path / "P.png", "P"),
+    ):
+        values, converted, _ = read_prediction(path)
+        assert converted
+        np.testing.assert_array_equal(values, levels)
+    hard, converted, _ = read_prediction(save(levels > 99, tmp_path / "1.png"))
+    assert converted
+    np.testing.assert_array_equal(hard, np.where(levels > 99, 255, 0))
+    deep, converted, _ = read_prediction(save(levels.astype(np.uint16) * 256 + 7, tmp_path / "16.png"))
+    assert converted
+    np.testing.assert_allclose(deep, (levels * 256.0 + 7) / 65535, atol=1e-7)
+    floats, converted, _ = read_prediction(save(levels.astype(np.float32) / 300, tmp_path / "F.tiff"))
+    assert converted
+    np.testing.assert_array_equal(floats, levels.astype(np.float32) / 300)
+    # 1 of 255 is nearly black, though no value of the file exceeds it.
+    np.testing.assert_array_equal(read_prediction(save(levels // 255, tmp_path / "dark.png"))[0], levels // 255)
+
+
+@pytest.mark.parametrize("values", [np.full((4, 4), 1.5, np.float32), np.full((4, 4), np.nan, np.float32)])
+def test_floats_that_are_no_probabilities_are_refused(tmp_path, values):
+    with pytest.raises(UserError, match=r"x.tiff holds floats from .* expected \[0, 1\]"):
+        read_prediction(save(values, tmp_path / "x.tiff"))
+
+
+def test_files_that_cannot_be_read_are_named(folders):
+    (folders / "pred" / "b.png").write_bytes(b"no picture")
+    for num_workers in (0, 2):  # the line comes out of a worker whole
+        with pytest.raises(UserError, match="b.png cannot be read as a mask") as error:
+            PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["cod"], num_workers, progress=False)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="a.png: .*over the limit of 100 pixels"):
+        read_prediction(folders / "pred" / "a.png", max_pixels=100)
+
+
+def test_another_size_is_resized_and_counted(folders):
+    """As pysodmetrics scores the prediction that was enlarged and saved."""
+    small = Image.fromarray(soft("a")).resize((20, 16), Image.Resampling.BILINEAR)
+    small.save(folders / "pred" / "a.png")
+    rows = PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["cod"], progress=False)
+    assert [row["resized"] for row in rows] == [True, False, False]
+    enlarged = np.asarray(small.convert("F").resize((50, 40), Image.Resampling.BILINEAR))
+    stretched = (enlarged - enlarged.min()) / (enlarged.max() - enlarged.min())
+    measures = {"s_measure": py_sod_metrics.Smeasure(), "mae": py_sod_metrics.MAE()}
+    for measure in measures.values():
+        measure.step(np.rint(255 * stretched).astype(np.uint8), truth_of("a").astype(np.uint8) * 255)
+    assert rows[0]["mae"] == pytest.approx(measures["mae"].get_results()["mae"], abs=1e-6)
+    assert rows[0]["s_measure"] == pytest.approx(measures["s_measure"].get_results()["sm"], abs=1e-6)
+
+
+def test_masks_of_other_values_are_counted(folders):
+    target = truth_of("a").astype(np.uint8) * 255
+    target[0, :3] = 64, 127, 128
+    Image.fromarray(target).save(folders / "gt" / "a.png")
+    Image.fromarray(truth_of("b").astype(np.uint8)).save(folders / "gt" / "b.png")  # 0 and 1
+    rows = PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["lesion"], progress=False)
+    assert [row["mask_changed"] for row in rows] == [True, True, False]
+    assert rows[0]["tp"] + rows[0]["fn"] == truth_of("a").sum() + 1  # 128 alone
+    assert rows[1]["tp"] + rows[1]["fn"] == truth_of("b").sum()
+
+
+def double(job):
+    if job == "break":
+        os._exit(1)
+    if job == "refuse":
+        raise UserError("got refuse")
+    return 2 * job
+
+
+def test_workers_do_every_job_once():
+    jobs = list(range(23))
+    assert sorted(workers.map_unordered(double, iter(jobs), 3)) == [2 * job for job in jobs]
+    assert list(workers.map_unordered(double, iter(jobs), 0)) == [2 * job for job in jobs]
+    assert list(workers.map_unordered(double, [], 2)) == []
+
+
+def test_jobs_are_drawn_as_they_are_needed():
+    drawn = []
+    jobs = (drawn.append(job) or job for job in range(100))
+    done = workers.map_unordered(double, jobs, 2)
+    next(done)
+    assert len(drawn) <= 4
+    done.close()
+    assert len(drawn) <= 4
+
+
+def test_what_goes_wrong_in_a_worker_is_told():
+    with pytest.raises(UserError, match="got refuse"):
+        list(workers.map_unordered(double, [1, "refuse", 2], 2))
+    with pytest.raises(UserError, match="one of the 2 metric workers was ended from outside"):
+        list(workers.map_unordered(double, [1, "break", 2], 2))
+    with pytest.raises(ZeroDivisionError):  # of the one who draws the jobs
+        list(workers.map_unordered(double, (1 // job for job in (1, 0)), 2))
+
+
+def test_default_workers():
+    assert 1 <= workers.default_workers() <= 8
+    assert workers.default_workers(10**6) == 1
+
+
+def test_script_scores_files(folders, tmp_path, capsys):
+    Image.fromarray(soft("a")).convert("RGB").save(folders / "pred" / "a.png")
+    out = tmp_path / "out"
+    command = ["--predictions", str(folders / "pred"), "--truth", str(folders / "gt"), "--protocol", "cod"]
+    evaluate_script.main([*command, "--out", str(out), "--format", "parquet", "--name", "my method"])
+    shown = capsys.readouterr().out
+    assert f"my method on {folders / 'gt'}, protocol cod: 3 images, min_max True" in shown
+    assert "num_converted 1, num_resized 0, num_mask_changed 0" in shown
+    assert sorted(path.name for path in out.iterdir()) == ["curves.csv", "per_image.parquet", "results.json"]
+    table = datasets.Dataset.from_parquet(str(out / "per_image.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert table["id"][:] == ["a", "b", "c"]
+    rows = PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["cod"], progress=False)
+    assert table["s_measure"][:] == [row["s_measure"] for row in rows]
+    # In the other format, and without pictures, nothing of the first is left.
+    (out / "worst.png").touch()
+    evaluate_script.main([*command, "--out", str(out), "--overwrite"])
+    assert sorted(path.name for path in out.iterdir()) == ["curves.csv", "per_image.csv", "results.json"]
+
+
+def test_script_draws_pictures(folders, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    command = ["--predictions", str(folders / "pred"), "--truth", str(folders / "gt"), "--protocol", "cod"]
+    evaluate_script.main([*command, "--images", str(folders / "images"), "--out", str(out), "--pictures", "2"])
+    pictures = {path.name: Image.open(path).size for path in out.glob("*.png")}
+    assert set(pictures) == {"samples.png", "worst.png", "best.png", "curves.png"}
+    assert all(min(size) > 200 for size in pictures.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--predictions", "p"], "--predictions needs what to score against"),
+        (["--predictions", "p", "--truth", "t", "--data", "d", "--split", "s"], "--predictions needs what"),
+        (["--predictions", "p", "--data", "d"], "give --data and --split"),
+        (["--model", "m", "--split", "s"], "give --data and --split"),
+        (["--model", "m", "--data", "d", "--split", "s", "--truth", "t"], "--truth is for --predictions"),
+        (["--model", "m", "--data", "d", "--split", "s", "--only-matched"], "--only-matched is for --predictions"),
+        (["--predictions", "p", "--truth", "t", "--refine", "auto"], "--refine is for --model"),
+        (["--predictions", "p", "--truth", "t", "--pictures", "2"], "--pictures needs --out"),
+        (["--predictions", "absent", "--truth", "absent"], "absent: .*expected a folder of pictures"),
+    ],
+)
+def test_script_refuses_what_does_not_go_together(options, message):
+    with pytest.raises(UserError, match=message) as error:
+        evaluate_script.main(options)
+    assert "\n" not in str(error.value)
+
+
+def test_limit_takes_the_first(folders, dataset):
+    folder = PredictionFolder(folders / "pred", folders / "gt", limit=2)
+    assert [entry.id for entry in folder.entries] == ["a", "b"]
+    whole = PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["cod"], progress=False)
+    assert equal(folder.evaluate(PROTOCOLS["cod"], progress=False), whole[:2])

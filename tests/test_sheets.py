@@ -1,0 +1,489 @@
+"""Sheets of predictions: which colour is where, what shrinking keeps; curves: their points, and what is named highest."""
+
+import gc
+import sys
+import weakref
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+from skimage.color import deltaE_ciede2000, rgb2lab
+
+from unconceal.drawing import FRAME, GAP, LINE_HEIGHT, PAPER, shortened
+from unconceal.errors import UserError
+from unconceal.metrics import cod, segmentation
+from unconceal.metrics.sheets import (
+    CELL,
+    COLORS,
+    COLUMNS,
+    FALSE,
+    FOUND,
+    LEAST_SIDE,
+    LEAST_WIDTH,
+    MISSED,
+    MOST_RINGS,
+    REST,
+    SMALL,
+    WHITE_BEHIND,
+    Case,
+    _figure,
+    check_plots,
+    draw_curves,
+    draw_sheet,
+    highest_point,
+)
+
+
+def cells_of(sheet, sizes, columns=COLUMNS):
+    """Cut the cells, of (width, height) in each row, out of the sheet; None for a blank."""
+    width = max(LEAST_WIDTH, *(size[0] for size in sizes))
+    assert sheet.width == len(columns) * (width + GAP) + GAP
+    rows = []
+    bottom = sheet.height
+    for cell_width, cell_height in reversed(sizes):
+        top = bottom - GAP - cell_height
+        lefts = [GAP + index * (width + GAP) for index in range(len(columns))]
+        rows.append(
+            dict(zip(columns, (cut(sheet, left, top, cell_width, cell_height) for left in lefts), strict=True))
+        )
+        bottom = top - LINE_HEIGHT
+    return rows[::-1]
+
+
+def cut(sheet, left, top, width, height):
+    framed = np.asarray(sheet.crop((left - 1, top - 1, left + width + 1, top + height + 1)))
+    is_frame = np.ones(framed.shape[:2], bool)
+    is_frame[1:-1, 1:-1] = False
+    if (framed[is_frame] == PAPER).all():
+        assert (framed == PAPER).all()
+        return None
+    assert (framed[is_frame] == FRAME).all()
+    return framed[1:-1, 1:-1]
+
+
+def kinds_of(cell):
+    """Turn the colours of an error map into kinds; what is none of the three is REST."""
+    kinds = np.full(cell.shape[:2], REST)
+    for kind in (FALSE, MISSED, FOUND):
+        kinds[(cell == COLORS[kind]).all(-1)] = kind
+    return kinds
+
+
+def errors_of(target, probs, size=(CELL, CELL), image=None, **options):
+    sheet = draw_sheet([Case("id", "", image, target, probs, **options)], "title")
+    (cells,) = cells_of(sheet, [size], COLUMNS if image else COLUMNS[1:])
+    return cells["errors"]
+
+
+def some_case(width=CELL, height=200, image=True, seed=0, **options):
+    rng = np.random.default_rng(seed)
+    picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) if image else None
+    return Case("id", "IoU", picture, rng.random((height, width)) > 0.5, rng.random((height, width)), **options)
+
+
+# ---- the sheet ---------------------------------------------------------------------------------------------------
+
+
+def test_cells_at_the_size_of_the_picture():
+    case = some_case()
+    (cells,) = cells_of(draw_sheet([case], "title"), [(CELL, 200)])
+    np.testing.assert_array_equal(cells["image"], np.asarray(case.image))
+    np.testing.assert_array_equal(cells["truth"], np.where(case.target, 255, 0)[..., None].repeat(3, -1))
+    np.testing.assert_array_equal(cells["prediction"], np.rint(case.probs * 255)[..., None].repeat(3, -1))
+    predicted = case.probs > 0.5
+    expected = np.select(
+        [predicted & case.target, predicted & ~case.target, ~predicted & case.target], [FOUND, FALSE, MISSED], REST
+    )
+    # Random pixels hang together, so there are hardly any rings; those lie on the rest alone.
+    drawn = kinds_of(cells["errors"])
+    np.testing.assert_array_equal(drawn[expected != REST], expected[expected != REST])
+    is_rest = (expected == REST) & (drawn == REST)
+    assert is_rest.sum() > 0.9 * (expected == REST).sum()
+    grey = np.asarray(case.image.convert("L"))[is_rest]
+    np.testing.assert_array_equal(
+        cells["errors"][is_rest], (WHITE_BEHIND * (grey / 255)).astype(np.uint8)[:, None].repeat(3, -1)
+    )
+
+
+def test_without_an_image_the_rest_is_dark():
+    target = np.zeros((8, 8), bool)
+    np.testing.assert_array_equal(errors_of(target, target * 1.0), np.broadcast_to(COLORS[REST], (CELL, CELL, 3)))
+
+
+def test_small_pictures_are_enlarged_by_nearest_neighbour():
+    target = np.array([[1, 1, 0, 0], [0, 0, 0, 0]], bool)
+    probs = np.array([[1, 0.2, 0, 0], [0, 0, 0, 0.7]])
+    (cells,) = cells_of(draw_sheet([Case("id", "", None, target, probs)], ""), [(CELL, 160)], COLUMNS[1:])
+    blocks = np.array([[FOUND, MISSED, REST, REST], [REST, REST, REST, FALSE]])
+    np.testing.assert_array_equal(cells["errors"], COLORS[blocks.repeat(80, 0).repeat(80, 1)])
+    np.testing.assert_array_equal(cells["prediction"][::80, ::80, 0], [[255, 51, 0, 0], [0, 0, 0, 178]])
+
+
+def test_enlarged_maps_lie_on_the_enlarged_image():
+    target = np.zeros((45, 45), bool)
+    target[10:30, 17:40] = True
+    image = Image.fromarray(np.where(target, np.uint8(255), np.uint8(0)))
+    (cells,) = cells_of(draw_sheet([Case("id", "", image, target, target * 1.0)], ""), [(CELL, CELL)])
+    np.testing.assert_array_equal(cells["image"], cells["truth"])
+
+
+@pytest.mark.parametrize("kind", [FALSE, MISSED, FOUND])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (1499, 1777), (2999, 3999), (2987, 1), (12, 3987)])
+def test_one_pixel_survives_shrinking(kind, row, column):
+    target, probs = np.zeros((3000, 4000), bool), np.zeros((3000, 4000), np.uint8)
+    target[row, column] = kind != FALSE
+    probs[row, column] = 0 if kind == MISSED else 128
+    sheet = draw_sheet([Case("id", "", None, target, probs)], "")
+    (cells,) = cells_of(sheet, [(CELL, 240)], COLUMNS[1:])
+    position = -(-(row + 1) * 240 // 3000) - 1, -(-(column + 1) * 320 // 4000) - 1  # under which the pixel ends
+    assert (cells["errors"][position] == COLORS[kind]).all()
+    truth, prediction = np.zeros((240, 320)), np.zeros((240, 320))
+    truth[position] = 0 if kind == FALSE else 255
+    prediction[position] = 0 if kind == MISSED else 128
+    np.testing.assert_array_equal(cells["truth"][..., 0], truth)
+    np.testing.assert_array_equal(cells["prediction"][..., 0], prediction)
+
+
+def test_an_error_outweighs_what_is_found_and_more_errors_outweigh_fewer():
+    target, probs = np.ones((640, 640), bool), np.ones((640, 640))
+    probs[0, 0] = 0  # one missed of four
+    target[1, 3], probs[0, 2] = 0, 0  # one of each
+    target[0, 4:6], probs[1, 4] = 0, 0  # two false, one missed
+    target[:2, 6:8] = False
+    kinds = kinds_of(errors_of(target, probs))
+    assert list(kinds[0, :5]) == [MISSED, MISSED, FALSE, FALSE, FOUND]
+
+
+def test_shrinking_covers_every_pixel_once():
+    target = np.zeros((701, 1000), bool)
+    target[np.arange(700), np.arange(700)] = True
+    size = (CELL, round(CELL * 0.701))
+    kinds = kinds_of(errors_of(target, target * 0.0, size))
+    expected = np.zeros(size[::-1], bool)
+    for row, column in np.argwhere(target):
+        # The cell's pixel whose share of the picture this pixel begins in.
+        expected[
+            np.flatnonzero(np.arange(size[1]) * 701 // size[1] <= row)[-1],
+            np.flatnonzero(np.arange(size[0]) * 1000 // size[0] <= column)[-1],
+        ] = True
+    np.testing.assert_array_equal(kinds == MISSED, expected)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3, 128 / 255])
+def test_8_bits_are_the_same_as_floats(threshold):
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    target = np.arange(256).reshape(16, 16) % 3 == 0
+    sheets = [
+        draw_sheet([Case("id", "", None, target, probs, threshold)], "")
+        for probs in (levels, levels / np.float64(255))
+    ]
+    np.testing.assert_array_equal(*map(np.asarray, sheets))
+    (cells,) = cells_of(sheets[0], [(CELL, CELL)], COLUMNS[1:])
+    predicted = np.isin(kinds_of(cells["errors"]), (FOUND, FALSE))[::20, ::20]
+    np.testing.assert_array_equal(predicted, levels / 255 > threshold)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_predicted_as_the_scores_have_it(dtype):
+    probs = np.array([[0.3, 0.29, 0.31, 0.5]], dtype)
+    target = np.array([[True, True, True, False]])
+    counts = segmentation.score_image(probs, target, threshold=0.3)
+    kinds = kinds_of(errors_of(target, probs, (CELL, 80), threshold=0.3))[0, ::80]
+    assert [(kinds == kind).sum() for kind in (FOUND, FALSE, MISSED)] == [counts[name] for name in ("tp", "fp", "fn")]
+
+
+def test_rings_mark_what_is_small():
+    target, probs = np.zeros((CELL, CELL), bool), np.zeros((CELL, CELL))
+    target[50:52, 50:52] = True  # missed
+    probs[50:52, 150:152] = 1  # false
+    target[50:52, 250:254] = True
+    probs[50:52, 252:256] = 1  # found in part
+    target[200 : 200 + SMALL + 1, 100] = True  # not small
+    cell = errors_of(target, probs)
+    kinds = kinds_of(cell)
+    for column, kind in ((50.5, MISSED), (150.5, FALSE), (252.5, FOUND)):
+        window = kinds[35:67, int(column) - 15 : int(column) + 17]
+        rows, columns = np.nonzero(window == kind)
+        distances = np.hypot(rows + 35 - 50.5, columns + int(column) - 15 - column)
+        assert (distances > 4).sum() > 20
+        assert distances.max() < 11
+        others = set(np.unique(window[np.hypot(*(np.indices(window.shape) - 15.5)) > 5])) - {REST, kind}
+        assert not others
+    kinds[200 : 200 + SMALL + 1, 100] = REST
+    kinds[:100] = REST
+    assert (kinds == REST).all()
+
+
+def test_rings_hide_nothing_and_do_not_fill_the_cell():
+    rng = np.random.default_rng(0)
+    target, probs = np.zeros((CELL, CELL), bool), np.zeros((CELL, CELL))
+    target[160, 160] = True
+    false = rng.permutation(np.argwhere(~target[::4, ::4]) * 4)
+    for count in (MOST_RINGS, MOST_RINGS + 1):
+        probs[tuple(false[:count].T)] = 1
+        kinds = kinds_of(errors_of(target, probs))
+        np.testing.assert_array_equal(kinds[(probs > 0.5) & ~target], FALSE)
+        assert kinds[160, 160] in (MISSED, FOUND)
+        assert ((kinds == FALSE).sum() > count) == (count == MOST_RINGS)
+        assert (kinds == kinds[160, 160]).sum() > 20
+
+
+def test_a_small_target_found_under_an_error_has_the_ring_of_one_found():
+    target, probs = np.zeros((3200, 3200), bool), np.zeros((3200, 3200))
+    target[1600:1602, 1600:1602] = True
+    probs[1601:1605, 1601:1605] = 1
+    kinds = kinds_of(errors_of(target, probs))
+    assert kinds[160, 160] == FALSE
+    assert (kinds == FOUND).sum() > 20
+    assert (kinds == FALSE).sum() == 1
+
+
+def test_colours_are_told_apart():
+    """By lightness, and by all kinds of colour vision (Machado et al. 2009, severity 1)."""
+    deficiencies = [
+        np.eye(3),
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    ]
+    colors = np.concatenate([COLORS, np.full((1, 3), WHITE_BEHIND, np.uint8)]) / 255
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    pairs = [(a, b) for a in range(5) for b in range(a) if (a, b) != (4, REST)]
+    for matrix in deficiencies:
+        seen = (linear @ np.transpose(matrix)).clip(0, 1)
+        lab = rgb2lab(np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055))
+        for a, b in pairs:
+            assert deltaE_ciede2000(lab[a], lab[b]) > 25
+            assert abs(lab[a, 0] - lab[b, 0]) > 11
+    lightness = rgb2lab(colors)[:, 0]
+    assert min(abs(lightness[a] - lightness[b]) for a, b in pairs) > 19
+    for kind in (REST, FOUND):
+        assert len(set(COLORS[kind])) == 1
+
+
+def test_the_image_column_is_left_out_if_no_case_has_one():
+    cases = [some_case(image=False, seed=seed) for seed in range(2)]
+    rows = cells_of(draw_sheet(cases, "title"), [(CELL, 200)] * 2, COLUMNS[1:])
+    assert all(cell is not None for row in rows for cell in row.values())
+    rows = cells_of(draw_sheet([cases[0], some_case()], "title"), [(CELL, 200)] * 2)
+    assert [row["image"] is None for row in rows] == [True, False]
+    assert all(row[name] is not None for row in rows for name in COLUMNS[1:])
+
+
+def test_an_image_of_another_size_or_kind_is_shown_at_that_of_the_truth():
+    for mode in ("L", "RGBA", "I;16"):
+        image = Image.new("RGB", (10, 70), (200, 200, 200))
+        image = Image.new("I;16", (10, 70), 200 * 257) if mode == "I;16" else image.convert(mode)
+        case = some_case()
+        case = Case("id", "", image, case.target, case.probs)
+        (cells,) = cells_of(draw_sheet([case], ""), [(CELL, 200)])
+        assert (cells["image"] == 200).all()
+
+
+def test_cases_are_taken_one_by_one():
+    taken = []
+
+    def cases():
+        for seed in range(4):
+            gc.collect()
+            assert not any(reference() is not None for reference in taken)
+            case = some_case(seed=seed)
+            taken.extend(weakref.ref(each) for each in (case, case.target, case.probs, case.image))
+            yield case
+            del case
+
+    sheet = draw_sheet(cases(), "title")
+    rows = cells_of(sheet, [(CELL, 200)] * 4)
+    for seed, row in enumerate(rows):
+        np.testing.assert_array_equal(row["image"], np.asarray(some_case(seed=seed).image))
+    np.testing.assert_array_equal(np.asarray(draw_sheet([some_case(seed=seed) for seed in range(4)], "title")), sheet)
+
+
+def test_rows_of_different_sizes():
+    cases = [some_case(640, 320), some_case(100, 400), some_case(320, 320)]
+    rows = cells_of(draw_sheet(cases, "title"), [(CELL, 160), (80, CELL), (CELL, CELL)])
+    assert all(cell is not None for row in rows for cell in row.values())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3000), (3000, 2), (1, 20000), (20000, 1), (7, 5)])
+def test_extreme_pictures(shape):
+    target, probs = np.zeros(shape, bool), np.zeros(shape)
+    target[0, 0] = True
+    probs[-1, -1] = 1
+    height, width = (max(LEAST_SIDE, round(CELL * side / max(shape))) for side in shape)
+    sheet = draw_sheet([Case("id", "caption", Image.new("RGB", shape[::-1]), target, probs)], "title")
+    (cells,) = cells_of(sheet, [(width, height)])
+    errors = cells["errors"]
+    assert (errors[0, 0] == COLORS[MISSED if target.size > 1 else FOUND]).all()
+    assert (errors[-1, -1] == COLORS[FALSE if target.size > 1 else FOUND]).all()
+    assert sheet.height < 600
+
+
+def test_texts_of_all_kinds():
+    ids = ["名前 Ω naïve 👩‍👩‍👧 שלום", "bytes\udcff", "two\nlines\ttab", "\0", "", "x" * 5000]
+    cases = [Case(text, text, None, np.eye(40, dtype=bool), np.eye(40)) for text in ids]
+    for title in ids:
+        sheet = draw_sheet(cases, title)
+        assert len(cells_of(sheet, [(CELL, CELL)] * len(ids), COLUMNS[1:])) == len(ids)
+    # Texts end before the sheet does: the margin stays white.
+    margin = np.asarray(sheet)[:, -GAP + 2 :]
+    assert (margin == PAPER).all()
+
+
+def test_id_and_caption_stand_above_their_row():
+    blank, full = (np.asarray(draw_sheet([case], "t")) for case in (named("", ""), named("name", "IoU 0.5")))
+    changed = np.argwhere((blank != full).any(-1))
+    top = blank.shape[0] - GAP - CELL - LINE_HEIGHT
+    assert changed[:, 0].min() >= top
+    assert changed[:, 0].max() < top + LINE_HEIGHT
+    only_id = np.asarray(draw_sheet([named("name", "")], "t"))
+    assert np.argwhere((only_id != full).any(-1))[:, 1].min() > np.argwhere((only_id != blank).any(-1))[:, 1].max()
+
+
+def named(name, caption):
+    return Case(name, caption, None, np.eye(40, dtype=bool), np.eye(40))
+
+
+def test_shortened():
+    font = ImageFont.load_default(size=13)
+    text = "first-" + "x" * 300 + "-last"
+    for width in (50, 120, 121, 300):
+        short = shortened(text, lambda line, width=width: font.getlength(line) <= width)
+        start, end = short.split("…")
+        assert text.startswith(start) and text.endswith(end)
+        assert 0 <= len(start) - len(end) <= 1
+        assert font.getlength(short) <= width < font.getlength(f"{start}xx…{end}")
+    assert shortened("abcdef", lambda line: len(line) <= 6) == "abcdef"
+    assert shortened("abcdef", lambda line: len(line) <= 5) == "ab…ef"
+    assert shortened("abcdef", lambda line: len(line) <= 4) == "ab…f"
+    assert shortened("abcdef", lambda line: False) == "…"
+    assert shortened("a\n b\udcff", lambda line: True) == "a b?"
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"probs": np.zeros((2, 3))}, ValueError, "resize the prediction"),
+        ({"probs": np.full((2, 2), 1.5)}, ValueError, "expected \\[0, 1\\]"),
+        ({"probs": np.full((2, 2), np.nan)}, ValueError, "expected \\[0, 1\\]"),
+        ({"probs": np.zeros((2, 2), int)}, TypeError, "expected floating"),
+        ({"target": np.zeros((2, 2))}, TypeError, "expected bool"),
+    ],
+)
+def test_what_is_no_prediction_is_refused(changed, error, words):
+    case = {"target": np.zeros((2, 2), bool), "probs": np.zeros((2, 2)), **changed}
+    with pytest.raises(error, match=words):
+        draw_sheet([Case("id", "", None, **case)], "title")
+
+
+@pytest.mark.parametrize("cases", [[], iter(())])
+def test_no_case_is_refused(cases):
+    with pytest.raises(ValueError, match="^no picture to draw$"):
+        draw_sheet(cases, "title")
+
+
+# ---- curves ------------------------------------------------------------------------------------------------------
+
+
+def curves_of(seed=0):
+    rng = np.random.default_rng(seed)
+    names = segmentation.CURVES
+    return dict(zip(names, np.sort(rng.random((3, 256)), axis=1).tolist(), strict=True)) | {
+        "f1_curve": rng.random(256).tolist()
+    }
+
+
+def test_highest_point_is_at_its_threshold():
+    rng = np.random.default_rng(0)
+    target = rng.random((60, 60)) > 0.6
+    probs = (0.5 * target + 0.5 * rng.random(target.shape)) ** 2
+    threshold, value = highest_point(segmentation.score_image(probs, target)["f1_curve"])
+    by_hand = {}
+    for each in range(256):
+        predicted = np.floor(probs * 255) >= each
+        by_hand[each] = 2 * (predicted & target).sum() / (predicted.sum() + target.sum())
+    assert threshold == max(by_hand, key=by_hand.get)
+    assert value == pytest.approx(by_hand[threshold])
+    assert highest_point([0.0] * 255 + [1.0]) == (0, 1.0)
+    assert highest_point([1.0] + [0.0] * 255) == (255, 1.0)
+    assert highest_point([0.25] * 256) == (255, 0.25)
+
+
+def test_lines_hold_the_curves():
+    methods = {"RUN": curves_of(0), "SRS": curves_of(1)}
+    figure = _figure(methods, segmentation.CURVES, "SIRST")
+    left, right = figure.axes
+    assert (left.get_xlabel(), left.get_ylabel(), right.get_ylabel()) == ("recall", "precision", "F1")
+    (legend,) = figure.legends
+    for values, over_recall, over_threshold, text in zip(
+        methods.values(), left.lines, right.lines, legend.get_texts(), strict=True
+    ):
+        np.testing.assert_array_equal(over_recall.get_xdata(), values["recall_curve"])
+        np.testing.assert_array_equal(over_recall.get_ydata(), values["precision_curve"])
+        f = dict(over_threshold.get_xydata().tolist())
+        assert (f[255], f[254], f[0]) == (values["f1_curve"][0], values["f1_curve"][1], values["f1_curve"][255])
+        best = max(f, key=f.get)
+        (marked,) = over_threshold.get_markevery()
+        assert over_threshold.get_xdata()[marked] == best
+        assert over_recall.get_markevery() == [marked]
+        assert text.get_text().endswith(f": {f[best]:.3f} at {best:.0f}")
+    assert [text.get_text().split(":")[0] for text in legend.get_texts()] == ["RUN", "SRS"]
+
+
+def test_f_of_camouflage_is_drawn_and_not_e():
+    rng = np.random.default_rng(0)
+    curves = {name: rng.random(256).tolist() for name in cod.CURVES}
+    _, right = _figure({"RUN": curves}, cod.CURVES, "").axes
+    np.testing.assert_array_equal(right.lines[0].get_ydata(), curves["f_measure_curve"])
+    assert right.get_ylabel() == "F (β² = 0.3)"
+
+
+def test_lines_differ_in_colour_and_style():
+    figure = _figure({str(index): curves_of() for index in range(28)}, segmentation.CURVES, "")
+    for axes in figure.axes:
+        assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 28
+    neighbours = zip(figure.axes[0].lines[:-1], figure.axes[0].lines[1:], strict=True)
+    for one, other in neighbours:
+        assert one.get_color() != other.get_color()
+        assert one.get_linestyle() != other.get_linestyle()
+
+
+def test_picture_of_curves():
+    import matplotlib
+
+    settings = dict(matplotlib.rcParams)
+    picture = draw_curves({"RUN": curves_of()}, segmentation.CURVES, "SIRST")
+    assert picture.mode == "RGB"
+    assert picture.width == 2400
+    pixels = np.asarray(picture)
+    assert (pixels == (0x00, 0x72, 0xB2)).all(-1).sum() > 5000  # the line
+    assert (pixels[:5] == 255).all() and (pixels[:, :5] == 255).all() and (pixels[:, -5:] == 255).all()
+    assert dict(matplotlib.rcParams) == settings
+
+
+@pytest.mark.parametrize("name", ["_hidden", "$a$", "$\\frac$", "a\nb", "x" * 500, "W" * 30, "bytes\udcff"])
+def test_names_of_all_kinds(name):
+    methods = {name: curves_of(), "other": curves_of(1), "third" + name: curves_of(2)}
+    picture = draw_curves(methods, segmentation.CURVES, name)
+    (legend,) = _figure(methods, segmentation.CURVES, name).legends
+    first = legend.get_texts()[0].get_text().split(": ")[0]
+    assert first == shortened(name, lambda text: len(text) <= 40)
+    pixels = np.asarray(picture)
+    assert (pixels[:, :5] == 255).all() and (pixels[:, -5:] == 255).all()
+
+
+def test_no_curve_is_refused():
+    with pytest.raises(ValueError, match="^no curve to draw$"):
+        draw_curves({}, segmentation.CURVES, "")
+
+
+def test_without_matplotlib(monkeypatch):
+    check_plots()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for call in (check_plots, lambda: draw_curves({"RUN": curves_of()}, segmentation.CURVES, "")):
+        with pytest.raises(UserError, match="pip install 'unconceal\\[plots\\]'") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    draw_sheet([some_case()], "title")  # which needs none
