@@ -1,4 +1,7 @@
-"""Print what a network costs, as Markdown: size, speed, memory, and its own operator against a plain reference."""
+"""Print what a network costs, as Markdown: size, speed, memory, and its own operator against a plain reference.
+
+`benchmark.py evaluation` prints what scoring costs: time by the number of workers, and where it goes.
+"""
 
 import argparse
 import json
@@ -8,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from unconceal.benchmark import (
@@ -25,10 +29,14 @@ from unconceal.benchmark import (
     srs_sizes,
     srs_sizes_table,
 )
+from unconceal.cli import count
 from unconceal.errors import UserError, run_main
 from unconceal.files import make_folder, replacing
 from unconceal.inference import choose_device
+from unconceal.metrics import PROTOCOLS, PredictionFolder, format_table
+from unconceal.metrics.cost import distance_from_pysodmetrics, make_masks, profile, time_workers
 from unconceal.metrics.report import git_commit
+from unconceal.tables import markdown_table
 
 
 def srs(parts: list[str], batch_sizes: list[int], shared: dict[str, Any]) -> dict[str, Any]:
@@ -161,6 +169,77 @@ NETWORKS = {
 }
 
 
+def evaluation(argv: list[str]):
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py evaluation",
+        description="Score mask files by the protocol `dis` with different numbers of workers, and compare with pysodmetrics.",
+    )
+    parser.add_argument("--predictions", metavar="DIR", help="folder of mask files (generated ones)")
+    parser.add_argument("--truth", metavar="DIR", help="folder of true masks")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="(1 2)")
+    parser.add_argument("--images", type=count, default=8, metavar="N", help="pairs to generate (8)")
+    parser.add_argument("--image-size", type=count, nargs=2, default=[1536, 2048], metavar="N", help="(1536 2048)")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
+    args = parser.parse_args(argv)
+    if bool(args.predictions) != bool(args.truth):
+        raise UserError("give both --predictions and --truth, or neither to generate them")
+    check_json(args.json)
+    protocol = PROTOCOLS["dis"]
+    report = about(["evaluation", *argv])
+    with TemporaryDirectory() as generated:
+        if not args.predictions:
+            make_masks(Path(generated), args.images, tuple(args.image_size))
+        folder = PredictionFolder(args.predictions or Path(generated) / "pred", args.truth or Path(generated) / "gt")
+        print(f"\n## {len(folder.entries)} pictures by the protocol dis, HCE included\n")
+        report["results"], report["workers"] = time_workers(folder, protocol, args.workers)
+        print(format_table(protocol, report["results"]), "\n")
+        first = report["workers"][0]["seconds"]
+        rows = (
+            (
+                str(each["metric_workers"]),
+                f"{each['seconds']:.1f} s",
+                f"{first / each['seconds']:.2f}",
+                f"{each['peak_gib']:.2f} GiB",
+            )
+            for each in report["workers"]
+        )
+        print(markdown_table(["workers", "time", "speed against the first", "peak memory of a worker"], rows))
+        report["profile"] = profile(folder, protocol)
+        print("\n## Where the time goes, in one process\n")
+        rows = ((each["function"], str(each["calls"]), f"{each['share']:.0%}") for each in report["profile"])
+        print(markdown_table(["function", "calls", "share of the time"], rows))
+        report["distance"] = distance_from_pysodmetrics(folder, protocol)
+        print("\n## Distance from pysodmetrics called directly\n")
+        print(markdown_table(report["distance"], [(f"{value:.1e}" for value in report["distance"].values())]))
+    write_json(args.json, report)
+
+
+def about(argv: list[str]) -> dict[str, Any]:
+    """What to know of a run; printed too."""
+    report = {
+        "command": shlex.join(["python", "scripts/benchmark.py", *argv]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        **machine(),
+    }
+    print("\n".join(f"- {name}: {value}" for name, value in report.items()))
+    return report
+
+
+def check_json(path: str | None):
+    """Refuse a file that cannot be written, before the work whose result it shall hold."""
+    if path:
+        make_folder(Path(path).parent)
+        if Path(path).is_dir():
+            raise UserError(f"--json got the folder {path}; give a file")
+
+
+def write_json(path: str | None, report: dict[str, Any]):
+    if path:
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
 def make_parser() -> argparse.ArgumentParser:
     def defaults(name: str) -> str:
         values = ((network, getattr(NETWORKS[network], name)) for network in NETWORKS)
@@ -184,6 +263,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["evaluation"]:
+        evaluation(argv[1:])
+        return
     args = make_parser().parse_args(argv)
     network = NETWORKS[args.network]
     parts = list(network.parts) if args.only is None else args.only.split(",")
@@ -198,23 +281,13 @@ def main(argv: list[str] | None = None):
             f"got {image_size}, {steps} and {' '.join(map(str, batch_sizes))}"
         )
     choose_device(args.device)
-    if args.json:  # before the work whose result it shall hold
-        make_folder(Path(args.json).parent)
-        if Path(args.json).is_dir():
-            raise UserError(f"--json got the folder {args.json}; give a file")
+    check_json(args.json)
     shared = {"image_size": image_size, "device": args.device, "dtype": args.dtype, "steps": steps}
-    report = {
-        "command": shlex.join(["python", "scripts/benchmark.py", *(sys.argv[1:] if argv is None else argv)]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
-        **machine(),
-        **shared,
-    }
-    print("\n".join(f"- {name}: {value}" for name, value in report.items()))
+    report = about(argv)
+    report |= shared
+    print("\n".join(f"- {name}: {value}" for name, value in shared.items()))
     report |= network.function(parts, batch_sizes, shared)
-    if args.json:
-        with replacing(args.json) as path:
-            Path(path).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(args.json, report)
 
 
 if __name__ == "__main__":

@@ -259,3 +259,23 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path, monk
 def test_bad_arguments(arguments, message):
     with pytest.raises(UserError, match=message):
         benchmark_script.main(arguments)
+
+
+def test_evaluation_is_measured(tmp_path, capsys):
+    file = tmp_path / "numbers" / "evaluation.json"
+    command = ["evaluation", "--images", "3", "--image-size", "96", "128", "--workers", "0", "1", "--json", str(file)]
+    benchmark_script.main(command)
+    report = json.loads(file.read_text())
+    assert [each["metric_workers"] for each in report["workers"]] == [0, 1]
+    assert all(each["seconds"] > 0 for each in report["workers"])
+    assert report["results"]["num_images"] == 3
+    assert 0 < report["results"]["f_measure_max"] < 1 and report["results"]["hce"] > 0
+    assert max(report["distance"].values()) < 1e-6
+    assert set(report["distance"]) == set(report["results"]) - {"num_images"}
+    assert 0 < sum(each["share"] for each in report["profile"]) <= 1
+    assert "| workers | time |" in capsys.readouterr().out
+
+
+def test_evaluation_needs_both_folders():
+    with pytest.raises(UserError, match="give both --predictions and --truth"):
+        benchmark_script.main(["evaluation", "--predictions", "somewhere"])

@@ -19,7 +19,7 @@ from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
 from unconceal.errors import UserError
 from unconceal.inference import Segmenter
 from unconceal.metrics import PROTOCOLS, evaluate_model
-from unconceal.metrics.segmentation import score_image, summarize
+from unconceal.metrics.protocol_segmentation import score_image, summarize
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 
 

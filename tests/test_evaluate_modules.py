@@ -154,7 +154,7 @@ def test_folders_that_cannot_be_a_space_are_refused(tmp_path):
     (tmp_path / "there").mkdir()
     for name, out, message in (
         ("dis", "there", "exists already"),
-        ("dis", "cod", "would replace the file cod.py"),
+        ("dis", "protocol_cod", "would replace the file protocol_cod.py"),
         ("dis", "a name", "must do as a Space's name"),
         ("absent", "new", "expected one of segmentation, cod"),
     ):
@@ -167,7 +167,9 @@ def test_folders_that_cannot_be_a_space_are_refused(tmp_path):
 def test_a_script_names_all_that_travels(name):
     """`evaluate` copies what the script itself names, and no more."""
     named = siblings_of(METRICS / f"unconceal_{name}.py")
-    assert name in named
+    assert f"protocol_{name}" in named
+    # As a Space's own files they stand before the standard library's, which has a `dis`.
+    assert not named & sys.stdlib_module_names
     for sibling in named:
         text = (METRICS / f"{sibling}.py").read_text(encoding="utf-8")
         assert not re.search(r"^ *from (\.\.|\. |unconceal)|^ +from \.", text, re.MULTILINE)

@@ -11,7 +11,8 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 from unconceal.drawing import FRAME, GAP, LINE_HEIGHT, PAPER, shortened
 from unconceal.errors import UserError
-from unconceal.metrics import cod, segmentation
+from unconceal.metrics import protocol_cod as cod
+from unconceal.metrics import protocol_segmentation as segmentation
 from unconceal.metrics.sheets import (
     CELL,
     COLORS,

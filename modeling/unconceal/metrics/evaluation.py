@@ -19,7 +19,7 @@ from ..data.loading import readable
 from ..errors import UserError
 from ..models.image_processing_unconceal import to_mask, to_rgb
 from ..refine import choose_zooms, refine_mask
-from . import segmentation
+from . import protocol_segmentation
 from .base import Protocol
 from .workers import map_unordered
 
@@ -33,7 +33,7 @@ def evaluate_model(
     batch_size: int = 8,
     num_workers: int = 0,
     metric_workers: int = 0,
-    protocol: Protocol = segmentation.PROTOCOL,
+    protocol: Protocol = protocol_segmentation.PROTOCOL,
     refine: str = "never",
     progress: bool = True,
     **options: Any,

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from .base import Protocol
-from .cod import prepare
+from .protocol_cod import prepare
 from .report import mean_curves
 from .sheets import Case, draw_curves, draw_sheet
 

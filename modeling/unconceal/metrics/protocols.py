@@ -1,9 +1,10 @@
 """The protocols by name, as recipes, scripts and reports call them."""
 
-from . import cod, dis, infrared, lesion, segmentation
+from . import protocol_cod, protocol_dis, protocol_infrared, protocol_lesion, protocol_segmentation
 from .base import Protocol
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    module.PROTOCOL.name: module.PROTOCOL for module in (segmentation, cod, dis, infrared, lesion)
+    module.PROTOCOL.name: module.PROTOCOL
+    for module in (protocol_segmentation, protocol_cod, protocol_dis, protocol_infrared, protocol_lesion)
 }

@@ -1,8 +1,8 @@
-"""The protocol `cod` for `evaluate.load`; cod.py states it."""
+"""The protocol `cod` for `evaluate.load`; protocol_cod.py states it."""
 
 from .base import Protocol
-from .cod import PROTOCOL
 from .module import ProtocolMetric
+from .protocol_cod import PROTOCOL
 
 
 class UnconcealCod(ProtocolMetric):

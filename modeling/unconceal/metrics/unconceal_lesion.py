@@ -1,11 +1,11 @@
-"""The protocol `lesion` for `evaluate.load`; lesion.py states it."""
+"""The protocol `lesion` for `evaluate.load`; protocol_lesion.py states it."""
 
 # `evaluate` copies the files that this one names, so what those need is named too. It reads a comment on such a line as an
 # address.
 from .base import Protocol
-from .lesion import PROTOCOL
 from .module import ProtocolMetric
-from .segmentation import score_image
+from .protocol_lesion import PROTOCOL
+from .protocol_segmentation import score_image
 
 
 class UnconcealLesion(ProtocolMetric):

@@ -1,8 +1,8 @@
-"""The protocol `segmentation` for `evaluate.load`; segmentation.py states it."""
+"""The protocol `segmentation` for `evaluate.load`; protocol_segmentation.py states it."""
 
 from .base import Protocol
 from .module import ProtocolMetric
-from .segmentation import PROTOCOL
+from .protocol_segmentation import PROTOCOL
 
 
 class UnconcealSegmentation(ProtocolMetric):

@@ -105,5 +105,9 @@ def _rows(whole: Dataset, dealt: list[Pair], positions: dict[str, int]) -> Itera
 
 
 def _call(command: Sequence[str], what: str):
-    if subprocess.run(command).returncode:
+    try:
+        failed = subprocess.run(command).returncode != 0
+    except OSError as error:
+        raise UserError(f"cannot run {command[0]} ({error.strerror}); give another --launcher") from None
+    if failed:
         raise UserError(f"{what} failed; mend what it says above and run the same command again")

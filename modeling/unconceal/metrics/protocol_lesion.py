@@ -27,8 +27,8 @@ import numpy as np
 from py_sod_metrics import OverallAccuracyHandler
 
 from .base import Column, Protocol, check_rows, mean_scores
-from .segmentation import COUNTS, CURVES, total_scores
-from .segmentation import score_image as score_pixels
+from .protocol_segmentation import COUNTS, CURVES, total_scores
+from .protocol_segmentation import score_image as score_pixels
 
 
 SCORES = ("iou", "f1", "sensitivity", "precision", "accuracy")
@@ -53,7 +53,7 @@ def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -
 
     Returns:
         `tp`, `fp`, `fn`, `tn` (pixels), `iou`, `f1`, `sensitivity`, `precision`, `accuracy` (in [0, 1]), and the curves
-        of `segmentation.score_image`.
+        of `protocol_segmentation.score_image`.
 
     Raises:
         ValueError: If the sizes differ, or if a floating `probs` leaves [0, 1] or is not a number somewhere.

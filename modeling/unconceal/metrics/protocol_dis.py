@@ -30,8 +30,8 @@ code are near to these, not equal. DIS5K's overall figure is the mean of the fig
 scored as one set give the same but for max F, whose threshold is then one for all.
 
 All scores are pysodmetrics' own, with the completion that `cod` names. HCE is computed on the part of the picture that
-holds the object and the prediction, with a margin wider than its relaxation: the same number, in less time. IS-Net's code takes a pixel as predicted from level
-129 of 8 bits, pysodmetrics from 128.
+holds the object and the prediction, with a margin wider than its relaxation: the same number, in less time. IS-Net's
+code takes a pixel as predicted from level 129 of 8 bits, pysodmetrics from 128.
 """
 
 from collections.abc import Iterable, Mapping
@@ -41,7 +41,7 @@ import numpy as np
 from py_sod_metrics import HumanCorrectionEffortMeasure
 
 from .base import Column, Protocol, check_image, check_rows, highest_points, mean_scores
-from .cod import CURVES, prepare, score_prepared
+from .protocol_cod import CURVES, prepare, score_prepared
 
 
 MEANS = ("weighted_f_measure", "mae", "s_measure", "e_measure_mean")
@@ -70,7 +70,7 @@ def score_image(probs: np.ndarray, target: np.ndarray, min_max: bool = True, hce
         hce: Count the human correction effort, which takes longer than all the rest.
 
     Returns:
-        The keys of the table above, `hce` only if asked for, and the curves of `cod.score_image`.
+        The keys of the table above, `hce` only if asked for, and the curves of `protocol_cod.score_image`.
 
     Raises:
         ValueError: If the sizes differ, or if a floating `probs` leaves [0, 1] or is not a number somewhere.

@@ -37,9 +37,9 @@ import numpy as np
 from skimage.measure import label, regionprops
 
 from .base import Column, Protocol, check_rows, to_unit
-from .segmentation import CURVES
-from .segmentation import score_image as score_pixels
-from .segmentation import summarize as summarize_pixels
+from .protocol_segmentation import CURVES
+from .protocol_segmentation import score_image as score_pixels
+from .protocol_segmentation import summarize as summarize_pixels
 
 
 COLUMNS = {
@@ -65,7 +65,7 @@ def score_image(
         by_area: Find false blobs by their area, with the flaw of the field's common code.
 
     Returns:
-        What `segmentation.score_image` returns, `num_targets`, `num_detected`, `num_false_blobs` and `false_pixels`.
+        What `protocol_segmentation.score_image` returns, `num_targets`, `num_detected`, `num_false_blobs` and `false_pixels`.
 
     Raises:
         ValueError: If the sizes differ, or if a floating `probs` leaves [0, 1] or is not a number somewhere.
