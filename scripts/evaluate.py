@@ -1,7 +1,7 @@
 """Score a segmentation model on one split of a data set, or mask files of any method against true masks.
 
 Runs as it is; on several accelerators by `accelerate launch`, in several CPU processes by `torchrun --nproc-per-node N`.
-Further commands: `evaluate.py table`, `evaluate.py divisions`, `evaluate.py module`; each has its own --help.
+Further commands: `evaluate.py table`, `curves`, `divisions` and `module`; each has its own --help.
 """
 
 import argparse
@@ -30,9 +30,10 @@ from unconceal.metrics import (
     write_report,
 )
 from unconceal.metrics.evaluation import checked_options
-from unconceal.metrics.gallery import draw_gallery
+from unconceal.metrics.gallery import compare_curves, draw_gallery
 from unconceal.metrics.predictions import counts, read_truth
 from unconceal.metrics.report import PER_IMAGE
+from unconceal.metrics.sheets import check_plots
 from unconceal.metrics.tables import load_papers, make_tables, read_result, to_latex, to_markdown
 from unconceal.metrics.workers import default_workers
 from unconceal.models.image_processing_unconceal import to_mask, to_rgb
@@ -47,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     scored = parser.add_argument_group("what is scored")
     one = scored.add_mutually_exclusive_group(required=True)
     one.add_argument("--model", metavar="PATH_OR_ID", help="folder of the model, or its Hub id")
+    scored.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
     one.add_argument("--predictions", metavar="DIR", help="folder of mask files, named as the true masks or pictures")
     scored.add_argument("--data", metavar="PATH_OR_ID", help="folder of the data set, or its Hub id")
     scored.add_argument("--split", help="split to score, such as val or test")
@@ -152,6 +154,8 @@ def check(args: argparse.Namespace):
             raise UserError(f"--{name.replace('_', '-')} is for --predictions; a model is scored on --data")
     if args.pictures and not args.out:
         raise UserError("--pictures needs --out, the folder to draw them into")
+    if args.pictures:
+        check_plots()
 
 
 def evaluate(argv: list[str]):
@@ -203,7 +207,7 @@ def evaluate(argv: list[str]):
 def evaluate_network(args, accelerator, dataset, protocol, workers, options):
     if args.limit:
         dataset = dataset.select(range(min(args.limit, len(dataset))))
-    segmenter = load(args.model, device=accelerator.device)
+    segmenter = load(args.model, device=accelerator.device, revision=args.revision)
     rows = evaluate_model(
         segmenter.model,
         segmenter.processor,
@@ -222,7 +226,12 @@ def evaluate_network(args, accelerator, dataset, protocol, workers, options):
         (probs,) = segmenter.segment([image], refine=args.refine)
         return to_rgb(image), read_truth(np.asarray(to_mask(mask)))[0], probs
 
-    kept = {"model": args.model, "batch_size": args.batch_size, "device": accelerator.device.type}
+    kept = {
+        "model": args.model,
+        "revision": args.revision,
+        "batch_size": args.batch_size,
+        "device": accelerator.device.type,
+    }
     return rows, look, {"shown": {"refine": args.refine}, "kept": kept}
 
 
@@ -250,8 +259,8 @@ def table(argv: list[str]):
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
     parser.add_argument("--overwrite", action="store_true", help="replace --out")
     args = parser.parse_args(argv)
-    if args.out and args.out.exists() and not args.overwrite:
-        raise UserError(f"{args.out} exists; choose another --out, or pass --overwrite to replace it")
+    if args.out:
+        check_free(args.out, args.overwrite)
     tables = make_tables([read_result(path) for path in args.results], with_papers=not args.no_papers)
     text = {"markdown": to_markdown, "latex": to_latex}[args.format](tables)
     if args.out is None:
@@ -260,6 +269,29 @@ def table(argv: list[str]):
     with replacing(args.out) as path:
         path.write_text(text + "\n", encoding="utf-8")
     print(f"wrote {args.out}")
+
+
+def curves(argv: list[str]):
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py curves",
+        description="Draw precision over recall, and F over the threshold, of several results.",
+    )
+    parser.add_argument("results", nargs="+", metavar="RESULT", help="folder that an evaluation wrote")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.png", help="the picture")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out")
+    args = parser.parse_args(argv)
+    if args.out.suffix.lower() != ".png":
+        raise UserError(f"got --out {args.out}, expected a file name that ends in .png")
+    check_free(args.out, args.overwrite)
+    picture = compare_curves([read_result(path) for path in args.results])
+    with replacing(args.out) as path:
+        picture.save(path)
+    print(f"wrote {args.out}")
+
+
+def check_free(out: Path, overwrite: bool):
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists; choose another --out, or pass --overwrite to replace it")
 
 
 def divisions(argv: list[str]):
@@ -312,7 +344,7 @@ def module(argv: list[str]):
     print(f"wrote {args.out}: {', '.join(write_metric_space(args.protocol, args.out))}")
 
 
-COMMANDS = {"table": table, "divisions": divisions, "module": module}
+COMMANDS = {"table": table, "curves": curves, "divisions": divisions, "module": module}
 
 
 def main(argv: list[str] | None = None):

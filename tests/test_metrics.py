@@ -130,7 +130,7 @@ def test_a_protocol_is_whole(protocol):
     assert {type(value) for value in summary.values()} == {int, float}
     assert protocol.best_metrics.keys() < quick.keys()  # training has no more to choose from
     assert set(protocol.columns) == set(summary) - {"num_images"}
-    assert isinstance(row[protocol.ranked_by], float)
+    assert isinstance(row[protocol.ranked_by[0]], float)
     for numbers in (quick, summary):
         titles, _, values = (
             [cell.strip() for cell in line.split("|")] for line in format_table(protocol, numbers).splitlines()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import datasets
@@ -12,8 +13,9 @@ from PIL import Image
 from test_evaluate import FEATURES, equal, evaluate_script
 
 from unconceal.errors import UserError
-from unconceal.metrics import PROTOCOLS, PredictionFolder, workers
+from unconceal.metrics import PROTOCOLS, PredictionFolder, gallery, workers
 from unconceal.metrics.predictions import read_prediction
+from unconceal.metrics.report import mean_curves
 
 
 RNG = np.random.default_rng(0)
@@ -275,6 +277,95 @@ def test_script_draws_pictures(folders, tmp_path):
     pictures = {path.name: Image.open(path).size for path in out.glob("*.png")}
     assert set(pictures) == {"samples.png", "worst.png", "best.png", "curves.png"}
     assert all(min(size) > 200 for size in pictures.values())
+
+
+def score(folders, out: Path, *options: str):
+    evaluate_script.main(
+        ["--predictions", str(folders / "pred"), "--truth", str(folders / "gt"), "--out", str(out), *options]
+    )
+
+
+def test_pictures_show_the_worst_first(folders, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    shown = {}
+
+    def draw_sheet(cases, title):
+        shown[title] = list(cases)
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(gallery, "draw_sheet", draw_sheet)
+    Image.fromarray(255 - soft("b")).save(folders / "pred" / "b.png")
+    faint = (60 + soft("c") // 4).astype(np.uint8)
+    Image.fromarray(faint).save(folders / "pred" / "c.png")
+    score(folders, tmp_path / "out", "--protocol", "cod", "--pictures", "2", "--name", "x")
+    measured = {
+        name: PROTOCOLS["cod"].score_image(levels, truth_of(name))["s_measure"]
+        for name, levels in (("a", soft("a")), ("b", 255 - soft("b")), ("c", faint))
+    }
+    assert {title: [case.id for case in cases] for title, cases in shown.items()} == {
+        "x: samples": ["a", "c"],
+        "x: the lowest S": sorted(measured, key=measured.get)[:2],
+        "x: the highest S": sorted(measured, key=measured.get)[:0:-1],
+    }
+    (stretched,) = (case for case in shown["x: samples"] if case.id == "c")
+    assert (stretched.probs.min(), stretched.probs.max()) == (0, 1)  # as it was scored
+    assert stretched.caption == f"S {measured['c']:.3f}"
+
+
+def test_curves_of_several_results(folders, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = {}
+    monkeypatch.setattr(
+        gallery, "draw_curves", lambda curves, titles, title: drawn.update(curves) or Image.new("RGB", (1, 1))
+    )
+    score(folders, tmp_path / "one", "--name", "one")
+    score(folders, tmp_path / "two", "--name", "two", "--protocol", "infrared")
+    picture = tmp_path / "curves.png"
+    evaluate_script.main(["curves", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(picture)])
+    assert picture.exists()
+    protocol = PROTOCOLS["segmentation"]
+    rows = PredictionFolder(folders / "pred", folders / "gt").evaluate(protocol, progress=False)
+    assert drawn == dict.fromkeys(("one", "two"), mean_curves(protocol, rows))
+
+    score(folders, tmp_path / "three", "--name", "three", "--protocol", "cod")
+    score(folders, tmp_path / "four", "--name", "one")
+    score(folders, tmp_path / "five", "--name", "five")
+    (tmp_path / "five" / "curves.csv").write_text("threshold,f1_curve\n255,x\n")
+    for other, out, message in (
+        ("one", picture, "exists; choose another --out"),
+        ("one", tmp_path / "c.jpg", "ends in .png"),
+        (
+            "three",
+            tmp_path / "c.png",
+            "three/results.json was scored by cod, whose curves are not those of segmentation",
+        ),
+        ("four", tmp_path / "c.png", "two results are named 'one'"),
+        ("five", tmp_path / "c.png", "cannot read the curves in .*five/curves.csv"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_script.main(["curves", str(tmp_path / "one"), str(tmp_path / other), "--out", str(out)])
+    assert not (tmp_path / "c.png").exists()
+
+
+def test_table_of_results(folders, tmp_path, capsys):
+    score(folders, tmp_path / "out", "--protocol", "cod", "--name", "mine", "--benchmark", "CAMO")
+    capsys.readouterr()
+    evaluate_script.main(["table", str(tmp_path / "out")])
+    table = capsys.readouterr().out
+    assert "| mine (3 of 250 images) |" in table and "| RUN (ResNet-50) |" in table
+    evaluate_script.main(["table", str(tmp_path / "out"), "--no-papers"])
+    assert "ResNet-50" not in capsys.readouterr().out
+    file = tmp_path / "table.tex"
+    evaluate_script.main(["table", str(tmp_path / "out"), "--format", "latex", "--out", str(file)])
+    assert file.read_text().startswith("\\begin{table}")
+    with pytest.raises(UserError, match="--overwrite"):
+        evaluate_script.main(["table", str(tmp_path / "out"), "--out", str(file)])
+
+
+def test_without_matplotlib_nothing_is_scored_first(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"pip install 'unconceal\[plots\]'"):
+        evaluate_script.main(["--predictions", "p", "--truth", "t", "--out", "o", "--pictures", "2"])
 
 
 @pytest.mark.parametrize(

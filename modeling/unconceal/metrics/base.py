@@ -48,7 +48,7 @@ class Protocol:
             numbers of one picture.
         summarize: Turns such rows, in any order, into the numbers of a data set.
         columns: The numbers of a data set that tables show, in their order; those that depend on an option may be absent.
-        ranked_by: Key of `score_image` by which a picture is called one of the best or worst.
+        ranked_by: Key of `score_image` by which a picture is called one of the best or worst, and its title.
         curves: Keys of a row that hold arrays over the thresholds 255 to 0, and what they are: `summarize` may need them,
             a table of pictures leaves them out.
         report_options: Options that a report sets, unless told otherwise, to other values than their defaults, which are
@@ -59,7 +59,7 @@ class Protocol:
     score_image: Callable[..., dict[str, Any]]
     summarize: Callable[[Iterable[Mapping[str, Any]]], dict[str, float]]
     columns: Mapping[str, Column]
-    ranked_by: str
+    ranked_by: tuple[str, str]
     curves: Mapping[str, str] = field(default_factory=dict)
     report_options: Mapping[str, Any] = field(default_factory=dict)
 

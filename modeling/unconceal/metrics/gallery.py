@@ -1,15 +1,18 @@
-"""Pictures of an evaluation: samples, the best and the worst cases, and curves."""
+"""Pictures of an evaluation: samples, the best and the worst cases, and curves; the curves of several beside each other."""
 
+import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ..errors import UserError
 from .base import Protocol
 from .protocol_cod import prepare
-from .report import mean_curves
+from .report import CURVES, mean_curves
 from .sheets import Case, draw_curves, draw_sheet
+from .tables import Result
 
 
 Look = Callable[[int], tuple[Image.Image | None, np.ndarray, np.ndarray]]
@@ -36,13 +39,13 @@ def draw_gallery(
     Raises:
         UserError: If matplotlib is not installed.
     """
-    ranked = sorted(range(len(rows)), key=lambda index: rows[index][protocol.ranked_by])
+    key, title = protocol.ranked_by
+    ranked = sorted(range(len(rows)), key=lambda index: rows[index][key])
     evenly = dict.fromkeys(np.linspace(0, len(rows) - 1, num_cases).round().astype(int).tolist())
-    by = protocol.ranked_by.replace("_", " ")
     sheets = {
         "samples.png": (f"{name}: samples", list(evenly)),
-        "worst.png": (f"{name}: the lowest {by}", ranked[:num_cases]),
-        "best.png": (f"{name}: the highest {by}", ranked[::-1][:num_cases]),
+        "worst.png": (f"{name}: the lowest {title}", ranked[:num_cases]),
+        "best.png": (f"{name}: the highest {title}", ranked[::-1][:num_cases]),
     }
 
     def cases(indices: list[int]) -> Iterator[Case]:
@@ -50,12 +53,37 @@ def draw_gallery(
             image, target, probs = look(index)
             if options.get("min_max"):
                 probs = prepare(probs, min_max=True)  # what was scored
-            caption = f"{by} {rows[index][protocol.ranked_by]:.3f}"
+            caption = f"{title} {rows[index][key]:.3f}"
             yield Case(rows[index]["id"], caption, image, target, probs, options.get("threshold", 0.5))
 
-    curves = draw_curves(
-        {name: mean_curves(protocol, rows)}, protocol.curves, f"{name}: mean over {len(rows)} pictures"
-    )
+    curves = draw_curves({name: mean_curves(protocol, rows)}, protocol.curves, f"Mean over {len(rows)} pictures")
     return {"curves.png": curves} | {
-        file: draw_sheet(cases(indices), title) for file, (title, indices) in sheets.items()
+        file: draw_sheet(cases(where), heading) for file, (heading, where) in sheets.items()
     }
+
+
+def compare_curves(results: Sequence[Result]) -> Image.Image:
+    """Draw the curves of several evaluations into one picture.
+
+    Raises:
+        UserError: If they were scored by protocols with other curves, two have one name, or the curves of one are not
+            beside its results.json.
+    """
+    titles = results[0].protocol.curves
+    curves = {}
+    for result in results:
+        if result.protocol.curves != titles:
+            raise UserError(
+                f"{result.path} was scored by {result.protocol.name}, whose curves are not those of "
+                f"{results[0].protocol.name}, by which {results[0].path} was; compare them in two pictures"
+            )
+        if result.name in curves:
+            raise UserError(f"two results are named {result.name!r}; give them different --name")
+        file = result.path.with_name(CURVES)
+        try:
+            with file.open(newline="", encoding="utf-8") as lines:
+                points = list(csv.DictReader(lines))
+            curves[result.name] = {name: [float(point[name]) for point in points] for name in titles}
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise UserError(f"cannot read the curves in {file} ({error}); evaluate again with --out") from None
+    return draw_curves(curves, titles, "Mean over the pictures of each data set")

@@ -175,6 +175,6 @@ PROTOCOL = Protocol(
     score_image=score_image,
     summarize=summarize,
     columns=COLUMNS,
-    ranked_by="s_measure",
+    ranked_by=("s_measure", "S"),
     curves=CURVES,
 )

@@ -124,7 +124,7 @@ PROTOCOL = Protocol(
     score_image=score_image,
     summarize=summarize,
     columns=COLUMNS,
-    ranked_by="weighted_f_measure",
+    ranked_by=("weighted_f_measure", "weighted F"),
     curves=CURVES,
     report_options={"hce": True},
 )

@@ -83,6 +83,6 @@ PROTOCOL = Protocol(
     score_image=score_image,
     summarize=summarize,
     columns=COLUMNS,
-    ranked_by="iou",
+    ranked_by=("iou", "IoU"),
     curves=CURVES,
 )
