@@ -26,7 +26,7 @@ accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision n
   scripts/train.py configs/run/smoke.yaml --resume "data.path='$out/data'" "output_dir='$run'"
 
 echo "3/6 evaluate it"
-python scripts/evaluate.py --model "$run/segmentation/best" --data "$out/data" --split val --protocol cod --out "$out/results" --overwrite
+python scripts/evaluate.py --model "$run/segmentation/best" --data "$out/data" --split val --protocol cod --out "$out/results" --overwrite --pictures 4
 
 echo "4/6 open it as a user of transformers would"
 python - "$out" "$run" <<'PY'
@@ -50,4 +50,4 @@ unconceal segment "$out/pictures" --model "$run/segmentation/best" --out "$out/s
 echo "6/6 show how it comes to one of the masks"
 first="$(find "$out/pictures" -name '*.png' | sort | head -n 1)"
 unconceal explain "$first" --model "$run/segmentation/best" --out "$out/explained.png" --overwrite
-echo "done: pictures in $out/pictures, masks and overlays in $out/segmented, numbers in $out/results, one unfolding in $out/explained.png"
+echo "done: pictures in $out/pictures, masks and overlays in $out/segmented, numbers, curves, best and worst cases in $out/results, one unfolding in $out/explained.png"

@@ -50,6 +50,9 @@ def make_raw_folders(folder):
                 target = folder / path.format(index)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 content.save(target)
+            theirs = folder.parent / "predictions" / "theirs" / f"{index}.png"
+            theirs.parent.mkdir(parents=True, exist_ok=True)
+            mask.rotate(5).save(theirs)
 
 
 @pytest.mark.slow

@@ -155,6 +155,13 @@ def test_an_error_outweighs_what_is_found_and_more_errors_outweigh_fewer():
     assert list(kinds[0, :5]) == [MISSED, MISSED, FALSE, FALSE, FOUND]
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_errors_of_any_number_under_a_pixel_keep_their_kind(is_there):
+    target = np.full((CELL * 15, CELL * 15), is_there)  # 225 under each, more than 8 bits with a sign can count
+    kinds = kinds_of(errors_of(target, np.where(target, np.uint8(0), np.uint8(255))))
+    assert (kinds == (MISSED if is_there else FALSE)).all()
+
+
 def test_shrinking_covers_every_pixel_once():
     target = np.zeros((701, 1000), bool)
     target[np.arange(700), np.arange(700)] = True

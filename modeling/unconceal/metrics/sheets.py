@@ -319,7 +319,7 @@ def _figure(curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping
     figure.suptitle(shortened(title, lambda line: len(line) <= 90), fontsize=14, parse_math=False)
     legend = figure.legend(
         right.lines,
-        [""] * len(labels),
+        labels,
         loc="outside lower center",
         ncols=num_columns,
         title=f"highest {f_title} and its threshold: the dot",
@@ -328,7 +328,6 @@ def _figure(curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping
         frameon=False,
         handlelength=3.5,
     )
-    # Set here, a name may begin with an underscore or hold dollars, which labels take for signs to matplotlib.
-    for text, written in zip(legend.get_texts(), labels, strict=True):
-        text.set(text=written, parse_math=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may hold dollars
     return figure
