@@ -10,8 +10,9 @@ from transformers import AutoImageProcessor
 
 from unconceal import RunConfig, RunForImageSegmentation, SrsConfig, SrsForImageSegmentation, UnconcealImageProcessor
 from unconceal.cli import main
+from unconceal.drawing import FRAME, GAP, PAPER
 from unconceal.errors import UserError
-from unconceal.explain import CELL, FRAME, GAP, LABEL_WIDTH, PAPER, explain, unfold
+from unconceal.explain import CELL, LABEL_WIDTH, explain, unfold
 from unconceal.inference import Segmenter
 
 

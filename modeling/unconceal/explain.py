@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from .drawing import FRAME as FRAME
 from .drawing import GAP, INK, LINE_HEIGHT, PAPER, paste_framed, wrapped
 from .errors import UserError
 from .inference import Segmenter, overlay
