@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -176,7 +177,9 @@ def evaluation(argv: list[str]):
     )
     parser.add_argument("--predictions", metavar="DIR", help="folder of mask files (generated ones)")
     parser.add_argument("--truth", metavar="DIR", help="folder of true masks")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="(1 2)")
+    parser.add_argument(
+        "--workers", type=partial(count, least=0), nargs="+", default=[1, 2], metavar="N", help="(1 2)"
+    )
     parser.add_argument("--images", type=count, default=8, metavar="N", help="pairs to generate (8)")
     parser.add_argument("--image-size", type=count, nargs=2, default=[1536, 2048], metavar="N", help="(1536 2048)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")

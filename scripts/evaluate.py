@@ -6,6 +6,8 @@ Further commands: `evaluate.py table`, `curves`, `divisions` and `module`; each 
 
 import argparse
 import logging
+import math
+import os
 import shlex
 import sys
 from functools import partial
@@ -18,7 +20,7 @@ from accelerate import Accelerator
 from unconceal.cli import count, probability
 from unconceal.data.loading import load_splits
 from unconceal.errors import UserError, run_main
-from unconceal.files import replacing
+from unconceal.files import is_folder, replacing
 from unconceal.hub.metric_space import write_metric_space
 from unconceal.inference import load
 from unconceal.metrics import (
@@ -32,7 +34,7 @@ from unconceal.metrics import (
 from unconceal.metrics.evaluation import checked_options
 from unconceal.metrics.gallery import compare_curves, draw_gallery
 from unconceal.metrics.predictions import counts, read_truth
-from unconceal.metrics.report import PER_IMAGE
+from unconceal.metrics.report import PER_IMAGE, add_pictures, printable
 from unconceal.metrics.sheets import check_plots
 from unconceal.metrics.tables import load_papers, make_tables, read_result, to_latex, to_markdown
 from unconceal.metrics.workers import default_workers
@@ -41,6 +43,14 @@ from unconceal.pictures import MAX_PIXELS
 from unconceal.refine import REFINE
 from unconceal.training import load_recipe
 from unconceal.training.divisions import run_divisions
+
+
+def pixels(text: str) -> float:
+    """Parse a distance; argparse shows this function's name."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected more than 0")
+    return value
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -68,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="look at the edges of large pictures again, as `unconceal segment` does; papers do not (never)",
     )
     scored.add_argument(
-        "--max-pixels", type=count, default=MAX_PIXELS, metavar="N", help=f"refuse larger files ({MAX_PIXELS})"
+        "--max-pixels", type=count, metavar="N", help=f"with --predictions: refuse larger files ({MAX_PIXELS})"
     )
 
     report = parser.add_argument_group("report")
@@ -79,9 +89,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     report.add_argument(
         "--pictures",
-        type=count,
+        type=int,
+        choices=range(1, 51),
         metavar="N",
-        help="also draw curves, and sheets of N samples, the N best and the N worst pictures",
+        help="also draw curves, and sheets of N samples, the N best and the N worst pictures (N up to 50)",
     )
     report.add_argument("--name", help="what tables call it (the model, or the folder of predictions)")
     report.add_argument(
@@ -126,7 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--max-distance",
-        type=float,
+        type=pixels,
         metavar="PIXELS",
         help="infrared: a target and what was found are less than this apart (3)",
     )
@@ -143,17 +154,31 @@ OPTIONS = ("threshold", "min_max", "hce", "max_distance", "by_area")
 
 def check(args: argparse.Namespace):
     """Refuse what does not go together."""
+    for name, value in vars(args).items():
+        if isinstance(value, str) and not value.strip() and name != "truth_suffix":
+            raise UserError(f"--{name.replace('_', '-')} is empty; give a value, or leave it out")
     if args.model and not args.data or bool(args.data) != bool(args.split):
         raise UserError("give --data and --split: the data set, and which of its splits to score")
     if args.predictions and bool(args.truth) == bool(args.data):
         raise UserError("--predictions needs what to score against: --truth DIR, or --data and --split")
     if args.predictions and args.refine != "never":
         raise UserError("--refine is for --model: files are scored as they are")
-    for name in ("truth", "truth_suffix", "images", "only_matched"):
+    if args.predictions and args.revision:
+        raise UserError("--revision is for --model")
+    for name in ("truth", "truth_suffix", "images", "only_matched", "max_pixels"):
         if args.model and getattr(args, name):
             raise UserError(f"--{name.replace('_', '-')} is for --predictions; a model is scored on --data")
+    for name in ("truth_suffix", "images"):
+        if args.data and getattr(args, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} is for --truth; the data set has names and pictures of its own"
+            )
+    if args.images and not args.pictures:
+        raise UserError("--images is for --pictures N, the sheets to draw them on")
     if args.pictures and not args.out:
         raise UserError("--pictures needs --out, the folder to draw them into")
+    if args.out and args.predictions and os.path.realpath(args.out) == os.path.realpath(args.predictions):
+        raise UserError(f"got {args.out} as --predictions and as --out; choose another folder for the results")
     if args.pictures:
         check_plots()
 
@@ -179,7 +204,7 @@ def evaluate(argv: list[str]):
         rows, look, about = evaluate_files(args, dataset, protocol, workers, options)
     if not accelerator.is_main_process:
         return
-    name = args.name or args.model or args.predictions
+    name = printable(args.name or args.model or args.predictions)
     summary = protocol.summarize(rows)
     settings = ", ".join(f"{key} {value}" for key, value in {**options, **about["shown"]}.items())
     truth = f"{args.split} of {args.data}" if args.data else args.truth
@@ -199,8 +224,9 @@ def evaluate(argv: list[str]):
             "num_processes": accelerator.num_processes,
             "command": shlex.join(["python", "scripts/evaluate.py", *argv]),
         }
-        pictures = draw_gallery(name, protocol, options, rows, look, args.pictures) if args.pictures else {}
-        write_report(args.out, protocol, rows, summary, run, args.format, pictures)
+        write_report(args.out, protocol, rows, summary, run, args.format)
+        if args.pictures:  # after the numbers, which a picture that cannot be drawn shall not cost
+            add_pictures(args.out, draw_gallery(name, protocol, options, rows, look, args.pictures))
         print(f"\nwrote {args.out}")
 
 
@@ -237,8 +263,9 @@ def evaluate_network(args, accelerator, dataset, protocol, workers, options):
 
 def evaluate_files(args, dataset, protocol, workers, options):
     truth = args.truth if dataset is None else dataset
+    max_pixels = args.max_pixels or MAX_PIXELS
     folder = PredictionFolder(
-        args.predictions, truth, args.truth_suffix, args.images, args.only_matched, args.max_pixels, args.limit
+        args.predictions, truth, args.truth_suffix, args.images, args.only_matched, max_pixels, args.limit
     )
     rows = folder.evaluate(protocol, workers, **options)
     kept = {
@@ -290,7 +317,9 @@ def curves(argv: list[str]):
 
 
 def check_free(out: Path, overwrite: bool):
-    if out.exists() and not overwrite:
+    if is_folder(out):
+        raise UserError(f"--out got the folder {out}; give a file")
+    if os.path.lexists(out) and not overwrite:
         raise UserError(f"{out} exists; choose another --out, or pass --overwrite to replace it")
 
 
@@ -318,7 +347,11 @@ def divisions(argv: list[str]):
         help="what runs the scripts, such as 'accelerate launch --multi_gpu' (python)",
     )
     args = parser.parse_intermixed_args(argv)
-    scripts, launcher = Path(__file__).parent, shlex.split(args.launcher)
+    scripts = Path(__file__).parent
+    try:
+        launcher = shlex.split(args.launcher)
+    except ValueError as error:
+        raise UserError(f"cannot read --launcher {args.launcher!r}: {error}") from None
     folders = run_divisions(
         args.recipe,
         load_recipe(args.recipe, args.overrides),

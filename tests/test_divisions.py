@@ -91,7 +91,7 @@ def test_training_and_evaluation_on_each_division(data, tmp_path, capsys, monkey
         "processor.size={height: 32, width: 32}",
     ]
     out = tmp_path / "divisions"
-    command = ["divisions", str(recipe), *overrides, "--seeds", "0", "1", "--out", str(out), "--name", "tiny"]
+    command = ["divisions", str(recipe), *overrides, "--seeds", "0", "1", "0", "--out", str(out), "--name", "tiny"]
     evaluate_script.main(command)
     table = capsys.readouterr().out
     results = [json.loads((out / f"division-{seed}" / "results" / "results.json").read_text()) for seed in (0, 1)]
@@ -108,6 +108,11 @@ def test_training_and_evaluation_on_each_division(data, tmp_path, capsys, monkey
     table = table[table.index("###") :]
     evaluate_script.main([*command, "--launcher", "absent-program"])
     assert capsys.readouterr().out == table
+    for other in (["--checkpoint", "last"], ["--name", "another"], ["phases.segmentation.epochs=2"]):
+        with pytest.raises(
+            UserError, match="holds divisions of another (checkpoint|name|recipe); repeat that command"
+        ):
+            evaluate_script.main([*command, *other])
     (out / "division-1" / "results" / "results.json").unlink()
     with pytest.raises(UserError, match="the training of division 1 failed"):
         evaluate_script.main([*command, "--launcher", f"{sys.executable} -c raise\\ SystemExit(3)"])

@@ -100,6 +100,8 @@ def test_kinds_of_masks():
         ([Image.new("RGB", (4, 4))], [np.ones((4, 4), bool)], "prediction of mode RGB"),
         ([np.zeros((4, 4), np.float32)], [np.full((4, 4), 300, np.int32)], "values from 300 to 300"),
         ([np.zeros((4, 4), np.float32)], [Image.new("RGB", (4, 4))], "reference of mode RGB"),
+        ([np.zeros((4, 4), np.float32)], [np.full((4, 4), 0.2, np.float32)], "reference of mode F"),
+        ([np.zeros((4, 4), np.float32)], [np.full((4, 4), np.nan, np.float32)], "reference of mode F"),
     ],
 )
 def test_what_is_no_mask_is_refused(predictions, references, message):
@@ -151,16 +153,17 @@ def test_the_files_of_a_space(tmp_path):
 
 
 def test_folders_that_cannot_be_a_space_are_refused(tmp_path):
-    (tmp_path / "there").mkdir()
+    (tmp_path / "is-there").mkdir()
     for name, out, message in (
-        ("dis", "there", "exists already"),
-        ("dis", "protocol_cod", "would replace the file protocol_cod.py"),
-        ("dis", "a name", "must do as a Space's name"),
-        ("absent", "new", "expected one of segmentation, cod"),
+        ("dis", "is-there", "exists already"),
+        ("dis", "dis", "with a hyphen, such as unconceal-dis"),  # would hide the standard library's
+        ("dis", "app", "with a hyphen"),
+        ("dis", "a name-x", "with a hyphen"),
+        ("absent", "is-new", "expected one of segmentation, cod"),
     ):
         with pytest.raises(UserError, match=message):
             write_metric_space(name, tmp_path / out)
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert [path.name for path in tmp_path.iterdir()] == ["is-there"]
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

@@ -494,6 +494,38 @@ def test_targets_by_hand():
     assert infrared.summarize([row, near])["pd"] == 3 / 4
 
 
+def test_targets_by_another_threshold():
+    target = mask("#........#")
+    probs = np.array([[0.4, 0, 0, 0, 0.5, 0, 0, 0, 0, 0.7]])
+    for threshold, detected, false in ((0.3, 2, 1), (0.4, 1, 1), (0.5, 1, 0), (0.69, 1, 0), (0.7, 0, 0)):
+        row = infrared.score_image(probs, target, threshold=threshold)
+        assert (row["num_detected"], row["false_pixels"]) == (detected, false), threshold
+
+
+def test_false_alarms_are_of_all_pixels():
+    large, small = np.zeros((10, 20)), np.zeros((2, 5))
+    small[0, :3] = 1
+    rows = [infrared.score_image(probs, np.zeros(probs.shape, bool)) for probs in (large, small)]
+    assert infrared.summarize(rows)["fa"] == 3 / 210
+
+
+def test_by_area_overlooks_any_area_that_was_taken():
+    target = mask("###......", ".........", ".........")
+    probs = picture("###......", ".........", "......###")
+    counted, overlooked = (infrared.score_image(probs, target, by_area=by_area) for by_area in (False, True))
+    assert (counted["false_pixels"], overlooked["false_pixels"]) == (3, 0)
+    probs[2, 5] = 1
+    assert infrared.score_image(probs, target, by_area=True)["false_pixels"] == 4
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_what_ranks_pictures_grows_with_their_quality(protocol):
+    good, bad = (np.roll(BLOCK, shift, 1).astype(float) for shift in (1, 4))
+    key, title = protocol.ranked_by
+    assert protocol.score_image(good, BLOCK)[key] > protocol.score_image(bad, BLOCK)[key]
+    assert any(title == column.title.split(" of ")[0] for column in protocol.columns.values())
+
+
 def test_one_blob_is_one_target():
     target = mask("#..#", "....", "#...")
     assert infrared.score_image(picture("#..#", "....", "#..."), target)["num_detected"] == 3

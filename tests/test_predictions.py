@@ -1,8 +1,11 @@
 """Mask files of any method against true masks: names, values, sizes, workers."""
 
+import json
 import logging
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -165,13 +168,24 @@ def test_values_of_predictions(tmp_path):
     floats, converted, _ = read_prediction(save(levels.astype(np.float32) / 300, tmp_path / "F.tiff"))
     assert converted
     np.testing.assert_array_equal(floats, levels.astype(np.float32) / 300)
+    portable, converted, _ = read_prediction(save(np.full((3, 4), 200, np.uint16), tmp_path / "16.pgm"))
+    assert converted
+    np.testing.assert_allclose(portable, 200 / 65535, atol=1e-9)
     # 1 of 255 is nearly black, though no value of the file exceeds it.
     np.testing.assert_array_equal(read_prediction(save(levels // 255, tmp_path / "dark.png"))[0], levels // 255)
 
 
-@pytest.mark.parametrize("values", [np.full((4, 4), 1.5, np.float32), np.full((4, 4), np.nan, np.float32)])
-def test_floats_that_are_no_probabilities_are_refused(tmp_path, values):
-    with pytest.raises(UserError, match=r"x.tiff holds floats from .* expected \[0, 1\]"):
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.full((4, 4), 1.5, np.float32),
+        np.full((4, 4), np.nan, np.float32),
+        np.full((4, 4), 70000, np.int32),
+        np.full((4, 4), -1, np.int32),
+    ],
+)
+def test_values_that_are_no_probabilities_are_refused(tmp_path, values):
+    with pytest.raises(UserError, match=r"x.tiff holds values from .* expected \[0, 1\]"):
         read_prediction(save(values, tmp_path / "x.tiff"))
 
 
@@ -243,6 +257,31 @@ def test_what_goes_wrong_in_a_worker_is_told():
         list(workers.map_unordered(double, [1, "break", 2], 2))
     with pytest.raises(ZeroDivisionError):  # of the one who draws the jobs
         list(workers.map_unordered(double, (1 // job for job in (1, 0)), 2))
+
+
+KILLED = """
+import os, signal
+from unconceal.metrics.workers import map_unordered
+
+def pid(job):
+    return os.getpid()
+
+working = map_unordered(pid, range(1000), 2)
+print(next(working), next(working), next(working), next(working), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
+def test_workers_end_with_a_parent_that_is_killed():
+    output = subprocess.run([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True).stdout
+    pids = {int(pid) for pid in output.split()}
+    assert pids
+    until = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_default_workers():
@@ -345,6 +384,57 @@ def test_curves_of_several_results(folders, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=message):
             evaluate_script.main(["curves", str(tmp_path / "one"), str(tmp_path / other), "--out", str(out)])
     assert not (tmp_path / "c.png").exists()
+    whole = (tmp_path / "one" / "curves.csv").read_text()
+    for text in ("", whole.splitlines()[0] + "\n", whole[: len(whole) // 2], whole.replace("0.", "nan", 1)):
+        (tmp_path / "five" / "curves.csv").write_text(text)
+        with pytest.raises(UserError, match="cannot read the curves in .*five/curves.csv"):
+            evaluate_script.main(["curves", str(tmp_path / "five"), "--out", str(tmp_path / "c.png")])
+
+
+def test_pictures_that_cannot_be_drawn_cost_no_numbers(folders, tmp_path):
+    pytest.importorskip("matplotlib")
+    (folders / "images" / "b.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="b.jpg: not an image file"):
+        score(folders, tmp_path / "out", "--images", str(folders / "images"), "--pictures", "3")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["results"]["num_images"] == 3
+
+
+def test_a_report_that_fails_leaves_the_earlier_one(folders, tmp_path, monkeypatch):
+    score(folders, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr("unconceal.metrics.report.git_commit", lambda: object())  # JSON cannot hold that
+    with pytest.raises(TypeError):
+        score(folders, tmp_path / "out", "--overwrite", "--protocol", "cod")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_no_text_are_reported(folders, tmp_path):
+    for folder in ("pred", "gt"):
+        (folders / folder / "a.png").rename(folders / folder / os.fsdecode(b"caf\xe9.png"))
+    for form in ("csv", "parquet"):
+        score(folders, tmp_path / form, "--format", form, "--name", os.fsdecode(b"na\xefve"))
+        assert json.loads((tmp_path / form / "results.json").read_text())["name"] == "na?ve"
+    assert "caf?" in (tmp_path / "csv" / "per_image.csv").read_text()
+
+
+def test_folders_of_truth_are_test_sets_of_their_own(folders, tmp_path, capsys):
+    (folders / "other").mkdir()
+    for path in (folders / "gt").iterdir():
+        Image.open(path).rotate(90).resize(Image.open(path).size).save(folders / "other" / path.name)
+    score(folders, tmp_path / "one", "--name", "same")
+    score(folders, tmp_path / "two", "--name", "same", "--truth", str(folders / "other"))
+    capsys.readouterr()
+    evaluate_script.main(["table", str(tmp_path / "one"), str(tmp_path / "two")])
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("###")]
+    assert titles == [f"### {folders / name}, protocol segmentation" for name in ("gt", "other")]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "x"])
+def test_distances_that_are_none_are_refused(value, capsys):
+    with pytest.raises(SystemExit):
+        evaluate_script.main(["--predictions", "p", "--truth", "t", "--max-distance", value])
+    assert "--max-distance" in capsys.readouterr().err
 
 
 def test_table_of_results(folders, tmp_path, capsys):
@@ -379,6 +469,16 @@ def test_without_matplotlib_nothing_is_scored_first(monkeypatch):
         (["--model", "m", "--data", "d", "--split", "s", "--only-matched"], "--only-matched is for --predictions"),
         (["--predictions", "p", "--truth", "t", "--refine", "auto"], "--refine is for --model"),
         (["--predictions", "p", "--truth", "t", "--pictures", "2"], "--pictures needs --out"),
+        (["--predictions", "p", "--truth", "t", "--revision", "v1"], "--revision is for --model"),
+        (["--predictions", "p", "--truth", "t", "--images", "i"], "--images is for --pictures"),
+        (
+            ["--predictions", "p", "--data", "d", "--split", "s", "--truth-suffix", "_x"],
+            "--truth-suffix is for --truth",
+        ),
+        (["--predictions", "p", "--truth", "t", "--out", "./p"], "as --predictions and as --out"),
+        (["--predictions", "p", "--truth", "t", "--name", " "], "--name is empty"),
+        (["--model", "", "--data", "d", "--split", "s"], "--model is empty"),
+        (["--model", "m", "--data", "d", "--split", "s", "--max-pixels", "9"], "--max-pixels is for --predictions"),
         (["--predictions", "absent", "--truth", "absent"], "absent: .*expected a folder of pictures"),
     ],
 )

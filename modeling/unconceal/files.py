@@ -70,6 +70,11 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether `path` is a folder; of a name that is too long to exist too, where Path's own method raises an error."""
+    return os.path.isdir(path)
+
+
 def is_hub_id(name: str | Path) -> bool:
     """Whether `name` has the form `owner/name`, so that asking the Hub for it can make sense."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) is not None

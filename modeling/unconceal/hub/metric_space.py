@@ -1,6 +1,7 @@
 """A protocol as the files of a Hub Space, which `evaluate.load("owner/name")` opens without this package."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -88,14 +89,16 @@ def write_metric_space(name: str, out: str | Path) -> list[str]:
     out = Path(out).absolute()
     if name not in PROTOCOLS:
         raise UserError(f"got protocol {name}, expected one of {', '.join(PROTOCOLS)}")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", out.name):
-        raise UserError(f"got --out {out}, whose last part must do as a Space's name: letters, digits, -, _ and .")
+    # With a hyphen it is no name that Python code could import, or that would hide what the files here import.
+    if not re.fullmatch(r"[A-Za-z0-9][\w.]*-[\w.-]*", out.name):
+        raise UserError(
+            f"got --out {out}, whose last part becomes the Space's name: letters, digits, _ and ., with a hyphen, such as "
+            f"unconceal-{name}"
+        )
     sources = Path(metrics.__file__).parent
     script = sources / f"unconceal_{name}.py"
     siblings = re.findall(r"^from \.(\w+) import", script.read_text(encoding="utf-8"), re.MULTILINE)
-    if out.name in siblings:
-        raise UserError(f"a Space named {out.name} would replace the file {out.name}.py that it needs; choose another")
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"{out} exists already; choose another --out")
     protocol = PROTOCOLS[name]
     statement = sys.modules[protocol.score_image.__module__].__doc__.strip()

@@ -102,7 +102,7 @@ def evaluate_model(
 
     score = partial(score_job, protocol.score_image, options)
     with _eval_mode(model), torch.inference_mode():
-        rows = list(map_unordered(score, predictions(), metric_workers))
+        rows = list(map_unordered(score, predictions(), min(metric_workers, len(dataset))))
     if world_size > 1:
         rows = gather_object(rows)
     rows.sort(key=lambda row: row["index"])

@@ -10,7 +10,7 @@ from PIL import Image
 from ..errors import UserError
 from .base import Protocol
 from .protocol_cod import prepare
-from .report import CURVES, mean_curves
+from .report import CURVES, THRESHOLDS, mean_curves
 from .sheets import Case, draw_curves, draw_sheet
 from .tables import Result
 
@@ -41,6 +41,7 @@ def draw_gallery(
     """
     key, title = protocol.ranked_by
     ranked = sorted(range(len(rows)), key=lambda index: rows[index][key])
+    num_cases = min(num_cases, len(rows))
     evenly = dict.fromkeys(np.linspace(0, len(rows) - 1, num_cases).round().astype(int).tolist())
     sheets = {
         "samples.png": (f"{name}: samples", list(evenly)),
@@ -52,7 +53,7 @@ def draw_gallery(
         for index in indices:
             image, target, probs = look(index)
             if options.get("min_max"):
-                probs = prepare(probs, min_max=True)  # what was scored
+                probs = prepare(probs, min_max=True)  # as it was scored
             caption = f"{title} {rows[index][key]:.3f}"
             yield Case(rows[index]["id"], caption, image, target, probs, options.get("threshold", 0.5))
 
@@ -83,7 +84,11 @@ def compare_curves(results: Sequence[Result]) -> Image.Image:
         try:
             with file.open(newline="", encoding="utf-8") as lines:
                 points = list(csv.DictReader(lines))
+            if [int(point["threshold"]) for point in points] != list(THRESHOLDS):
+                raise ValueError("it has not the thresholds 255 to 0")
             curves[result.name] = {name: [float(point[name]) for point in points] for name in titles}
+            if not all(0 <= value <= 2 for values in curves[result.name].values() for value in values):
+                raise ValueError("a value is out of range")
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"cannot read the curves in {file} ({error}); evaluate again with --out") from None
     return draw_curves(curves, titles, "Mean over the pictures of each data set")

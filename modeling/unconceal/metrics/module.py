@@ -94,7 +94,8 @@ def read_reference(picture: Image.Image) -> np.ndarray:
         ValueError: If the picture is not grey, or its values are not those of a mask.
     """
     values = np.asarray(picture)
-    if values.ndim != 2 or picture.mode == "P" or values.min() < 0 or values.max() > 255:
+    soft = picture.mode == "F" and not np.isin(values, (0, 1)).all()
+    if values.ndim != 2 or picture.mode == "P" or soft or values.min() < 0 or values.max() > 255:
         raise ValueError(
             f"got a reference of mode {picture.mode} with values from {values.min()} to {values.max()}, expected an array "
             "of bool, of 0 and 1 or of uint8, or a picture in 8-bit grey (L)"

@@ -3,9 +3,9 @@
 **Names.** A prediction belongs to the truth of its name: file names without suffix, and of the pictures of a data set the
 part of their `id` after the last slash. Upper and lower case may differ.
 
-**Values of a prediction.** A file in 8-bit grey is scored as it is, 255 for 1. Any other is converted, and counted: 16-bit
-grey is divided by 65535, floats must lie in [0, 1], and the rest is read as `to_mask` reads masks (the brightest of the
-colours; a palette of colours is a map of classes).
+**Values of a prediction.** A file in 8-bit grey is scored as it is, 255 for 1. Any other is converted, and counted: grey of
+more bits is divided by 65535, which no value may exceed, floats must lie in [0, 1], and the rest is read as `to_mask`
+reads masks (the brightest of the colours; a palette of colours is a map of classes).
 
 **Size.** A prediction of another size than its truth is resized to it, bilinearly, and counted.
 
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from ..data.pairs import by_name, list_pictures, read_mask
@@ -163,7 +163,7 @@ class PredictionFolder:
             UserError: If a file cannot be read or used, or the protocol has no such option.
         """
         score = partial(_score_entry, protocol, checked_options(protocol, **options), self.max_pixels)
-        done = map_unordered(score, self._jobs(), metric_workers)
+        done = map_unordered(score, self._jobs(), min(metric_workers, len(self.entries)))
         rows = list(tqdm(done, "evaluate", len(self.entries), unit="picture", disable=not progress))
         rows.sort(key=lambda row: row["index"])
         for row in rows:
@@ -177,7 +177,10 @@ class PredictionFolder:
         target, _ = read_truth(truth, self.max_pixels)
         probs, *_ = read_prediction(entry.prediction, target.shape, self.max_pixels)
         if entry.image:
-            return read_image(entry.image, self.max_pixels), target, probs
+            try:
+                return read_image(entry.image, self.max_pixels), target, probs
+            except UserError as error:
+                raise UserError(f"{entry.image}: {error}") from None
         image = to_rgb(self.dataset[entry.truth]["image"]) if self.dataset is not None else None
         return image, target, probs
 
@@ -207,7 +210,10 @@ def read_truth(truth: Path | np.ndarray, max_pixels: int = MAX_PIXELS) -> tuple[
         UserError: If the file cannot be read.
     """
     if isinstance(truth, Path):
-        return read_mask(truth, max_pixels=max_pixels)[:2]
+        try:
+            return read_mask(truth, max_pixels=max_pixels)[:2]
+        except UserError as error:
+            raise UserError(f"{truth.parent}: {error}") from None
     return truth > 127, bool(((truth != 0) & (truth != 255)).any())
 
 
@@ -231,10 +237,8 @@ def read_prediction(
     try:
         with open_picture(path, max_pixels) as image:
             mode = image.mode
-            if mode.startswith("I;16"):
-                values = np.asarray(image).astype(np.float32) / 65535
-            elif mode == "F":
-                values = np.asarray(image)
+            if mode.startswith(("I", "F")):
+                values = np.asarray(ImageOps.exif_transpose(image), np.float32) / (65535 if mode[0] == "I" else 1)
             else:
                 values = np.asarray(to_mask(image))
     except UserError as error:
@@ -243,7 +247,8 @@ def read_prediction(
         raise UserError(f"{path} cannot be read as a mask: {' '.join(str(error).split())}") from None
     if values.dtype != np.uint8 and not (values.min() >= 0 and values.max() <= 1):
         raise UserError(
-            f"{path} holds floats from {values.min():g} to {values.max():g}, expected [0, 1]; save probabilities"
+            f"{path} holds values from {values.min():g} to {values.max():g}, where 1 is white; expected [0, 1]: save "
+            "probabilities, or grey of 8 or 16 bits"
         )
     resized = shape is not None and values.shape != shape
     if resized:

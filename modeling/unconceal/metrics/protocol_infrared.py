@@ -75,12 +75,11 @@ def score_image(
     targets, blobs = (regionprops(label(mask, connectivity=2)) for mask in (target, to_unit(probs) > threshold))
     taken = set()
     for wanted in targets:
-        near = (
-            index
-            for index, blob in enumerate(blobs)
-            if index not in taken and np.linalg.norm(np.subtract(blob.centroid, wanted.centroid)) < max_distance
-        )
-        taken.update(index for index in [next(near, None)] if index is not None)
+        for index, blob in enumerate(blobs):
+            distance = np.linalg.norm(np.subtract(blob.centroid, wanted.centroid))
+            if index not in taken and distance < max_distance:
+                taken.add(index)
+                break
     false_areas = [int(blob.num_pixels) for index, blob in enumerate(blobs) if index not in taken]
     if by_area:
         taken_areas = {int(blobs[index].num_pixels) for index in taken}

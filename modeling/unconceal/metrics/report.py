@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +17,7 @@ from PIL import Image
 
 from .. import __version__
 from ..errors import UserError
-from ..files import make_folder, replacing
+from ..files import is_folder, make_folder, replacing
 from ..tables import markdown_table
 from .base import Protocol, mean_curve
 
@@ -23,6 +25,7 @@ from .base import Protocol, mean_curve
 PER_IMAGE = {"csv": "per_image.csv", "parquet": "per_image.parquet"}
 CURVES, RESULTS = "curves.csv", "results.json"
 PICTURES = ("samples.png", "worst.png", "best.png", "curves.png")
+THRESHOLDS = range(255, -1, -1)  # of the curves
 REPORT_FILES = (*PER_IMAGE.values(), CURVES, *PICTURES, RESULTS)
 
 
@@ -32,7 +35,10 @@ def check_report_folder(out: str | Path, overwrite: bool):
     Raises:
         UserError: If a report is there already and `overwrite` is false, or if the folder cannot be written.
     """
-    existing = [name for name in REPORT_FILES if (Path(out) / name).exists()]
+    existing = [name for name in REPORT_FILES if os.path.lexists(Path(out) / name)]
+    folders = [name for name in existing if is_folder(Path(out) / name)]
+    if folders:
+        raise UserError(f"{out} holds a folder {folders[0]}, where a file would go; choose another --out")
     if existing and not overwrite:
         raise UserError(
             f"{out} already holds {' and '.join(existing)}; choose another --out, or pass --overwrite to replace them"
@@ -47,41 +53,31 @@ def write_report(
     summary: Mapping[str, float],
     run: Mapping[str, Any],
     file_format: str = "csv",
-    pictures: Mapping[str, Image.Image] | None = None,
 ):
-    """Write the numbers of each picture, the mean curves, pictures and, last, `results.json`; each file is whole or absent.
+    """Write the numbers of each picture, the mean curves and `results.json`.
 
-    Files of an earlier report that this one does not have are removed.
+    An earlier report in the folder is replaced once all of this one is written, and as a whole: what this one does not
+    have is removed.
 
     Args:
         out: Folder.
         protocol: By which `rows` were scored.
-        rows: What `evaluate_model` or `evaluate_predictions` returned.
+        rows: What `evaluate_model` or `PredictionFolder.evaluate` returned.
         summary: What the protocol's `summarize` made of them.
         run: What else produced the numbers (model, data, split, options of the protocol, command); kept beside protocol,
             sources, date, version and, in a git checkout, commit.
         file_format: Of the numbers of each picture, a key of `PER_IMAGE`.
-        pictures: Some of `PICTURES` by name.
     """
     folder = make_folder(out)
-    pictures = pictures or {}
-    scalars = [{name: value for name, value in row.items() if name not in protocol.curves} for row in rows]
+    scalars = [
+        {
+            name: printable(value) if isinstance(value, str) else value
+            for name, value in row.items()
+            if name not in protocol.curves
+        }
+        for row in rows
+    ]
     curves = mean_curves(protocol, rows)
-    with replacing(folder / PER_IMAGE[file_format]) as path:
-        if file_format == "csv":
-            _write_csv(path, list(scalars[0]), scalars)
-        else:
-            pq.write_table(pa.Table.from_pylist(scalars), path)
-    if curves:
-        with replacing(folder / CURVES) as path:
-            points = [
-                {"threshold": threshold, **dict(zip(curves, values, strict=True))}
-                for threshold, values in zip(range(255, -1, -1), zip(*curves.values(), strict=True), strict=True)
-            ]
-            _write_csv(path, list(points[0]), points)
-    for name, picture in pictures.items():
-        with replacing(folder / name) as path:
-            picture.save(path)
     results = {
         "protocol": protocol.name,
         "results": dict(summary),
@@ -91,11 +87,37 @@ def write_report(
         "unconceal_version": __version__,
         "git_commit": git_commit(),
     }
-    with replacing(folder / RESULTS) as path:
-        path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    written = {PER_IMAGE[file_format], RESULTS, *([CURVES] if curves else []), *pictures}
-    for name in set(REPORT_FILES) - written:
+    # Written beside, then renamed: a failure on the way leaves the earlier report as it was.
+    with TemporaryDirectory(prefix=".", dir=folder) as beside:
+        beside = Path(beside)
+        if file_format == "csv":
+            _write_csv(beside / PER_IMAGE["csv"], list(scalars[0]), scalars)
+        else:
+            pq.write_table(pa.Table.from_pylist(scalars), beside / PER_IMAGE["parquet"])
+        if curves:
+            points = [
+                {"threshold": threshold, **dict(zip(curves, values, strict=True))}
+                for threshold, values in zip(THRESHOLDS, zip(*curves.values(), strict=True), strict=True)
+            ]
+            _write_csv(beside / CURVES, list(points[0]), points)
+        (beside / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        written = sorted(path.name for path in beside.iterdir())
+        for name in written:
+            (beside / name).replace(folder / name)
+    for name in set(REPORT_FILES) - set(written):
         (folder / name).unlink(missing_ok=True)
+
+
+def add_pictures(out: str | Path, pictures: Mapping[str, Image.Image]):
+    """Put pictures, some of `PICTURES` by name, beside the numbers of a report."""
+    for name, picture in pictures.items():
+        with replacing(Path(out) / name) as path:
+            picture.save(path)
+
+
+def printable(text: str) -> str:
+    """Return a text without the half characters that stand in for bytes of file names that are no text."""
+    return text.encode(errors="replace").decode()
 
 
 def format_table(protocol: Protocol, summary: Mapping[str, float]) -> str:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from itertools import combinations
-from math import isfinite
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError, one_line
+from ..files import is_folder
 from ..tables import escape_latex, latex_table, markdown_table
 from .base import Column, Protocol
 from .protocols import PROTOCOLS
@@ -27,7 +27,15 @@ from .report import RESULTS
 MISSING = "–"
 MARKS = "†‡§¶"
 REQUIRED = {"name": str, "protocol": str, "results": dict, "sources": dict, "options": dict}
-OPTIONAL = {"split": str, "benchmark": str, "division_seed": int, "refine": str, "date": str, "git_commit": str}
+OPTIONAL = {
+    "split": str,
+    "benchmark": str,
+    "division_seed": int,
+    "refine": str,
+    "data": str,
+    "date": str,
+    "git_commit": str,
+}
 """What `read_result` reads of a results.json; those of `OPTIONAL` may be null or absent."""
 
 
@@ -180,14 +188,14 @@ def read_result(path: str | Path) -> Result:
         UserError: If there is none, or if it is damaged or foreign.
     """
     path = Path(path)
-    file = path / RESULTS if path.is_dir() else path
+    file = path / RESULTS if is_folder(path) else path
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"cannot read {file} ({error.strerror}); expected a {RESULTS}, or the folder that evaluate.py --out wrote"
         ) from None
-    except ValueError as error:  # of the JSON or of its encoding
+    except (ValueError, RecursionError) as error:  # of the JSON or of its encoding
         raise UserError(f"{file} is damaged ({one_line(error)}); evaluate again") from None
     problem = _problem(data)
     if problem:
@@ -199,7 +207,8 @@ def read_result(path: str | Path) -> Result:
         protocol=protocol,
         figures={metric: data["results"][metric] for metric in protocol.columns if metric in data["results"]},
         num_images=data["results"]["num_images"],
-        sources=tuple(sorted(data["sources"])),
+        # Masks in a folder have no source of their own: the folder tells one test set from another.
+        sources=tuple(sorted({source or data.get("data") or "unnamed data" for source in data["sources"]})),
         split=data.get("split"),
         benchmark=data.get("benchmark"),
         division_seed=data.get("division_seed"),
@@ -225,11 +234,12 @@ def _problem(data: Any) -> str | None:
     if data["protocol"] not in PROTOCOLS:
         return f"'protocol' is {data['protocol']!r}, expected one of {', '.join(PROTOCOLS)}"
     results, columns = data["results"], PROTOCOLS[data["protocol"]].columns
-    if type(results.get("num_images")) is not int or not columns.keys() & results.keys():
+    num_images = results.get("num_images")
+    if type(num_images) is not int or num_images < 1 or not columns.keys() & results.keys():
         return f"'results' has no num_images or no number of the protocol {data['protocol']}"
     for metric in columns:
         value = results.get(metric, 0)
-        if type(value) not in (int, float) or not isfinite(value):
+        if type(value) not in (int, float) or not abs(value) < 1e300:  # NaN and infinity fail too
             return f"{metric} is {json.dumps(value)[:50]}, expected a finite number"
     return None
 

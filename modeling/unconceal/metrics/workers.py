@@ -2,9 +2,11 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import parent_process
 from typing import Any
 
 from ..errors import UserError
@@ -59,7 +61,14 @@ def map_unordered(function: Callable[[Any], Any], jobs: Iterable[Any], num_worke
 
 def _start_worker():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for the results
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import cv2
 
     # OpenCV's threads do not survive a fork: a child that uses them may wait forever.
     cv2.setNumThreads(0)
+
+
+def _end_with_parent():
+    """Do not outlive a parent that was killed: nobody would ever send a job, or an end."""
+    parent_process().join()
+    os._exit(1)

@@ -11,9 +11,12 @@ from ..data.loading import load_splits
 from ..data.pairs import Pair, split_at_random
 from ..data.write import Card, make_row, new_data_set, write_card, write_splits
 from ..errors import UserError
-from ..files import make_folder
+from ..files import make_folder, replacing
 from ..metrics.report import RESULTS
-from .recipe import Recipe
+from .recipe import Recipe, recipe_to_dict
+
+
+RECORD = "divisions.json"
 
 
 def run_divisions(
@@ -29,7 +32,8 @@ def run_divisions(
 ) -> list[Path]:
     """Divide the recipe's data set anew by each seed, train and evaluate; return the folders of the results.
 
-    The seed also is that of the training. What is finished in `out` is kept, so a run that was stopped can be repeated.
+    The seed also is that of the training. What is finished in `out` is kept, so a run that was stopped can be repeated;
+    `out` remembers recipe, checkpoint and name, and takes no others.
 
     Args:
         recipe_path: YAML file of the recipe.
@@ -46,28 +50,41 @@ def run_divisions(
     Raises:
         UserError: If the data set cannot be divided, or a training or an evaluation fails.
     """
+    wanted = {"recipe": recipe_to_dict(recipe), "checkpoint": checkpoint, "name": name}
+    del wanted["recipe"]["output_dir"], wanted["recipe"]["seed"]
+    record = make_folder(out) / RECORD
+    if record.exists():
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        changed = [key for key in wanted if kept.get(key) != wanted[key]]
+        if changed:
+            raise UserError(
+                f"{out} holds divisions of another {' and '.join(changed)}; repeat that command, or choose another --out"
+            )
+    else:
+        with replacing(record) as beside:
+            beside.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
     data, folders = recipe.data, []
-    for seed in seeds:
+    for seed in dict.fromkeys(seeds):
         folder = make_folder(Path(out) / f"division-{seed}")
         divided, run, results = folder / "data", folder / "run", folder / "results"
         if not divided.exists():
             divide(data.path, data.train_split, data.eval_split, seed, divided)
         changes = {"data.path": str(divided), "output_dir": str(run), "seed": seed}
-        settings = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in changes.items())]
+        settings = [*overrides, *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items())]
         if not (results / RESULTS).exists():
             _call([*train, str(recipe_path), "--resume", *settings], f"the training of division {seed}")
             command = [*evaluate, "--model", str(run / "segmentation" / checkpoint), "--data", str(divided)]
             command += ["--split", data.eval_split, "--protocol", recipe.protocol, "--name", name]
-            command += ["--division-seed", str(seed), "--out", str(results)]
+            command += ["--division-seed", str(seed), "--out", str(results), "--overwrite"]  # of a half-written one
             _call(command, f"the evaluation of division {seed}")
         folders.append(results)
     return folders
 
 
 def divide(path: str, train_split: str, eval_split: str, seed: int, out: str | Path):
-    """Deal the pictures of two splits anew at random, as many to each as before, and write them as a data set.
+    """Deal the pictures of two splits anew at random and write them as a data set.
 
-    The shares of each `source` are kept. The result depends on the names and the seed alone: it is what
+    Each split gets its share of each `source`, rounded. The result depends on the names and the seed alone: it is what
     scripts/prepare_data.py makes by --random-split of the same raw folder.
 
     Raises:
