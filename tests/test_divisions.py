@@ -120,6 +120,8 @@ def test_training_and_evaluation_on_each_division(data, tmp_path, capsys, monkey
 
 def test_a_launcher_that_is_not_there_is_one_line(data, tmp_path):
     recipe = SCRIPT.parents[1] / "configs" / "srs" / "smoke.yaml"
+    with pytest.raises(UserError, match="data set absent does not exist"):  # which nothing remembers
+        evaluate_script.main(["divisions", str(recipe), "data.path=absent", "--out", str(tmp_path / "out")])
     command = ["divisions", str(recipe), f"data.path={data}", "--seeds", "0", "--out", str(tmp_path / "out")]
     with pytest.raises(UserError, match="cannot run absent-program"):
         evaluate_script.main([*command, "--launcher", "absent-program"])

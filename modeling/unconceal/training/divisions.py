@@ -50,6 +50,8 @@ def run_divisions(
     Raises:
         UserError: If the data set cannot be divided, or a training or an evaluation fails.
     """
+    data, folders = recipe.data, []
+    load_splits(data.path, [data.train_split, data.eval_split])  # a mistake there is not worth remembering
     wanted = {"recipe": recipe_to_dict(recipe), "checkpoint": checkpoint, "name": name}
     del wanted["recipe"]["output_dir"], wanted["recipe"]["seed"]
     record = make_folder(out) / RECORD
@@ -63,7 +65,6 @@ def run_divisions(
     else:
         with replacing(record) as beside:
             beside.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-    data, folders = recipe.data, []
     for seed in dict.fromkeys(seeds):
         folder = make_folder(Path(out) / f"division-{seed}")
         divided, run, results = folder / "data", folder / "run", folder / "results"
