@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from unconceal.cli import count, probability
 from unconceal.data.loading import load_splits
 from unconceal.errors import UserError, run_main
-from unconceal.files import is_folder, replacing
+from unconceal.files import is_folder, printable, replacing
 from unconceal.hub.metric_space import write_metric_space
 from unconceal.inference import load
 from unconceal.metrics import (
@@ -34,7 +34,7 @@ from unconceal.metrics import (
 from unconceal.metrics.evaluation import checked_options
 from unconceal.metrics.gallery import compare_curves, draw_gallery
 from unconceal.metrics.predictions import counts, read_truth
-from unconceal.metrics.report import PER_IMAGE, add_pictures, printable
+from unconceal.metrics.report import PER_IMAGE, add_pictures
 from unconceal.metrics.sheets import check_plots
 from unconceal.metrics.tables import load_papers, make_tables, read_result, to_latex, to_markdown
 from unconceal.metrics.workers import default_workers

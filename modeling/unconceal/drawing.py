@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from PIL import Image, ImageFont, ImageOps
 
+from .files import printable
+
 
 GAP = 12
 LINE_HEIGHT = 18
@@ -33,7 +35,7 @@ def shortened(text: str, fits: Callable[[str], bool]) -> str:
 
     Half characters, which stand in for bytes of file names that are no text, become question marks.
     """
-    text = " ".join(text.encode(errors="replace").decode().split())
+    text = " ".join(printable(text).split())
 
     def with_kept(number: int) -> str:
         return f"{text[: number - number // 2]}…{text[len(text) - number // 2 :]}"

@@ -75,6 +75,11 @@ def is_folder(path: str | Path) -> bool:
     return os.path.isdir(path)
 
 
+def printable(text: str) -> str:
+    """Return a text without the half characters that stand in for bytes of file names that are no text."""
+    return text.encode(errors="replace").decode()
+
+
 def is_hub_id(name: str | Path) -> bool:
     """Whether `name` has the form `owner/name`, so that asking the Hub for it can make sense."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) is not None

@@ -64,11 +64,10 @@ metric = evaluate.load("{id}")
 metric.compute(predictions=[soft_mask], references=[true_mask])
 ```
 
-Predictions and references are arrays or pictures of one size: {inputs}
+Predictions and references are arrays or pictures of one size: soft masks in [0, 1], bool or 8-bit grey; true masks bool, 0 and 1, or 8-bit grey.
 
 Options, with what they are unless told otherwise: {options}.
 """
-INPUTS = """soft masks in [0, 1], bool or 8-bit grey; true masks bool, 0 and 1, or 8-bit grey."""
 REQUIREMENTS = ("datasets", "evaluate", "numpy", "pillow", "pysodmetrics", "scikit-image")
 SDK_VERSION = "6.31.0"  # of gradio, that the page was tried with
 
@@ -121,7 +120,6 @@ def write_metric_space(name: str, out: str | Path) -> list[str]:
         options = protocol.options(**protocol.report_options)
         usage = USAGE.format(
             id=f"OWNER/{out.name}",
-            inputs=INPUTS,
             options=", ".join(f"`{option}={value}`" for option, value in options.items()),
         )
         card = f"---\n{header.to_yaml()}\n---\n\n# {title}\n\n{statement}\n\n{usage}"

@@ -15,6 +15,9 @@ import numpy as np
 from py_sod_metrics import DICEHandler, FmeasureHandler, FmeasureV2, PrecisionHandler, RecallHandler
 
 
+THRESHOLDS = range(255, -1, -1)  # of the curves, in their order
+
+
 @dataclass(frozen=True)
 class Column:
     """How tables show a number of `Protocol.summarize`.

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from .base import Protocol
+from .base import THRESHOLDS, Protocol
 from .protocol_cod import prepare
-from .report import CURVES, THRESHOLDS, mean_curves
+from .report import CURVES, mean_curves
 from .sheets import Case, draw_curves, draw_sheet
 from .tables import Result
 

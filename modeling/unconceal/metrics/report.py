@@ -17,15 +17,14 @@ from PIL import Image
 
 from .. import __version__
 from ..errors import UserError
-from ..files import is_folder, make_folder, replacing
+from ..files import is_folder, make_folder, printable, replacing
 from ..tables import markdown_table
-from .base import Protocol, mean_curve
+from .base import THRESHOLDS, Protocol, mean_curve
 
 
 PER_IMAGE = {"csv": "per_image.csv", "parquet": "per_image.parquet"}
 CURVES, RESULTS = "curves.csv", "results.json"
 PICTURES = ("samples.png", "worst.png", "best.png", "curves.png")
-THRESHOLDS = range(255, -1, -1)  # of the curves
 REPORT_FILES = (*PER_IMAGE.values(), CURVES, *PICTURES, RESULTS)
 
 
@@ -113,11 +112,6 @@ def add_pictures(out: str | Path, pictures: Mapping[str, Image.Image]):
     for name, picture in pictures.items():
         with replacing(Path(out) / name) as path:
             picture.save(path)
-
-
-def printable(text: str) -> str:
-    """Return a text without the half characters that stand in for bytes of file names that are no text."""
-    return text.encode(errors="replace").decode()
 
 
 def format_table(protocol: Protocol, summary: Mapping[str, float]) -> str:

@@ -23,7 +23,7 @@ from ..drawing import GAP, INK, LINE_HEIGHT, PAPER, paste_framed, shortened, wra
 from ..errors import UserError
 from ..inference import mask_picture
 from ..models.image_processing_unconceal import to_rgb
-from .base import check_image, to_unit
+from .base import THRESHOLDS, check_image, to_unit
 
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ MOST_RINGS = 30  # of a colour in a cell, or there are none: a field of rings wo
 STYLES = ("-", "--", "-.", ":")
 # Okabe and Ito's, without their yellow, which is too light for a line on white.
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-THRESHOLDS = range(255, -1, -1)
-"""The thresholds that the points of a curve belong to."""
 
 
 @dataclass(frozen=True)
