@@ -1,0 +1,695 @@
+"""A Hugging Face Hub on 127.0.0.1, for tests with the real clients and without internet. Standard library only.
+
+    with HubServer(tmp_path / "hub") as hub:
+        subprocess.run([sys.executable, "-c", code], env=hub.environment(tmp_path / "home"))
+
+Clients read the endpoint when they are imported, so that each needs a process of its own. `python tests/hub_server.py FOLDER`
+serves by hand. `ROUTES` lists the calls that are answered: who am I; create, delete, settings of a repository; validate-yaml;
+preupload, LFS batch, upload in one or several parts, verify; commit; info, tree, paths-info, refs, commits; branches and tags;
+resolve. As on the real Hub:
+
+- A commit is a full snapshot. It is read and checked whole before its branch moves, and stays readable by its id.
+- Large files are uploaded before the commit, stay when it fails, and are not asked for again in the same repository.
+- A new repository has a first commit, which holds `.gitattributes`, and `README.md` in a Space.
+- Who may not see a repository is told that there is none: 404, or 401 without a token.
+
+What differs: uploads go through LFS, as for clients without Xet; large files come from the same host, without a redirect, and
+an upload's address is not signed, but works only for what was announced; listings have one page and name one last commit for
+all files; there are no pull requests; of a card's metadata little is checked. State lives as long as the object.
+"""
+
+import argparse
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, quote, unquote
+
+
+MAX_REGULAR_SIZE = 10 * 1000**2
+_LARGE = (
+    "7z arrow bin bz2 ckpt ftz gz h5 joblib mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth rar "
+    "safetensors tar tflite tgz wasm xz zip zst"
+)
+LFS_SUFFIXES = tuple(f".{name}" for name in re.findall(r"\w+", _LARGE))
+PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
+ORGANIZATION = "org"  # every user belongs to it
+
+# Method, path, what the caller must be allowed to do to the repository that the path names, method of `HubServer`.
+_API = "/api/{type}s/{repo}"
+ROUTES = [
+    ("GET", "/api/whoami-v2", None, "_whoami"),
+    ("POST", "/api/repos/create", None, "_create_repo"),
+    ("DELETE", "/api/repos/delete", None, "_delete_repo"),
+    ("POST", "/api/validate-yaml", None, "_validate_yaml"),
+    ("GET", _API, "read", "_info"),
+    ("GET", _API + "/revision/{revision}", "read", "_info"),
+    ("GET", _API + "/tree/{revision}", "read", "_tree"),
+    ("GET", _API + "/tree/{revision}/{path}", "read", "_tree"),
+    ("POST", _API + "/paths-info/{revision}", "read", "_paths_info"),
+    ("GET", _API + "/refs", "read", "_refs"),
+    ("GET", _API + "/commits/{revision}", "read", "_commits"),
+    ("PUT", _API + "/settings", "write", "_settings"),
+    ("POST", _API + "/branch/{name}", "write", "_create_branch"),
+    ("DELETE", _API + "/branch/{name}", "write", "_delete_branch"),
+    ("POST", _API + "/tag/{revision}", "write", "_create_tag"),
+    ("DELETE", _API + "/tag/{name}", "write", "_delete_tag"),
+    ("POST", _API + "/preupload/{revision}", "write", "_preupload"),
+    ("POST", _API + "/commit/{revision}", "write", "_commit"),
+    ("POST", "/{prefix}{repo}.git/info/lfs/objects/batch", "write", "_lfs_batch"),
+    ("POST", "/{prefix}{repo}.git/info/lfs/verify", "write", "_lfs_verify"),
+    ("PUT", "/lfs/{type}/{repo}/{oid}", "upload", "_lfs_upload"),
+    ("PUT", "/lfs/{type}/{repo}/{oid}/{part}", "upload", "_lfs_part"),
+    ("POST", "/lfs/{type}/{repo}/{oid}", "upload", "_lfs_complete"),
+    ("GET", "/{prefix}{repo}/resolve/{revision}/{path}", "read", "_resolve"),
+]
+_FIELDS = {
+    "type": "model|dataset|space",
+    "prefix": "(?:datasets/|spaces/)?",
+    "repo": "[^/]+(?:/[^/]+)?",
+    "oid": "[0-9a-f]{64}",
+    "path": ".+",
+}
+
+
+def _pattern(path: str) -> re.Pattern:
+    return re.compile(re.sub(r"{(\w+)}", lambda name: f"(?P<{name[1]}>{_FIELDS.get(name[1], '[^/]+')})", path))
+
+
+_PATTERNS = [(method, _pattern(path), access, answer) for method, path, access, answer in ROUTES]
+
+
+@dataclass
+class Reply:
+    body: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Refusal(Exception):
+    """An answer that is an error; by the code, clients tell what is missing."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, **body):
+        super().__init__(message)
+        headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+        self.reply = _json({"error": message, **body}, status, headers)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a commit; its bytes are in the store."""
+
+    sha256: str
+    size: int
+    blob_id: str  # of git: for a large file that of its pointer
+    is_lfs: bool
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 if self.is_lfs else self.blob_id
+
+    @property
+    def lfs(self) -> dict:
+        """What listings say of large files only; some call the hash oid, others sha256."""
+        details = {"oid": self.sha256, "sha256": self.sha256, "size": self.size, "pointerSize": 134}
+        return {"lfs": details} if self.is_lfs else {}
+
+
+@dataclass(frozen=True)
+class Commit:
+    oid: str
+    parent: str | None
+    title: str
+    date: str
+    files: dict[str, File]
+
+
+@dataclass
+class Repo:
+    type: str
+    id: str
+    is_private: bool
+    sdk: str | None
+    commits: dict[str, Commit] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    lfs_sizes: dict[str, int] = field(default_factory=dict)  # of uploaded files, in a commit or not
+    announced: dict[str, int] = field(default_factory=dict)  # sizes of what may be uploaded
+    parts: dict[tuple[str, int], bytes] = field(default_factory=dict)
+
+    def at(self, revision: str) -> Commit:
+        """Return the commit that a branch, a tag or the beginning of a commit id names."""
+        oid = self.branches.get(revision) or self.tags.get(revision)
+        if oid is None and re.fullmatch("[0-9a-f]{7,40}", revision):
+            oid = next((oid for oid in self.commits if oid.startswith(revision)), None)
+        if oid is None:
+            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return self.commits[oid]
+
+
+@dataclass
+class Call:
+    """A request that was read whole."""
+
+    fields: dict[str, str]  # of the route
+    query: dict[str, list[str]]
+    headers: dict[str, str]
+    body: bytes
+    user: str | None
+    repo: Repo | None = None
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.body or b"{}")
+
+    @property
+    def commit(self) -> Commit:
+        """What the path names, else the newest."""
+        return self.repo.at(self.fields.get("revision", "main"))
+
+
+class HubServer:
+    """The server and its state, which survives `stop` and `start`.
+
+    Attributes:
+        requests: "METHOD /path" of all requests in order, without queries.
+        part_size: Large files of more bytes are asked for in parts of that many.
+    """
+
+    def __init__(self, root: Path, users: dict[str, str] | None = None):
+        self.users = {"hf_test": "tester"} if users is None else users  # token -> name
+        self.requests: list[str] = []
+        self.part_size = 50 * 1000**2
+        self._repos: dict[tuple[str, str], Repo] = {}
+        self._store = Path(root) / "objects"
+        self._store.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+        self._connections: set[socket.socket] = set()
+        self._num_bytes_read = 0
+        self._last_byte: int | None = None
+        self._port = 0
+        self._server: _Server | None = None
+
+    # ---- what tests use ---------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def __enter__(self) -> "HubServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Serve; after `stop` on the same port, with nothing left of `fail_after`."""
+        self._last_byte = None
+        self._server = _Server(("127.0.0.1", self._port), _Handler)
+        self._server.hub = self
+        self._port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Close the port and all connections; what is under way gets no answer."""
+        with self._lock:
+            server, self._server = self._server, None
+            connections = list(self._connections)
+        if server is None:
+            return
+        for connection in connections:
+            with contextlib.suppress(OSError):  # the client may have closed it
+                connection.shutdown(socket.SHUT_RDWR)
+        server.shutdown()
+        server.server_close()
+
+    def fail_after(self, num_bytes: int) -> None:
+        """Die, without an answer, as soon as that many more bytes of request bodies have been read."""
+        with self._lock:
+            self._last_byte = self._num_bytes_read + num_bytes
+
+    def environment(self, home: Path, token: str | None = "hf_test") -> dict[str, str]:
+        """Return the environment for a client: this endpoint, caches in `home`, no other setting of the libraries."""
+        kept = {name: value for name, value in os.environ.items() if not re.match("HF_|HUGGING|TRANSFORMERS_", name)}
+        no_proxy = ",".join(filter(None, [kept.get("no_proxy") or kept.get("NO_PROXY"), "127.0.0.1"]))
+        return {
+            **kept,
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # evaluate counts at s3.amazonaws.com
+            "NO_PROXY": no_proxy,
+            "no_proxy": no_proxy,
+            **({"HF_TOKEN": token} if token else {}),
+        }
+
+    def files(self, repo_id: str, repo_type: str = "model", revision: str = "main") -> dict[str, bytes]:
+        """Return path -> content, whoever may see it."""
+        with self._lock:
+            commit = self._repos[repo_type, repo_id].at(revision)
+        return {path: self._read(file) for path, file in commit.files.items()}
+
+    # ---- who may do what --------------------------------------------------------------------------------------------
+
+    def _answer(self, method: str, path: str, query: str, headers, body: bytes) -> Reply:
+        token = (headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token and token not in self.users:
+            raise Refusal(401, "Invalid credentials in Authorization header")
+        routes = ((pattern.fullmatch(path), *route) for asked, pattern, *route in _PATTERNS if asked == method)
+        match, access, answer = next(filter(lambda route: route[0], routes), (None, None, None))
+        if match is None:
+            raise Refusal(404, "Sorry, we can't find the page you are looking for.")
+        fields = {name: unquote(value) for name, value in match.groupdict().items()}
+        call = Call(fields, parse_qs(query), headers, body, self.users.get(token))
+        with self._lock:
+            if access:
+                types = {prefix: repo_type for repo_type, prefix in PREFIXES.items()}
+                repo_type = fields.get("type") or types[fields["prefix"]]
+                call.repo = self._find(repo_type, fields["repo"], call.user, access)
+            try:
+                reply = getattr(self, answer)(call)
+            except (KeyError, TypeError, ValueError) as error:
+                raise Refusal(400, f"Malformed request ({type(error).__name__}: {error})") from error
+        return reply if isinstance(reply, Reply) else _json(reply)
+
+    def _find(self, repo_type: str, repo_id: str, user: str | None, access: str) -> Repo:
+        repo = self._repos.get((repo_type, repo_id))
+        is_member = self._belongs(user, repo_id.partition("/")[0])
+        if repo is None or (repo.is_private and not is_member and access != "upload"):
+            # The code counts: clients take a bare 401 for a missing repository only where the address is https.
+            status, message = (404, "Repository not found") if user else (401, "Invalid username or password.")
+            raise Refusal(status, message, "RepoNotFound")
+        if access == "write" and user is None:
+            raise Refusal(401, "Invalid username or password.")
+        if access == "write" and not is_member:
+            raise Refusal(403, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
+        return repo
+
+    def _belongs(self, user: str | None, namespace: str) -> bool:
+        return user is not None and namespace in (user, ORGANIZATION)
+
+    def _named(self, call: Call) -> tuple[str, str]:
+        """Return type and id of the repository that a body names, which the caller may make or delete."""
+        if call.user is None:
+            raise Refusal(401, "Invalid username or password.")
+        repo_type, namespace = call.json.get("type") or "model", call.json.get("organization") or call.user
+        if repo_type not in PREFIXES:
+            raise Refusal(400, f"Invalid repo type: {repo_type}")
+        if not self._belongs(call.user, namespace):
+            what = f"You don't have the rights to create a {repo_type} under the namespace"
+            raise Refusal(403, f'{what} "{namespace}"')
+        return repo_type, f"{namespace}/{call.json['name']}"
+
+    # ---- repositories -----------------------------------------------------------------------------------------------
+
+    def _whoami(self, call: Call) -> dict:
+        if call.user is None:
+            raise Refusal(401, "Invalid username or password.")
+        organization = {"type": "org", "name": ORGANIZATION, "fullname": ORGANIZATION, "roleInOrg": "admin"}
+        token = {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}}
+        return {"type": "user", "name": call.user, "fullname": call.user, "orgs": [organization], "auth": token}
+
+    def _create_repo(self, call: Call) -> dict:
+        repo_type, repo_id = self._named(call)
+        name = repo_id.partition("/")[2]
+        if not re.fullmatch(r"(?!.*(--|\.\.))\w([\w.-]{0,94}\w)?(?<!\.git)", name, re.ASCII):
+            raise Refusal(
+                400,
+                "Only regular characters and '-', '_', '.' are accepted. '--' and '..' are forbidden. '-' and '.' cannot "
+                'start or end the name. The name cannot end with ".git". Max length is 96.',
+            )
+        url = f"{self.url}/{PREFIXES[repo_type]}{repo_id}"
+        if (repo_type, repo_id) in self._repos:
+            raise Refusal(409, f"You already created this {repo_type} repo: {repo_id}", url=url)
+        is_private, sdk = call.json.get("visibility") == "private", call.json.get("sdk")
+        repo = self._repos[repo_type, repo_id] = Repo(repo_type, repo_id, is_private, sdk)
+        attributes = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
+        files = {".gitattributes": self._add(attributes.encode())}
+        if repo_type == "space":
+            files["README.md"] = self._add(f"---\ntitle: {name}\nsdk: {sdk}\n---\n".encode())
+        self._record(repo, "main", files, "initial commit")
+        return {"url": url, "name": repo_id, "private": is_private}
+
+    def _delete_repo(self, call: Call) -> dict:
+        key = self._named(call)
+        self._find(*key, call.user, "write")
+        del self._repos[key]
+        return {}
+
+    def _settings(self, call: Call) -> dict:
+        if "visibility" in call.json:
+            call.repo.is_private = call.json["visibility"] == "private"
+        return {"private": call.repo.is_private}
+
+    def _refs(self, call: Call) -> dict:
+        def listed(refs: dict[str, str], kind: str) -> list[dict]:
+            return [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": oid} for name, oid in refs.items()]
+
+        branches, tags = listed(call.repo.branches, "heads"), listed(call.repo.tags, "tags")
+        return {"branches": branches, "tags": tags, "converts": [], "pullRequests": []}
+
+    def _create_branch(self, call: Call) -> dict:
+        start = call.repo.at(call.json.get("startingPoint", "main"))
+        return self._point(call.repo.branches, call.fields["name"], start)
+
+    def _create_tag(self, call: Call) -> dict:
+        return self._point(call.repo.tags, call.json["tag"], call.commit)
+
+    def _point(self, refs: dict[str, str], name: str, commit: Commit) -> dict:
+        if name in refs:
+            raise Refusal(409, f"Reference {name} already exists")
+        refs[name] = commit.oid
+        return {}
+
+    def _delete_branch(self, call: Call) -> dict:
+        if call.fields["name"] == "main":
+            raise Refusal(403, "The main branch cannot be deleted")
+        return self._forget(call.repo.branches, call.fields["name"])
+
+    def _delete_tag(self, call: Call) -> dict:
+        return self._forget(call.repo.tags, call.fields["name"])
+
+    def _forget(self, refs: dict[str, str], name: str) -> dict:
+        if refs.pop(name, None) is None:
+            raise Refusal(404, f"Invalid rev id: {name}", "RevisionNotFound")
+        return {}
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+
+    def _info(self, call: Call) -> dict:
+        repo, commit = call.repo, call.commit
+        files = sorted(commit.files.items())
+        return {
+            "_id": hashlib.sha1(f"{repo.type} {repo.id}".encode()).hexdigest()[:24],
+            "id": repo.id,
+            "author": repo.id.partition("/")[0],
+            "sha": commit.oid,
+            "lastModified": commit.date,
+            "private": repo.is_private,
+            "gated": False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+            "siblings": [{"rfilename": p, "size": file.size, "blobId": file.blob_id, **file.lfs} for p, file in files],
+            **({"sdk": repo.sdk} if repo.type == "space" else {}),
+        }
+
+    def _tree(self, call: Call) -> list[dict]:
+        folder = call.fields.get("path", "").strip("/")
+        is_recursive = call.query.get("recursive", [""])[0].lower() in ("true", "1")
+        start = f"{folder}/" if folder else ""
+        below = [entry for entry in _entries(call.commit) if entry["path"].startswith(start)]
+        if folder and not below:
+            raise Refusal(404, f"{folder} does not exist on {call.commit.oid}", "EntryNotFound")
+        return [entry for entry in below if is_recursive or "/" not in entry["path"].removeprefix(start)]
+
+    def _paths_info(self, call: Call) -> list[dict]:
+        paths = {path.strip("/") for path in parse_qs(call.body.decode()).get("paths", [])}
+        return [entry for entry in _entries(call.commit) if entry["path"] in paths]
+
+    def _commits(self, call: Call) -> list[dict]:
+        found, oid = [], call.commit.oid
+        while oid:
+            commit = call.repo.commits[oid]
+            found.append({"id": oid, "title": commit.title, "message": "", "date": commit.date, "authors": []})
+            oid = commit.parent
+        return found
+
+    def _resolve(self, call: Call) -> Reply:
+        headers = {"X-Repo-Commit": call.commit.oid, "Accept-Ranges": "bytes"}
+        file = call.commit.files.get(call.fields["path"])
+        if file is None:
+            refusal = Refusal(404, "Entry not found", "EntryNotFound")
+            refusal.reply.headers |= headers  # so that clients remember that the file is missing
+            raise refusal
+        headers |= {"ETag": f'"{file.etag}"', "Content-Type": "application/octet-stream"}
+        headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(call.fields['path'].rpartition('/')[2])}"
+        if file.is_lfs:
+            headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(file.size)}
+        content = self._read(file)
+        asked = re.fullmatch(r"bytes=(\d*)-(\d*)", call.headers.get("Range") or "")
+        if not asked or asked.groups() == ("", ""):
+            return Reply(content, 200, headers)
+        first, last = asked.groups()
+        start = int(first) if first else max(file.size - int(last), 0)
+        stop = min(int(last) + 1, file.size) if first and last else file.size
+        if start >= stop:
+            return Reply(b"", 416, headers | {"Content-Range": f"bytes */{file.size}"})
+        return Reply(content[start:stop], 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{file.size}"})
+
+    # ---- writing ----------------------------------------------------------------------------------------------------
+
+    def _validate_yaml(self, call: Call) -> dict:
+        warnings = _check_card(call.json["content"], call.json.get("repoType", "model"))
+        return {"errors": [], "warnings": [{"message": message} for message in warnings]}
+
+    def _preupload(self, call: Call) -> dict:
+        answers = []
+        for asked in call.json["files"]:
+            is_large = asked["size"] > MAX_REGULAR_SIZE or asked["path"].endswith(LFS_SUFFIXES)
+            present = call.commit.files.get(asked["path"])
+            answer = {"path": asked["path"], "uploadMode": "lfs" if is_large else "regular", "shouldIgnore": False}
+            answers.append({**answer, "oid": present and present.etag})
+        return {"files": answers, "commitOid": call.commit.oid}
+
+    def _lfs_batch(self, call: Call) -> dict:
+        repo, objects = call.repo, []
+        verify = f"{self.url}/{PREFIXES[repo.type]}{repo.id}.git/info/lfs/verify"
+        for asked in call.json["objects"]:
+            oid, size = asked["oid"], asked["size"]
+            objects.append({"oid": oid, "size": size})
+            if oid in repo.lfs_sizes:
+                continue
+            repo.announced[oid] = size
+            upload = {"href": f"{self.url}/lfs/{repo.type}/{repo.id}/{oid}"}
+            if size > self.part_size and "multipart" in call.json.get("transfers", []):
+                numbers = range(1, -(-size // self.part_size) + 1)
+                urls = {str(number): f"{upload['href']}/{number}" for number in numbers}
+                upload["header"] = {"chunk_size": str(self.part_size), **urls}
+            objects[-1] |= {"authenticated": True, "actions": {"upload": upload, "verify": {"href": verify}}}
+        return {"transfer": "basic", "objects": objects}
+
+    def _lfs_upload(self, call: Call) -> dict:
+        return self._keep(call.repo, call.fields["oid"], call.body)
+
+    def _lfs_part(self, call: Call) -> Reply:
+        call.repo.parts[call.fields["oid"], int(call.fields["part"])] = call.body
+        return Reply(headers={"ETag": f'"{hashlib.md5(call.body).hexdigest()}"'})
+
+    def _lfs_complete(self, call: Call) -> dict:
+        oid, asked = call.fields["oid"], call.json["parts"]
+        parts = [call.repo.parts[oid, part["partNumber"]] for part in asked]
+        if [part["etag"] for part in asked] != [f'"{hashlib.md5(part).hexdigest()}"' for part in parts]:
+            raise Refusal(400, "One or more of the specified parts could not be found")
+        return self._keep(call.repo, oid, b"".join(parts))
+
+    def _keep(self, repo: Repo, oid: str, content: bytes) -> dict:
+        if repo.announced.get(oid) != len(content) or hashlib.sha256(content).hexdigest() != oid:
+            raise Refusal(400, "The content does not match the announced size and hash")
+        repo.lfs_sizes[oid] = self._add(content).size
+        return {}
+
+    def _lfs_verify(self, call: Call) -> dict:
+        if call.repo.lfs_sizes.get(call.json["oid"]) != call.json["size"]:
+            raise Refusal(404, "Object does not exist on the server")
+        return {}
+
+    def _commit(self, call: Call) -> dict:
+        repo, branch = call.repo, call.fields["revision"]
+        if call.query.get("create_pr"):
+            raise Refusal(501, "This server has no pull requests")
+        if branch not in repo.branches:
+            raise Refusal(404, f"Invalid rev id: {branch}", "RevisionNotFound")
+        (key, header), *operations = [(line["key"], line["value"]) for line in map(json.loads, call.body.splitlines())]
+        if key != "header" or not header["summary"]:
+            raise Refusal(400, "The first line must be a header with a summary")
+        head = repo.at(branch)
+        if not head.oid.startswith(header.get("parentCommit") or head.oid):
+            raise Refusal(412, "A commit has happened since. Please refresh and try again.")
+        files = dict(head.files)
+        for key, value in operations:
+            self._apply(repo, files, key, value)
+        commit = self._record(repo, branch, files, header["summary"])
+        url = f"{self.url}/{PREFIXES[repo.type]}{repo.id}/commit/{commit.oid}"
+        return {"success": True, "commitOid": commit.oid, "commitUrl": url, "hookOutput": ""}
+
+    def _apply(self, repo: Repo, files: dict[str, File], key: str, value: dict) -> None:
+        path = value["path"]
+        if {"", ".", "..", ".git"} & set(path.removesuffix("/").split("/")):
+            raise Refusal(400, f"Invalid path: {path}")
+        if key == "file":
+            content = value["content"].encode()
+            if value.get("encoding") == "base64":
+                content = base64.b64decode(content, validate=True)
+            if path == "README.md":
+                _check_card(content.decode(), repo.type)
+            files[path] = self._add(content)
+        elif key == "lfsFile":
+            size = repo.lfs_sizes.get(value["oid"])
+            if size is None or value.get("size", size) != size:
+                raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {path}")
+            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{value['oid']}\nsize {size}\n"
+            files[path] = File(value["oid"], size, _blob_id(pointer.encode()), is_lfs=True)
+        elif key in ("deletedFile", "deletedFolder"):
+            start = path.removesuffix("/") + "/"
+            gone = [one for one in files if (one.startswith(start) if key == "deletedFolder" else one == path)]
+            if not gone:
+                raise Refusal(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
+            for one in gone:
+                del files[one]
+        else:
+            raise Refusal(400, f"Unknown operation: {key}")
+
+    def _record(self, repo: Repo, branch: str, files: dict[str, File], title: str) -> Commit:
+        date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        parent = repo.branches.get(branch)
+        oid = hashlib.sha1(f"{repo.type} {repo.id} {len(repo.commits)} {parent} {title} {date} {files}".encode())
+        commit = repo.commits[oid.hexdigest()] = Commit(oid.hexdigest(), parent, title, date, files)
+        repo.branches[branch] = commit.oid
+        return commit
+
+    # ---- bytes ------------------------------------------------------------------------------------------------------
+
+    def _add(self, content: bytes) -> File:
+        file = File(hashlib.sha256(content).hexdigest(), len(content), _blob_id(content), is_lfs=False)
+        (self._store / file.sha256).write_bytes(content)
+        return file
+
+    def _read(self, file: File) -> bytes:
+        return (self._store / file.sha256).read_bytes()
+
+    def _count(self, num_bytes: int) -> None:
+        """Count what was read of a body, and die where `fail_after` said."""
+        with self._lock:
+            self._num_bytes_read += num_bytes
+            is_over = self._last_byte is not None and self._num_bytes_read >= self._last_byte
+        if is_over:
+            self.stop()
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64
+    hub: HubServer
+
+    def handle_error(self, request, client_address) -> None:
+        """Print nothing of a connection that ended in the middle."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        with self.server.hub._lock:
+            self.end_if_stopped()
+            self.server.hub._connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.server.hub._connections.discard(self.connection)
+        super().finish()
+
+    def end_if_stopped(self) -> None:
+        if self.server.hub._server is not self.server:
+            raise ConnectionAbortedError
+
+    def answer(self) -> None:
+        hub, (path, _, query) = self.server.hub, self.path.partition("?")
+        hub.requests.append(f"{self.command} {path}")
+        body = b"".join(self.read_body())
+        method = "GET" if self.command == "HEAD" else self.command
+        try:
+            with hub._lock:
+                self.end_if_stopped()
+                reply = hub._answer(method, path, query, self.headers, body)
+        except Refusal as refusal:
+            reply = refusal.reply
+        self.send_response(reply.status)
+        for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
+            self.send_header(name, value.encode("ascii", "replace").decode())
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(reply.body)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
+
+    def read_body(self) -> Iterator[bytes]:
+        """Yield a body whose length is told, or which comes in chunks."""
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            yield from self.read_counted(int(self.headers.get("Content-Length") or 0))
+            return
+        while length := int(self.rfile.readline().partition(b";")[0] or b"-1", 16):
+            yield from self.read_counted(length)
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def read_counted(self, length: int) -> Iterator[bytes]:
+        while length:
+            piece = self.rfile.read(min(length, 1 << 16)) if length > 0 else b""
+            if not piece:
+                raise ConnectionAbortedError
+            self.server.hub._count(len(piece))
+            yield piece
+            length -= len(piece)
+
+    def log_message(self, *_) -> None:
+        """Print nothing."""
+
+
+def _json(value, status: int = 200, headers: dict[str, str] | None = None) -> Reply:
+    return Reply(json.dumps(value).encode(), status, {"Content-Type": "application/json", **(headers or {})})
+
+
+def _blob_id(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _entries(commit: Commit) -> Iterator[dict]:
+    """Yield folders and files as listings have them."""
+    last = {"id": commit.oid, "title": commit.title, "date": commit.date}
+    folders = {str(folder) for path in commit.files for folder in Path(path).parents} - {"."}
+    for path in sorted({*folders, *commit.files}):
+        entry = {"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0}
+        if file := commit.files.get(path):
+            entry = {"type": "file", "oid": file.blob_id, "size": file.size, **file.lfs}
+        yield {**entry, "path": path, "lastCommit": last}
+
+
+def _check_card(text: str, repo_type: str) -> list[str]:
+    """Return warnings on a card; refuse what the Hub refuses, as far as that can be seen without a YAML parser."""
+    metadata = re.match(r"---\r?\n(.*?)^---\s*$", text, re.DOTALL | re.MULTILINE)
+    if metadata is None and not text.startswith("---"):
+        return ["empty or missing yaml metadata in repo card"]
+    summary = metadata and re.search(r"^short_description: *(.*)$", metadata[1], re.MULTILINE)
+    if metadata is None:
+        fault = "the metadata have no closing ---"
+    elif summary and repo_type == "space" and len(summary[1].strip("'\" ")) > 60:
+        fault = '"short_description" length must be less than or equal to 60 characters long'
+    else:
+        return []
+    raise Refusal(400, "Invalid metadata in README.md", errors=[{"message": fault}], warnings=[])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Serve a Hugging Face Hub on 127.0.0.1 until Ctrl-C.")
+    parser.add_argument("root", type=Path, help="folder for the bytes of files")
+    with HubServer(parser.parse_args().root) as served, contextlib.suppress(KeyboardInterrupt):
+        sys.stdout.write(f"{served.url}\n")
+        sys.stdout.flush()
+        threading.Event().wait()
