@@ -1,7 +1,10 @@
 """What every network must do. A test module names a model class and a tiny configuration, and inherits the tests."""
 
+import copy
+import inspect
 import json
 import os
+import pickle
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -13,9 +16,13 @@ import torch
 import transformers
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from unconceal import UnconcealImageProcessor
 
 
 # The smallest SRS, where any will do.
@@ -109,16 +116,25 @@ def says(*parts: str):
     assert not missing, f"{missing} not in the message: {caught.value}"
 
 
-class ModelTester:
-    """Inherit as `class TestX(ModelTester)`, set `model_class` and `tiny`, and what differs of the switches."""
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer by name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def same_state(model: nn.Module, other: nn.Module) -> bool:
+    state, of_other = model.state_dict(), other.state_dict()
+    return state.keys() == of_other.keys() and all(torch.equal(state[name], of_other[name]) for name in state)
+
+
+class PretrainedTester:
+    """What every network and encoder must do: be configured, built, saved, loaded, copied.
+
+    Inherit as `class TestX(PretrainedTester)`, set `model_class` and `tiny`, and what differs of the switches.
+    """
 
     model_class: type
     tiny: dict  # arguments of the configuration class
-    needs_labels = True  # else an image is its own label, and given ones are ignored
     main_output = "logits"
-    num_outputs = 1  # channels of the main output
-    is_exported = True  # users run it elsewhere
-    sizes = ((33, 47), (64, 64))
 
     # ---- what the tests work with -----------------------------------------------------------------------------------
 
@@ -155,6 +171,204 @@ class ModelTester:
         with torch.no_grad():
             return getattr(model(pixel_values=pixel_values), self.main_output)
 
+    # ---- configuration ----------------------------------------------------------------------------------------------
+
+    def test_configuration_survives_files_copies_and_pickles(self, tmp_path):
+        config, kind = self.make_config(), self.model_class.config_class
+        config.save_pretrained(tmp_path / "folder")  # first, as it notes where the code is
+        config.to_json_file(tmp_path / "one.json")
+        config.save_pretrained(tmp_path / "parent" / "inner")
+        again = [
+            kind.from_json_file(tmp_path / "one.json"),
+            kind.from_pretrained(tmp_path / "folder"),
+            kind.from_pretrained(tmp_path / "parent", subfolder="inner"),
+            copy.deepcopy(config),
+            pickle.loads(pickle.dumps(config)),
+        ]
+        assert [one.to_dict() for one in again] == [config.to_dict()] * len(again)
+        with pytest.raises(OSError, match="nowhere"):
+            kind.from_pretrained(tmp_path / "nowhere")
+
+    def test_configuration_takes_what_every_one_takes(self, tmp_path):
+        given = {
+            "return_dict": False,
+            "output_hidden_states": True,
+            "output_attentions": True,
+            "chunk_size_feed_forward": 5,
+            "architectures": ["Another"],
+            "id2label": {0: "only"},
+            "label2id": {"only": 0},
+            "problem_type": "regression",
+            "name_or_path": "a/b",
+        }
+        config = self.make_config(**given, dtype="float16")
+        assert {name: getattr(config, name) for name in given} == given
+        assert config.dtype == torch.float16
+        config.save_pretrained(tmp_path)
+        again = self.model_class.config_class.from_pretrained(tmp_path)
+        for name in ("return_dict", "output_hidden_states", "id2label", "problem_type", "dtype"):
+            assert getattr(again, name) == getattr(config, name), name
+        config = self.make_config(num_labels=5)
+        assert len(config.id2label) == len(config.label2id) == 5
+        config.num_labels = 3
+        assert len(config.id2label) == len(config.label2id) == 3
+
+    # ---- construction -----------------------------------------------------------------------------------------------
+
+    def test_can_be_built_without_memory(self):
+        with torch.device("meta"):
+            model = self.model_class(self.make_config())
+        assert [name for name, tensor in tensors_of(model).items() if not tensor.is_meta] == []
+        # What is neither would stay behind when the model moves.
+        hidden = [
+            (name, attribute)
+            for name, module in model.named_modules()
+            for attribute, value in vars(module).items()
+            if isinstance(value, torch.Tensor)
+        ]
+        assert hidden == []
+
+    def test_initialisation_covers_every_parameter_and_buffer(self):
+        """transformers allocates a model without values, then relies on `_init_weights` for all that no file gives."""
+        model = self.make_model()
+        tensors = tensors_of(model)
+        for tensor in tensors.values():
+            tensor.data.fill_(float("nan") if tensor.is_floating_point() else -1)
+            tensor._is_hf_initialized = False
+        for module in model.modules():
+            module._is_hf_initialized = False
+        model.initialize_weights()
+        assert [name for name, tensor in tensors.items() if not (tensor.isfinite() & (tensor != -1)).all()] == []
+
+    def test_attention_of_transformers_is_refused(self, tmp_path):
+        self.make_model().save_pretrained(tmp_path)
+        assert self.model_class.from_pretrained(tmp_path, attn_implementation="eager")
+        with says(self.model_class.__name__, "does not support"):
+            self.model_class.from_pretrained(tmp_path, attn_implementation="sdpa")
+
+    # ---- saving and loading -----------------------------------------------------------------------------------------
+
+    def test_weights_in_many_files_and_partly_on_disk(self, tmp_path):
+        model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
+        prediction = self.predict(model, pixel_values)
+        model.save_pretrained(tmp_path, max_shard_size="10KB")
+        files = {path.name for path in tmp_path.iterdir() if path.suffix not in (".json", ".py")}
+        assert len(files) > 1
+        assert all(name.endswith(".safetensors") for name in files)
+        for device_map in (None, "cpu", "auto"):
+            loaded = self.model_class.from_pretrained(tmp_path, device_map=device_map)
+            assert same_state(loaded, model)
+            assert torch.equal(self.predict(loaded, pixel_values), prediction)
+        half = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(model).values()) // 2
+        offloaded = self.model_class.from_pretrained(
+            tmp_path, device_map="auto", max_memory={"cpu": half}, offload_folder=tmp_path / "offload"
+        )
+        assert any(tensor.is_meta for tensor in tensors_of(offloaded).values()), "everything is in memory"
+        assert torch.equal(self.predict(offloaded, pixel_values), prediction)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_loaded_in_half_precision(self, dtype, tmp_path):
+        model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
+        model.save_pretrained(tmp_path / "single")
+        half = self.model_class.from_pretrained(tmp_path / "single", dtype=dtype)
+        half.save_pretrained(tmp_path / "half")
+        kept = set(half._keep_in_fp32_modules_strict or ())
+        for one in (half, self.model_class.from_pretrained(tmp_path / "half", dtype="auto")):
+            assert one.dtype == dtype
+            for name, tensor in tensors_of(one).items():
+                expected = torch.float32 if kept & set(name.split(".")) else dtype
+                assert tensor.dtype == (expected if tensor.is_floating_point() else torch.int64), name
+        exact, prediction = self.predict(model, pixel_values), self.predict(half, pixel_values.to(dtype))
+        assert prediction.dtype == dtype
+        # bfloat16 keeps 8 bits, float16 11, of which some thirty layers of random weights lose about half.
+        error = (prediction.float() - exact).square().mean().sqrt() / exact.std()
+        assert error < (0.2 if dtype == torch.bfloat16 else 0.03)
+
+    def test_lost_foreign_and_misshapen_weights_are_told(self, tmp_path):
+        model = self.make_model()
+        model.save_pretrained(tmp_path)
+        state = load_file(tmp_path / "model.safetensors")
+        kernels = sorted(name for name, tensor in state.items() if tensor.ndim == 4 and tensor.numel() > 1)
+        lost, misshapen = kernels[0], kernels[-1]
+        del state[lost]
+        save_file({**state, "foreign": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+        torch.manual_seed(1)
+        loaded, report = self.model_class.from_pretrained(tmp_path, output_loading_info=True)
+        assert report["missing_keys"] == {lost}
+        assert report["unexpected_keys"] == {"foreign"}
+        save_file({**state, misshapen: torch.zeros(3)}, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            self.model_class.from_pretrained(tmp_path)
+        misfit, report = self.model_class.from_pretrained(
+            tmp_path, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        assert {name for name, *_ in report["mismatched_keys"]} == {misshapen}
+        saved = model.state_dict()
+        for one, new in ((loaded, {lost}), (misfit, {lost, misshapen})):
+            changed = {name for name, tensor in one.state_dict().items() if not torch.equal(tensor, saved[name])}
+            assert changed == new
+            for name in new:
+                assert 0.3 < one.state_dict()[name].std() / saved[name].std() < 3, name
+
+    def test_weights_come_from_a_file_or_a_state_and_from_nowhere_else(self, tmp_path):
+        model = self.make_model()
+        loaded = self.model_class.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+        assert same_state(loaded, model)
+        torch.save(model.state_dict(), tmp_path / "state.pt")
+        other = self.make_model(seed=1)
+        assert not same_state(other, model)
+        other.load_state_dict(torch.load(tmp_path / "state.pt"))
+        assert same_state(other, model)
+        model.config.save_pretrained(tmp_path / "no_weights")
+        with pytest.raises(OSError, match=r"model\.safetensors"):
+            self.model_class.from_pretrained(tmp_path / "no_weights")
+        empty = self.model_class.from_pretrained(None, config=model.config, state_dict={})
+        assert [
+            name for name, tensor in tensors_of(empty).items() if tensor.is_meta or not tensor.isfinite().all()
+        ] == []
+
+    def test_saving_what_was_loaded_writes_the_same_files(self, tmp_path):
+        model = self.make_model()
+        model.save_pretrained(tmp_path / "one", True, safe_serialization=True)  # as `PreTrainedModel` takes them
+        self.model_class.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
+        one, two = ({path.name: path for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+        assert one.keys() == two.keys()
+        assert {name for name in one if one[name].read_bytes() != two[name].read_bytes()} <= {"config.json"}
+        configs = [json.loads(files["config.json"].read_text()) for files in (one, two)]
+        for config in configs:
+            # Of an encoder transformers writes the type of its weights once it was loaded.
+            config.get("backbone_config", {}).pop("dtype", None)
+        assert configs[0] == configs[1]
+
+    # ---- copies -----------------------------------------------------------------------------------------------------
+
+    @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
+    def test_copies_are_equal_and_on_their_own(self):
+        model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
+        prediction, state = self.predict(model, pixel_values), copy.deepcopy(model.state_dict())
+        model.gradient_checkpointing_enable()
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(self.predict(twin, pixel_values), prediction)
+            twin.train()
+            self.predict(twin, pixel_values)
+            with torch.no_grad():
+                for parameter in twin.parameters():
+                    parameter.add_(1)
+            assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+class ModelTester(PretrainedTester):
+    """What every network must do besides: take labels, give a loss, train, compile, travel.
+
+    Inherit as `class TestX(ModelTester)`, set `model_class`, `tiny` and `hidden_shapes`, and what differs of the switches.
+    """
+
+    needs_labels = True  # else an image is its own label, and given ones are ignored
+    num_outputs = 1  # channels of the main output
+    is_exported = True  # users run it elsewhere
+    sizes = ((33, 47), (64, 64))
+    hidden_shapes: list[tuple[int, int, int]]  # (C, h, w) of the hidden states of an image of 33x47
+
     # ---- outputs ----------------------------------------------------------------------------------------------------
 
     def test_output_has_the_size_of_the_input(self):
@@ -171,12 +385,40 @@ class ModelTester:
 
     def test_return_dict_false_gives_a_tuple(self):
         model, inputs = self.make_model(), self.make_inputs()
-        output = model(**inputs)
-        as_tuple = model(**inputs, return_dict=False)
-        assert isinstance(as_tuple, tuple)
-        assert len(as_tuple) == len(output)
+        output = model(**inputs, output_hidden_states=True)
+        as_tuple = model(**inputs, output_hidden_states=True, return_dict=False)
+        model.config.return_dict = False
+        by_config = model(**inputs, output_hidden_states=True)
         assert torch.equal(as_tuple[0], output.loss)
-        assert any(torch.equal(value, output[self.main_output]) for value in as_tuple[1:])
+        assert as_tuple[1] is not output[self.main_output]
+        assert torch.equal(as_tuple[1], output[self.main_output])
+        expected = tree_leaves(output.to_tuple())
+        for given in (as_tuple, by_config):
+            assert isinstance(given, tuple)
+            assert [type(part) for part in given] == [type(part) for part in output.to_tuple()]
+            assert all(torch.equal(a, b) for a, b in zip(tree_leaves(given), expected, strict=True))
+        assert isinstance(model(**inputs, return_dict=True), transformers.utils.ModelOutput)
+
+    def test_hidden_states_are_returned_where_asked_for(self):
+        model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
+        output = model(pixel_values, output_hidden_states=True)
+        assert isinstance(output.hidden_states, tuple)
+        assert [tuple(states.shape[1:]) for states in output.hidden_states] == self.hidden_shapes
+        gradients = torch.autograd.grad(output[self.main_output].sum(), output.hidden_states, allow_unused=True)
+        assert all(gradient is not None and gradient.any() for gradient in gradients), "not on the way to the output"
+        assert "hidden_states" not in model(pixel_values)
+        model.config.output_hidden_states = True
+        assert len(model(pixel_values).hidden_states) == len(self.hidden_shapes)
+        assert "hidden_states" not in model(pixel_values, output_hidden_states=False)
+
+    def test_outputs_travel_between_processes(self):
+        with torch.no_grad():
+            output = self.make_model()(**self.make_inputs(), output_hidden_states=True)
+        again = pickle.loads(pickle.dumps(output))
+        assert type(again) is type(output)
+        assert again.keys() == output.keys()
+        pairs = zip(tree_leaves(again.to_tuple()), tree_leaves(output.to_tuple()), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
 
     def test_without_labels_there_is_a_loss_only_if_it_needs_none(self):
         model, inputs = self.make_model(), self.make_inputs()
@@ -187,18 +429,32 @@ class ModelTester:
             assert torch.equal(loss, model(**inputs).loss)
 
     def test_every_image_is_alone_in_its_batch(self):
-        model, pixel_values = self.make_lively_model(), self.make_inputs(batch_size=3)["pixel_values"]
-        together = self.predict(model, pixel_values)
-        assert (together[0] - together[1]).abs().max() > 1e-2, "too alike to tell"
-        for i in range(3):
+        model, inputs = self.make_lively_model(), self.make_inputs(batch_size=3)
+
+        def run(images: slice):
+            with torch.no_grad():
+                output = model(**{name: value[images] for name, value in inputs.items()}, output_hidden_states=True)
+            return output.loss, output[self.main_output], tree_leaves(output.to_tuple()[1:])
+
+        loss, prediction, together = run(slice(3))
+        assert (prediction[0] - prediction[1]).abs().max() > 1e-2, "too alike to tell"
+        singles = [run(slice(i, i + 1)) for i in range(3)]
+        for i, (_, alone, others) in enumerate(singles):
             # Other batch sizes take other kernels, which sum in another order.
-            torch.testing.assert_close(
-                self.predict(model, pixel_values[i : i + 1])[0], together[i], atol=1e-5, rtol=1e-4
-            )
+            torch.testing.assert_close(alone[0], prediction[i], atol=1e-5, rtol=1e-4)
+            for one, of_all in zip(others, together, strict=True):
+                torch.testing.assert_close(one[0], of_all[i], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(torch.stack([one for one, *_ in singles]).mean(), loss)
 
     def test_same_input_gives_same_output(self):
-        model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
-        assert torch.equal(self.predict(model, pixel_values), self.predict(model, pixel_values))
+        model, inputs = self.make_lively_model(), self.make_inputs()
+        assert torch.equal(*(self.predict(model, inputs["pixel_values"]) for _ in range(2)))
+        model.train()
+        losses = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            losses.append(model(**inputs).loss)
+        assert torch.equal(*losses)
 
     # ---- inputs -----------------------------------------------------------------------------------------------------
 
@@ -224,7 +480,50 @@ class ModelTester:
             with says("pixel_values", f"{smallest}x{smallest}", "got", f"{size[0]}x{size[1]}"):
                 model(torch.zeros(1, channels, *size))
 
+    def test_unknown_keywords_are_refused(self):
+        """Trainer would take a `**kwargs` for a loss that needs no division by the number of accumulated batches."""
+        model, inputs = self.make_model(), self.make_inputs()
+        kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+        assert inspect.Parameter.VAR_KEYWORD not in kinds
+        assert next(iter(inspect.signature(model.forward).parameters)) == model.main_input_name == "pixel_values"
+        for name in ("output_attentions", "mask_labels"):
+            with pytest.raises(TypeError, match=name):
+                model(**inputs, **{name: None})
+        model.config.output_attentions = True
+        assert "attentions" not in model(**inputs)
+
+    def test_takes_what_the_image_processor_gives(self):
+        model = self.make_model()
+        processor = UnconcealImageProcessor(size={"height": 33, "width": 47})
+        pictures = [Image.new("RGB", (90, 60), "red"), Image.new("L", (20, 70), 9)]
+        batch = processor(pictures, [Image.new("L", picture.size, 255) for picture in pictures])
+        output = model(**batch)
+        assert output[self.main_output].shape == (2, self.num_outputs, 33, 47)
+        in_half = model.to(torch.bfloat16)(**batch.to(torch.bfloat16))
+        torch.testing.assert_close(in_half.loss, output.loss, atol=0.05, rtol=0.05)
+
     # ---- training ---------------------------------------------------------------------------------------------------
+
+    def test_image_has_a_gradient(self):
+        model, inputs = self.make_lively_model(), self.make_inputs()
+        pixel_values = inputs["pixel_values"].requires_grad_()
+        model(pixel_values, inputs["labels"]).loss.backward()
+        assert pixel_values.grad.isfinite().all()
+        assert (pixel_values.grad != 0).float().mean() > 0.9
+
+    @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
+    def test_frozen_encoder_leaves_the_rest_to_learn(self):
+        model = self.make_model().train()
+        if not hasattr(model, "backbone"):
+            pytest.skip("this network stands on no encoder of its own kind")
+        model.backbone.requires_grad_(False)
+        rest = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert not any(name.startswith("backbone.") for name in rest)
+        for prepare in (lambda: None, model.gradient_checkpointing_enable):
+            prepare()
+            model.zero_grad()
+            model(**self.make_inputs()).loss.backward()
+            assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == rest
 
     def test_every_parameter_has_a_gradient(self):
         # A narrow layer behind a ReLU can be silent by chance, but not under every seed.
@@ -253,7 +552,8 @@ class ModelTester:
         assert losses[-1] < 0.95 * losses[0], losses
 
     @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
-    def test_gradient_checkpointing_changes_no_number(self):
+    @pytest.mark.parametrize("options", [None, {"use_reentrant": False}, {"use_reentrant": True}])
+    def test_gradient_checkpointing_changes_no_number(self, options):
         model = self.make_model().train()
         start = {name: value.clone() for name, value in model.state_dict().items()}
         calls = 0
@@ -281,7 +581,7 @@ class ModelTester:
             return loss.detach(), gradients, buffers, calls
 
         *plain, calls_plain = run()
-        model.gradient_checkpointing_enable()
+        model.gradient_checkpointing_enable(options)
         *saving, calls_saving = run()
         model.gradient_checkpointing_disable()
         *again, calls_again = run()
@@ -289,6 +589,21 @@ class ModelTester:
         assert calls_again == calls_plain
         torch.testing.assert_close(saving, plain, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(again, plain, atol=0, rtol=0)
+
+    @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
+    def test_gradient_checkpointing_without_gradients_learns_the_same_statistics(self):
+        statistics = []
+        for is_saving in (False, True):
+            model = self.make_model().train()
+            if is_saving:
+                model.gradient_checkpointing_enable()
+            with torch.no_grad():
+                model(**self.make_inputs())
+            statistics.append(dict(model.named_buffers()))
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not any(batch_norms(layer) for layer in layers):
+            pytest.skip("no layer that can be recomputed has statistics")
+        torch.testing.assert_close(*statistics, atol=0, rtol=0)
 
     def test_half_precision_is_near_single(self):
         model, inputs = self.make_lively_model(), self.make_inputs()
@@ -305,25 +620,7 @@ class ModelTester:
             assert output.loss.dtype == torch.float32
             assert output.loss.isfinite()
 
-    # ---- construction, saving, loading ------------------------------------------------------------------------------
-
-    def test_can_be_built_without_memory(self):
-        with torch.device("meta"):
-            model = self.model_class(self.make_config())
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        assert [name for name, tensor in tensors.items() if not tensor.is_meta] == []
-
-    def test_initialisation_covers_every_parameter_and_buffer(self):
-        """transformers allocates a model without values, then relies on `_init_weights` for all that no file gives."""
-        model = self.make_model()
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        for tensor in tensors.values():
-            tensor.data.fill_(float("nan") if tensor.is_floating_point() else -1)
-            tensor._is_hf_initialized = False
-        for module in model.modules():
-            module._is_hf_initialized = False
-        model.initialize_weights()
-        assert [name for name, tensor in tensors.items() if not (tensor.isfinite() & (tensor != -1)).all()] == []
+    # ---- on the Hub -------------------------------------------------------------------------------------------------
 
     def test_saved_model_opens_with_and_without_the_package(self, tmp_path):
         model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from common import SMALLEST_SRS
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from unconceal import RunConfig, RunForImageSegmentation, SrsConfig, SrsForImageSegmentation, UnconcealImageProcessor
 from unconceal.cli import main
@@ -52,7 +52,7 @@ def picture(width=90, height=60, seed=0):
 def run_on(segmenter, image):
     with torch.inference_mode():
         pixel_values = segmenter.processor(image).pixel_values
-        return pixel_values, segmenter.model(pixel_values=pixel_values)
+        return pixel_values, segmenter.model(pixel_values=pixel_values, output_stages=True)
 
 
 def maps_of(stage):
@@ -145,7 +145,7 @@ def test_networks_without_stages_are_refused():
 
 
 def test_out_of_memory_is_explained(monkeypatch):
-    def full(self, images):
+    def full(self, images, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Segmenter, "run", full)

@@ -1,8 +1,10 @@
 """How pictures of every kind become `pixel_values`, and how logits become masks."""
 
+import copy
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from unconceal.errors import UserError
 from unconceal.inference import read_image
@@ -288,6 +291,8 @@ def test_labels():
         (lambda: UnconcealImageProcessor(mask_resample=7), "mask_resample=7"),
         (lambda: UnconcealImageProcessor(size={"shortest_edge": 3}), "shortest_edge"),
         (lambda: UnconcealImageProcessor(do_center_crop=True), "do_center_crop"),
+        (lambda: UnconcealImageProcessor()(random_rgb(), size=None), "size=None"),
+        (lambda: UnconcealImageProcessor()(random_rgb(), data_format="channels_last"), "data_format='channels_last'"),
         (lambda: UnconcealImageProcessor()([]), "no images"),
         (lambda: UnconcealImageProcessor()("absent.png"), "absent.png"),
         (lambda: UnconcealImageProcessor()(3), "int"),
@@ -302,6 +307,39 @@ def test_labels():
 def test_mistakes_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_unknown_options_of_a_call_are_refused():
+    with pytest.raises(TypeError, match="sizes"):
+        UnconcealImageProcessor()(random_rgb(), sizes=8)
+
+
+def test_four_channels_are_a_picture_with_alpha():
+    rgba = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    processor = UnconcealImageProcessor(size=16)
+    expected = processor(Image.fromarray(rgba)).pixel_values
+    assert not torch.equal(expected, processor(rgba[..., :3]).pixel_values)
+    first = rgba.transpose(2, 0, 1)
+    for same in (rgba, rgba / 255, first, torch.from_numpy(first), [rgba]):
+        assert torch.equal(processor(same).pixel_values, expected)
+    # Four rows could be channels too.
+    narrow = rgba[:, :4]
+    expected = processor(Image.fromarray(narrow)).pixel_values
+    moved = narrow.transpose(2, 0, 1)
+    assert torch.equal(processor(moved, input_data_format="channels_first").pixel_values, expected)
+
+
+def test_batches_are_cast_and_moved():
+    processor = UnconcealImageProcessor(size=8)
+    batch = processor([random_rgb()] * 2, [Image.new("L", (4, 4), 255)] * 2)
+    batch["ids"] = torch.tensor([3, 4])
+    for target in ((torch.float16,), ("cpu", torch.bfloat16)):
+        moved = batch.to(*target)
+        assert moved.pixel_values.dtype == moved.labels.dtype == target[-1]
+        assert moved.ids.dtype == torch.int64
+    arrays = processor(random_rgb(), return_tensors="np").pixel_values
+    assert isinstance(arrays, np.ndarray)
+    assert arrays.dtype == np.float32
 
 
 # ---- post-processing ---------------------------------------------------------------------------------------------
@@ -397,13 +435,63 @@ def test_image_segmentation_pipeline():
     assert ((found == 255) == truth).mean() > 0.97
 
 
+@pytest.fixture
+def unusual():
+    """A processor none of whose options that matter is the default."""
+    return UnconcealImageProcessor(
+        size={"height": 24, "width": 40},
+        resample=3,
+        mask_resample=2,
+        channel_order="bgr",
+        rescale_factor=1 / 128,
+        image_mean=[0.1, 0.2, 0.3],
+        image_std=[1.0, 2.0, 3.0],
+    )
+
+
+def test_saved_copied_and_pickled_processors_are_equal(unusual, tmp_path):
+    unusual.save_pretrained(tmp_path / "folder")  # first, as it notes where the code is
+    unusual.to_json_file(tmp_path / "one.json")
+    default = UnconcealImageProcessor().to_dict()
+    assert len([name for name, value in unusual.to_dict().items() if default.get(name) != value]) >= 7
+    ways = ({}, {"use_fast": True}, {"use_fast": False}, {"backend": "pil"}, {"backend": "torchvision"})
+    for again in (
+        UnconcealImageProcessor.from_json_file(tmp_path / "one.json"),
+        UnconcealImageProcessor.from_pretrained(tmp_path / "folder"),
+        *(AutoImageProcessor.from_pretrained(tmp_path / "folder", **way) for way in ways),
+        copy.deepcopy(unusual),
+        pickle.loads(pickle.dumps(unusual)),
+    ):
+        assert type(again) is UnconcealImageProcessor
+        assert again.to_dict() == unusual.to_dict()
+        assert torch.equal(again(random_rgb()).pixel_values, unusual(random_rgb()).pixel_values)
+    again.save_pretrained(tmp_path / "again")
+    for path in (tmp_path / "folder").iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_options_can_be_given_at_loading_and_at_a_call(unusual, tmp_path):
+    unusual.save_pretrained(tmp_path)
+    for loaded in (
+        UnconcealImageProcessor.from_dict(unusual.to_dict(), size=42, do_normalize=False),
+        UnconcealImageProcessor.from_pretrained(tmp_path, size={"height": 42, "width": 42}, do_normalize=False),
+        AutoImageProcessor.from_pretrained(tmp_path, size=42, do_normalize=False),
+    ):
+        expected = unusual(random_rgb(), size=42, do_normalize=False).pixel_values
+        assert expected.shape == (1, 3, 42, 42)
+        assert torch.equal(loaded(random_rgb()).pixel_values, expected)
+    # That was for one call.
+    assert unusual(random_rgb()).pixel_values.shape == (1, 3, 24, 40)
+    assert UnconcealImageProcessor().size == {"height": 256, "width": 256}
+
+
 FRESH = """
 import importlib.util, sys
 sys.modules["unconceal"] = None
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else find_spec(name, *rest)
 import numpy as np
-from transformers import AutoImageProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 processor = AutoImageProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 assert "torchvision" not in sys.modules
 image = np.load(sys.argv[2])

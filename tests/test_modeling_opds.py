@@ -29,16 +29,21 @@ TINY = {
 class TestOpdsForImageSegmentation(ModelTester):
     model_class = OpdsForImageSegmentation
     tiny = TINY
+    # The encoder's, padded to 64x64, and the decoder's.
+    hidden_shapes = [
+        *((8, 16, 16), (8, 8, 8), (16, 4, 4), (16, 2, 2)),
+        *((16, 2, 2), (16, 4, 4), (8, 8, 8), (8, 16, 16)),
+    ]
 
     # ---- outputs ----------------------------------------------------------------------------------------------------
 
     def test_every_level_is_in_the_output_coarse_to_fine(self):
-        output = self.make_model()(**self.make_inputs(size=(33, 70)))  # padded to 64 x 96
+        output = self.make_model()(**self.make_inputs(size=(33, 70)), output_levels=True)  # padded to 64 x 96
         sizes = [(2, 3), (4, 6), (8, 12), (16, 24)]
         assert [tuple(logits.shape) for logits in output.level_logits] == [(2, 1, *size) for size in sizes]
 
     def test_logits_are_the_finest_level_at_the_size_of_the_input(self):
-        output = self.make_lively_model()(self.make_inputs(size=(33, 70))["pixel_values"])
+        output = self.make_lively_model()(self.make_inputs(size=(33, 70))["pixel_values"], output_levels=True)
         enlarged = F.interpolate(output.level_logits[-1], scale_factor=4, mode="bilinear", align_corners=False)
         torch.testing.assert_close(output.logits, enlarged[:, :, :33, :70])
 
@@ -64,20 +69,20 @@ class TestOpdsForImageSegmentation(ModelTester):
 
     def test_each_level_hears_of_the_features_and_of_the_map_before(self):
         model, pixel_values = self.make_lively_model(), self.make_inputs(size=(64, 64))["pixel_values"]
-        before = model(pixel_values).level_logits
+        before = model(pixel_values, output_levels=True).level_logits
         for i in (3, 2, 1):  # levels are finest first
             place = 3 - i  # in the output, coarse to fine
             level = model.levels[i]
             with torch.no_grad():
                 kept = {name: tensor.clone() for name, tensor in level.state_dict().items()}
                 level.mask_head.bias.add_(1)
-                after_map = model(pixel_values).level_logits
+                after_map = model(pixel_values, output_levels=True).level_logits
                 # Features that change while the map does not.
                 level.load_state_dict(kept)
                 level.mask_head.weight.zero_()
-                shut = model(pixel_values).level_logits
+                shut = model(pixel_values, output_levels=True).level_logits
                 level.align[1].bias.add_(1)
-                after_features = model(pixel_values).level_logits
+                after_features = model(pixel_values, output_levels=True).level_logits
                 level.load_state_dict(kept)
             assert not torch.equal(after_map[place + 1], before[place + 1])
             assert torch.equal(after_features[place], shut[place])
@@ -88,11 +93,13 @@ class TestOpdsForImageSegmentation(ModelTester):
     def test_single_head_sees_all_features_at_stride_4(self):
         model = self.make_model(decoder_hidden_sizes=[16])
         inputs = self.make_inputs(size=(33, 70))
-        output = model(**inputs)
+        output = model(**inputs, output_levels=True)
         assert [tuple(logits.shape) for logits in output.level_logits] == [(2, 1, 16, 24)]
         assert model.levels[0].squeeze[0].in_channels == 8 + 8 + 16 + 16
         output.loss.backward()
         assert all(p.grad is not None for p in model.parameters())
+        hidden_states = model(inputs["pixel_values"], output_hidden_states=True).hidden_states
+        assert [states.shape[1] for states in hidden_states] == [8, 8, 16, 16, 16]
 
     # ---- the factorisation ------------------------------------------------------------------------------------------
 
@@ -168,7 +175,7 @@ class TestOpdsForImageSegmentation(ModelTester):
         weights = [1.0, 0.5, 0.25, 0.0]
         model = self.make_model(level_weights=weights, bce_weight=2.0, iou_weight=3.0)
         inputs = self.make_inputs(size=(40, 70))
-        output = model(**inputs)
+        output = model(**inputs, output_levels=True)
         labels = inputs["labels"][:, None]
         expected = 0.0
         for weight, logits in zip(weights, reversed(output.level_logits), strict=True):

@@ -48,11 +48,13 @@ TINY = {
 class TestRunForImageSegmentation(ModelTester):
     model_class = RunForImageSegmentation
     tiny = TINY
+    # The encoder's, padded to 64x64, the coarse mask's and the stages'.
+    hidden_shapes = [(8, 16, 16), (16, 8, 8), (16, 4, 4), (32, 2, 2), *((16, n, n) for n in (2, 2, 4, 8, 16))]
 
     # ---- outputs ----------------------------------------------------------------------------------------------------
 
     def test_every_stage_is_in_the_output(self):
-        output = self.make_model()(**self.make_inputs(size=(33, 70)))  # padded to 64 x 96
+        output = self.make_model()(**self.make_inputs(size=(33, 70)), output_stages=True)  # padded to 64 x 96
         sizes = [(2, 3), (4, 6), (8, 12), (16, 24)]
         assert [tuple(logits.shape) for logits in output.mask_logits] == [(2, 1, *size) for size in sizes[:1] + sizes]
         assert [tuple(logits.shape) for logits in output.edge_logits] == [(2, 1, *size) for size in sizes]
@@ -60,13 +62,13 @@ class TestRunForImageSegmentation(ModelTester):
         assert [tuple(image.shape) for image in output.reconstructions] == [(2, 3, *size) for size in sizes]
 
     def test_logits_are_the_last_stage_at_the_size_of_the_input(self):
-        output = self.make_lively_model()(self.make_inputs(size=(33, 70))["pixel_values"])
+        output = self.make_lively_model()(self.make_inputs(size=(33, 70))["pixel_values"], output_stages=True)
         enlarged = F.interpolate(output.mask_logits[-1], scale_factor=4, mode="bilinear", align_corners=False)
         torch.testing.assert_close(output.logits, enlarged[:, :, :33, :70])
 
     def test_start_is_the_coarse_mask_and_the_image_without_it(self):
         model, pixel_values = self.make_lively_model(), self.make_inputs(size=(64, 96))["pixel_values"]
-        output = model(pixel_values)
+        output = model(pixel_values, output_stages=True)
         image = F.avg_pool2d(model.denormalise(pixel_values), 32)
         torch.testing.assert_close(output.backgrounds[0], (1 - output.mask_logits[0].sigmoid()) * image)
 
@@ -83,7 +85,7 @@ class TestRunForImageSegmentation(ModelTester):
         model = self.make_lively_model()
         estimates = []
         model.mask_step.register_forward_hook(lambda _, __, estimate: estimates.append(estimate))
-        output = model(self.make_inputs(size=(64, 64))["pixel_values"])
+        output = model(self.make_inputs(size=(64, 64))["pixel_values"], output_stages=True)
         num_stages = model.config.num_stages
         parts = {f"M^_{k + 1}": estimate for k, estimate in enumerate(estimates)}
         parts |= {f"M_{k}": output.mask_logits[k] for k in range(num_stages)}
@@ -133,7 +135,7 @@ class TestRunForImageSegmentation(ModelTester):
         for seed in range(8):
             model = self.make_model(seed=seed, **changes)
             inputs = self.make_inputs(size=(33, 47))
-            output = model(**inputs)
+            output = model(**inputs, output_stages=True)
             assert output.logits.shape == (2, 1, 33, 47)
             assert len(output.mask_logits) == model.config.num_stages + 1
             output.loss.backward()
@@ -157,7 +159,7 @@ class TestRunForImageSegmentation(ModelTester):
             "sparsity_gradient",
         }
         assert {name.split(".")[1] for name in missing(share_stages=True)} == {"1", "2", "3"}
-        output = self.make_model(use_background=False)(self.make_inputs()["pixel_values"])
+        output = self.make_model(use_background=False)(self.make_inputs()["pixel_values"], output_stages=True)
         assert output.reconstructions is None
 
     def test_without_the_closed_form_a_stage_would_say_something_else(self):
@@ -169,7 +171,7 @@ class TestRunForImageSegmentation(ModelTester):
                 stage.mask_head.bias.zero_()
             estimates = []
             model.mask_step.register_forward_hook(lambda _, __, estimate: estimates.append(estimate))
-            output = model(pixel_values)
+            output = model(pixel_values, output_stages=True)
         for estimate, logits in zip(estimates, output.mask_logits[1:], strict=True):
             torch.testing.assert_close(logits.sigmoid(), estimate.clamp(0.01, 0.99))
 
@@ -329,7 +331,7 @@ class TestRunForImageSegmentation(ModelTester):
             self.make_lively_model(reconstruction_weight=3.0, edge_weight=0.7),
             self.make_inputs(size=(64, 96)),
         )
-        output = model(**inputs)
+        output = model(**inputs, output_stages=True)
         labels, image = inputs["labels"][:, None], model.denormalise(inputs["pixel_values"])
         strides, stage_weights = (32, 32, 16, 8, 4), (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
         total = 2 * ambiguity_loss(output.logits)
@@ -349,7 +351,7 @@ class TestRunForImageSegmentation(ModelTester):
             self.make_inputs(),
         )
         labels = inputs["labels"][:, None]  # 33 x 47, padded to 64 x 64: of 16 x 16 cells, 9 x 12 see the image
-        output = model(inputs["pixel_values"])
+        output = model(inputs["pixel_values"], output_stages=True)
         image = F.pad(model.denormalise(inputs["pixel_values"]), (0, 17, 0, 31), mode="replicate")
 
         def loss(edges, reconstructions):

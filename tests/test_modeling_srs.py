@@ -31,6 +31,11 @@ TINY = {
 class TestSrsForImageSegmentation(ModelTester):
     model_class = SrsForImageSegmentation
     tiny = TINY
+    # The encoder's, padded to 40x48, and the decoder's.
+    hidden_shapes = [
+        *((8, 40, 48), (8, 20, 24), (16, 10, 12), (16, 5, 6)),
+        *((16, 10, 12), (8, 20, 24), (8, 40, 48), (8, 40, 48)),
+    ]
 
     def test_odd_sizes_are_padded_by_the_edge_and_cropped_back(self):
         check_padding(self)
@@ -107,6 +112,7 @@ class TestSrsForReconstruction(ModelTester):
     tiny = TINY
     needs_labels = False
     main_output = "reconstruction"
+    hidden_shapes = [(8, 40 // n, 48 // n) for n in (1, 2, 4, 8, 4, 2, 1, 1)]
     num_outputs = 3
     is_exported = False
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from common import says
+from common import PretrainedTester, says
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel
 
@@ -207,6 +207,15 @@ def test_sizes(size, hidden_sizes, depths):
     shapes = published_shapes(hidden_sizes, depths, (8, 8, 4, 4))
     assert len(model.state_dict()) == len(shapes)
     assert sum(t.numel() for t in model.state_dict().values()) == sum(map(math.prod, shapes.values()))
+
+
+class TestMscanBackbone(PretrainedTester):
+    model_class = MscanBackbone
+    tiny = TINY
+    main_output = "feature_maps"
+
+    def predict(self, model, pixel_values: torch.Tensor) -> torch.Tensor:
+        return super().predict(model, pixel_values)[-1]
 
 
 # ---- alone and in other networks ------------------------------------------------------------------------------------

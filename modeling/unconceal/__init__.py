@@ -5,11 +5,13 @@ Importing the package makes the Auto classes of transformers know its networks.
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageSegmentation,
     AutoModelForSemanticSegmentation,
 )
+
+# Not from the top, where transformers 5.17 has it only beside torchvision.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .models.configuration_opds import OpdsConfig
 from .models.configuration_run import RunConfig
@@ -19,6 +21,7 @@ from .models.modeling_opds import OpdsForImageSegmentation
 from .models.modeling_run import RunForImageSegmentation
 from .models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
 from .models.mscan import MscanBackbone, MscanConfig
+from .models.pipeline_unconceal import SoftMaskPipeline
 
 
 __version__ = "0.1.0"
@@ -47,6 +50,7 @@ __all__ = [
     "OpdsForImageSegmentation",
     "RunConfig",
     "RunForImageSegmentation",
+    "SoftMaskPipeline",
     "SrsConfig",
     "SrsForImageSegmentation",
     "SrsForReconstruction",

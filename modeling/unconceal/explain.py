@@ -118,13 +118,13 @@ def unfold(segmenter: Segmenter, image: Image.Image, size: tuple[int, int] | Non
     """
     image = to_rgb(image)
     width, height = size or image.size
+    if not hasattr(segmenter.model.config, "num_stages"):
+        raise UserError(
+            f"got {type(segmenter.model).__name__}, which has no stages to show; expected a network that unfolds, "
+            "such as RUN"
+        )
     with segmenter.memory_explained([image]):
-        pixel_values, outputs = segmenter.run([image])
-        if getattr(outputs, "mask_logits", None) is None:
-            raise UserError(
-                f"got {type(segmenter.model).__name__}, which has no stages to show; expected a network that unfolds, "
-                "such as RUN"
-            )
+        pixel_values, outputs = segmenter.run([image], output_stages=True)
         (mask,) = segmenter.processor.post_process_masks(outputs, [(height, width)])
     input_height, input_width = pixel_values.shape[-2:]
     full_image = segmenter.model.denormalise(pixel_values)  # C

@@ -14,8 +14,9 @@ from accelerate.utils.memory import should_reduce_batch_size
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoModelForImageSegmentation, PreTrainedModel
+from transformers import AutoModelForImageSegmentation, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # see __init__.py of this package
 from transformers.utils import ModelOutput
 
 from .errors import UserError, one_line
@@ -27,10 +28,10 @@ from .refine import choose_zooms, refine_mask
 
 
 # What transformers' loaders raise, having no error class of their own. First absent and damaged files, missing packages
-# and unknown types; then wrong values in a configuration, which reach all kinds of code unchecked.
+# and unknown types; then wrong values in a configuration, which reach all kinds of code unchecked, and code that is cut short.
 LOADING_ERRORS = (
     *(OSError, SafetensorError, ImportError, LookupError, RuntimeError, ValueError),
-    *(StrictDataclassError, ArithmeticError, AttributeError, TypeError),
+    *(StrictDataclassError, ArithmeticError, AttributeError, TypeError, SyntaxError),
 )
 
 
@@ -76,10 +77,15 @@ class Segmenter:
         return self.run(images)[1].logits
 
     @torch.inference_mode()
-    def run(self, images: list[Image.Image]) -> tuple[torch.Tensor, ModelOutput]:
-        """Return `pixel_values` (B, 3, H, W) of pictures and all that the network makes of them, on its device."""
+    def run(self, images: list[Image.Image], **options) -> tuple[torch.Tensor, ModelOutput]:
+        """Return `pixel_values` (B, 3, H, W) of pictures and what the network makes of them, on its device.
+
+        Args:
+            images: Any pictures.
+            **options: Further arguments of the network's `forward`.
+        """
         pixel_values = self.processor(images).pixel_values.to(self.model.device, self.model.dtype)
-        return pixel_values, self.model(pixel_values=pixel_values)
+        return pixel_values, self.model(pixel_values=pixel_values, **options)
 
     @contextmanager
     def memory_explained(self, images: list[Image.Image]) -> Iterator[None]:
@@ -138,6 +144,10 @@ def load(
             f"the weights of {name} are damaged or cut short ({error}); save or download them again"
         ) from None
     except LOADING_ERRORS as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise UserError(
+                f"{name} is no network of this package and would run code of its own; read that, then pass trust_remote_code"
+            ) from None
         raise UserError(f"cannot load {name} as a segmentation network: {one_line(error)}") from None
     unfilled = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
     if unfilled:

@@ -193,8 +193,13 @@ class UnconcealImageProcessor(PilBackend):
             raise ValueError(f"got mask_resample={mask_resample!r}, expected one of {filters}")
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f'got channel_order={channel_order!r}, expected "rgb" or "bgr"')
-        if not (kwargs["size"].height and kwargs["size"].width):
-            raise ValueError(f'got size={dict(kwargs["size"])}, expected {{"height": pixels, "width": pixels}}')
+        size = kwargs.get("size")
+        if not (size and size.height and size.width):
+            raise ValueError(f'got size={size and dict(size)}, expected {{"height": pixels, "width": pixels}}')
+        if kwargs.get("data_format") not in (None, "channels_first"):
+            raise ValueError(
+                f'got data_format={kwargs["data_format"]!r}, expected "channels_first", as networks take it'
+            )
         for name in ("do_center_crop", "do_pad"):  # inherited options that would otherwise be ignored in silence
             if kwargs.get(name):
                 raise ValueError(f"got {name}=True, expected it unset: pictures are resized as a whole")
@@ -239,14 +244,14 @@ class UnconcealImageProcessor(PilBackend):
         return_tensors,
         **options,
     ) -> BatchFeature:
-        pictures = [to_rgb(image) for image in self._as_pil(images, input_data_format)]
+        pictures = [to_rgb(image) for image in self.to_pil(images, input_data_format)]
         if not pictures:
             raise ValueError("got no images, expected at least one")
         if do_resize:
             pictures = [picture.resize((size.width, size.height), resample) for picture in pictures]
         data = {"pixel_values": self._normalized(_stack(pictures), **options)}
         if segmentation_maps is not None:
-            masks = [to_mask(mask) for mask in self._as_pil(segmentation_maps, input_data_format, are_masks=True)]
+            masks = [to_mask(mask) for mask in self.to_pil(segmentation_maps, input_data_format, are_masks=True)]
             if len(masks) != len(pictures):
                 raise ValueError(
                     f"got {len(pictures)} images and {len(masks)} segmentation maps, expected one for each"
@@ -260,17 +265,26 @@ class UnconcealImageProcessor(PilBackend):
             data["labels"] = _stack(masks).astype(np.float32) / np.float32(255)
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _as_pil(self, images, channels: str | None, are_masks: bool = False) -> Iterator[Image.Image]:
-        """Yield the pictures or masks of any accepted input one by one."""
+    def to_pil(self, images, channels: str | None = None, are_masks: bool = False) -> Iterator[Image.Image]:
+        """Yield the pictures or masks of any input that `preprocess` takes, as Pillow images, one by one.
+
+        Args:
+            images: As for `preprocess`.
+            channels: "channels_first", "channels_last" or None, where arrays leave it open.
+            are_masks: Whether an array of three dimensions is (B, H, W).
+
+        Raises:
+            ValueError: If an input is of another kind, or if there is no such file.
+        """
         if isinstance(images, (list, tuple)):
             for image in images:
-                yield from self._as_pil(image, channels, are_masks)
+                yield from self.to_pil(image, channels, are_masks)
         elif isinstance(images, Image.Image):
             yield images
         elif isinstance(images, (np.ndarray, torch.Tensor)):
             if images.ndim == 4 or (are_masks and images.ndim == 3 and images.shape[-1] != 1):
                 for image in images:
-                    yield from self._as_pil(image, channels, are_masks)
+                    yield from self.to_pil(image, channels, are_masks)
             else:
                 yield _array_to_pil(images, channels)
         elif isinstance(images, str) and images.startswith(("http://", "https://", "data:image/")):

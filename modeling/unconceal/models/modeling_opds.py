@@ -44,13 +44,17 @@ class OpdsSegmentationOutput(ModelOutput):
     Args:
         loss: Scalar, present when `labels` is given.
         logits: (B, 1, H, W), pre-sigmoid, the finest level's mask at the input size.
-        level_logits: Tensors (B, 1, h, w), pre-sigmoid, coarse to fine: the map of each of the decoder's levels at its
-            stride, 32 to 4, covering the image padded to multiples of 32 at the right and the bottom.
+        level_logits: Present when asked for: tensors (B, 1, h, w), pre-sigmoid, coarse to fine, the map of each of the
+            decoder's levels at its stride, 32 to 4, covering the image padded to multiples of 32 at the right and the
+            bottom.
+        hidden_states: Present when asked for: the encoder's features (B, C, h, w), strides 4 to 32, then what each of
+            the decoder's levels draws its map from, (B, decoder_hidden_sizes[i], h, w), coarse to fine.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     level_logits: tuple[torch.Tensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class OpdsConvNormAct(nn.Sequential):
@@ -177,12 +181,20 @@ class OpdsForImageSegmentation(OpdsPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> OpdsSegmentationOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_levels: bool = False,
+    ) -> OpdsSegmentationOutput:
         """Segment a batch of images.
 
         Args:
             pixel_values: (B, 3, H, W), normalised RGB, at least 32x32.
             labels: (B, H, W) or (B, 1, H, W) in [0, 1], 1 for object. Soft values are allowed.
+            output_hidden_states: Whether to return `hidden_states`; as the configuration says where it is None.
+            output_levels: Whether to return `level_logits`.
 
         Returns:
             `OpdsSegmentationOutput`.
@@ -195,12 +207,15 @@ class OpdsForImageSegmentation(OpdsPreTrainedModel):
         padding = padding_to(STRIDE, *pixel_values.shape[-2:])
         # 1. Features at strides 4, 8, 16 and 32.
         features = self.encode(F.pad(pixel_values, padding, mode="replicate"))
+        all_hidden_states = self.keep_hidden_states(output_hidden_states, features)
         # 2. The map of each level, coarse to fine.
         level_logits = []
         if len(self.levels) == 1:
             features = [upsample(feature_map, 2**i) for i, feature_map in enumerate(features)]
-            _, logits = self.levels[0](torch.cat(features, dim=1))
+            hidden_states, logits = self.levels[0](torch.cat(features, dim=1))
             level_logits.append(logits)
+            if all_hidden_states is not None:
+                all_hidden_states += (hidden_states,)
         else:
             known = []
             for feature_map, level in zip(reversed(features), reversed(self.levels), strict=True):
@@ -208,6 +223,8 @@ class OpdsForImageSegmentation(OpdsPreTrainedModel):
                 probs = upsample(logits.float(), 2).sigmoid().to(hidden_states.dtype)
                 known = [upsample(hidden_states, 2), probs]
                 level_logits.append(logits)
+                if all_hidden_states is not None:
+                    all_hidden_states += (hidden_states,)
         # 3. The finest at the size of the input; by negative padding, as slicing would tie an exported network to a size.
         cropping = [-side for side in padding]
         logits = F.pad(upsample(level_logits[-1], FINEST_STRIDE), cropping)
@@ -215,7 +232,9 @@ class OpdsForImageSegmentation(OpdsPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.compute_loss(self.match_labels(labels, logits), logits, level_logits, cropping)
-        return OpdsSegmentationOutput(loss=loss, logits=logits, level_logits=tuple(level_logits))
+        # Not unless asked for: transformers' pipelines cannot take tuples apart into images.
+        level_logits = tuple(level_logits) if output_levels else None
+        return OpdsSegmentationOutput(loss, logits, level_logits, hidden_states=all_hidden_states)
 
     def compute_loss(
         self, labels: torch.Tensor, logits: torch.Tensor, level_logits: list[torch.Tensor], cropping: list[int]

@@ -55,7 +55,7 @@ LEAST_PROBABILITY = 1e-2
 
 @dataclass
 class RunSegmentationOutput(ModelOutput):
-    """Output of `RunForImageSegmentation`, which shows the unfolding stage by stage.
+    """Output of `RunForImageSegmentation`. With `output_stages` it shows the unfolding stage by stage.
 
     The maps of stage k have the stride of its level, 4 * 2 ** stage_levels[k - 1], and cover the image padded to multiples
     of 32 at the right and the bottom.
@@ -65,8 +65,10 @@ class RunSegmentationOutput(ModelOutput):
         logits: (B, 1, H, W), pre-sigmoid, the last stage's mask at the input size.
         mask_logits: K + 1 tensors (B, 1, h, w), pre-sigmoid: the coarse mask M_0, then M_1 to M_K.
         edge_logits: K tensors (B, 1, h, w), pre-sigmoid: E_1 to E_K.
-        backgrounds: K + 1 tensors (B, 3, h, w), RGB, [0, 1] is black to white: B_0 to B_K. None without unfolding.
-        reconstructions: K tensors (B, 3, h, w), RGB likewise: C^_1 to C^_K. None without ROBE.
+        backgrounds: K + 1 tensors (B, 3, h, w), RGB, [0, 1] is black to white: B_0 to B_K. None without unfolding, too.
+        reconstructions: K tensors (B, 3, h, w), RGB likewise: C^_1 to C^_K. None without ROBE, too.
+        hidden_states: Present when asked for: the encoder's features (B, C, h, w), strides 4 to 32, then what the coarse
+            mask and each stage's mask are drawn from, K + 1 tensors (B, hidden_size, h, w).
     """
 
     loss: torch.Tensor | None = None
@@ -75,6 +77,7 @@ class RunSegmentationOutput(ModelOutput):
     edge_logits: tuple[torch.Tensor, ...] | None = None
     backgrounds: tuple[torch.Tensor, ...] | None = None
     reconstructions: tuple[torch.Tensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 def uncertainty_filter(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -573,12 +576,20 @@ class RunForImageSegmentation(RunPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> RunSegmentationOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_stages: bool = False,
+    ) -> RunSegmentationOutput:
         """Segment a batch of images.
 
         Args:
             pixel_values: (B, 3, H, W), normalised RGB, at least 32x32.
             labels: (B, H, W) or (B, 1, H, W) in [0, 1], 1 for object. Soft values are allowed.
+            output_hidden_states: Whether to return `hidden_states`; as the configuration says where it is None.
+            output_stages: Whether to return the maps of every stage.
 
         Returns:
             `RunSegmentationOutput`.
@@ -593,9 +604,13 @@ class RunForImageSegmentation(RunPreTrainedModel):
         pixel_values = F.pad(pixel_values, padding, mode="replicate")
         # 1. The image in [0, 1], and what the encoder sees in it.
         full_image = self.denormalise(pixel_values)  # C
-        pyramid = self.neck(self.encode(pixel_values))
+        pyramid = self.encode(pixel_values)
+        all_hidden_states = self.keep_hidden_states(output_hidden_states, pyramid)
+        pyramid = self.neck(pyramid)
         # 2. Start: M_0 from the deepest feature, M_{-1} = M_0, B_0 = (1 - M_0) C.
         hidden_states, coarse_logits = self.coarse_head(pyramid[-1])
+        if all_hidden_states is not None:
+            all_hidden_states += (hidden_states,)
         before_previous = coarse_logits
         share = 1 - coarse_logits.float().sigmoid()  # B_0 / C
         mask_logits, edge_logits, backgrounds, reconstructions = [coarse_logits], [], [], []
@@ -625,6 +640,8 @@ class RunForImageSegmentation(RunPreTrainedModel):
             )
             mask_logits.append(logits)
             edge_logits.append(edges)
+            if all_hidden_states is not None:
+                all_hidden_states += (hidden_states,)
             # 5. ROBE: closed form, then the learned network.
             if self.mask_step is not None:
                 probs = logits.float().sigmoid()
@@ -645,13 +662,10 @@ class RunForImageSegmentation(RunPreTrainedModel):
             loss = self.compute_loss(
                 self.match_labels(labels, logits), full_image, logits, mask_logits, edge_logits, reconstructions
             )
+        # Not unless asked for: transformers' pipelines cannot take tuples apart into images.
+        stages = (mask_logits, edge_logits, backgrounds, reconstructions) if output_stages else ((),) * 4
         return RunSegmentationOutput(
-            loss=loss,
-            logits=logits,
-            mask_logits=tuple(mask_logits),
-            edge_logits=tuple(edge_logits),
-            backgrounds=tuple(backgrounds) or None,
-            reconstructions=tuple(reconstructions) or None,
+            loss, logits, *(tuple(maps) or None for maps in stages), hidden_states=all_hidden_states
         )
 
     def denormalise(self, pixel_values: torch.Tensor) -> torch.Tensor:

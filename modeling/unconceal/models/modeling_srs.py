@@ -45,10 +45,12 @@ class SrsReconstructionOutput(ModelOutput):
     Args:
         loss: Scalar, mean squared error of the reconstruction.
         reconstruction: (B, 3, H, W), in the normalised range of `pixel_values`.
+        hidden_states: As in `SrsSegmentationOutput`.
     """
 
     loss: torch.Tensor | None = None
     reconstruction: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -58,10 +60,14 @@ class SrsSegmentationOutput(ModelOutput):
     Args:
         loss: Scalar, present when `labels` is given.
         logits: (B, 1, H, W), pre-sigmoid, at the input size.
+        hidden_states: Present when asked for, of the image padded to multiples of 8 at the right and the bottom: the
+            encoder's features (B, C_i, H / 2^i, W / 2^i), strides 1 to 8, then the decoder's fused ones at strides 4 to
+            1, of the same widths, and the last, (B, C_0, H, W), from which the output is drawn.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class SrsConvNormAct(nn.Sequential):
@@ -258,8 +264,8 @@ class SrsDecoder(nn.Module):
         )
         self.merge = SrsNode(len(fused) * hidden_sizes[0], hidden_sizes[0], depth=1, reduction_ratio=ratio)
 
-    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Return (B, C_0, H, W) from the encoder's four features, finest first."""
+    def forward(self, features: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Return the three fused levels, coarse to fine, and all merged, (B, C_0, H, W), from the encoder's features."""
         # 1. The grid, column by column, each from the finest level down.
         columns = [features]
         for nodes in self.columns:
@@ -279,9 +285,9 @@ class SrsDecoder(nn.Module):
             below = self.fusions[i](self.contrasts[i](last), self.upsamples[i](below))
             fused.insert(0, below)
         # 3. All levels at full resolution and the finest width.
-        fused = [self.projections[i](hidden_states) for i, hidden_states in enumerate(fused)]
-        fused = [fused[0]] + [upsample(hidden_states, 2**i) for i, hidden_states in enumerate(fused) if i]
-        return self.merge(torch.cat(fused, dim=1))
+        projected = [self.projections[i](hidden_states) for i, hidden_states in enumerate(fused)]
+        projected = [projected[0]] + [upsample(hidden_states, 2**i) for i, hidden_states in enumerate(projected) if i]
+        return *reversed(fused), self.merge(torch.cat(projected, dim=1))
 
 
 class SrsDynamicConv(nn.Module):
@@ -373,12 +379,18 @@ class SrsForReconstruction(SrsPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> SrsReconstructionOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> SrsReconstructionOutput:
         """Reconstruct a batch of images.
 
         Args:
             pixel_values: (B, 3, H, W), normalised RGB, at least 32x32.
             labels: Not used; taken so that every network is called alike. An image is its own label here.
+            output_hidden_states: Whether to return `hidden_states`; as the configuration says where it is None.
 
         Returns:
             `SrsReconstructionOutput`, always with a loss.
@@ -389,9 +401,14 @@ class SrsForReconstruction(SrsPreTrainedModel):
         self.check_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
         features = self.reconstruction_encoder(pad_to_stride(pixel_values))
-        reconstruction = crop_to(self.reconstruction_head(self.reconstruction_decoder(features)), height, width)
+        decoded = self.reconstruction_decoder(features)
+        reconstruction = crop_to(self.reconstruction_head(decoded[-1]), height, width)
         loss = F.mse_loss(reconstruction.float(), pixel_values.float())
-        return SrsReconstructionOutput(loss=loss, reconstruction=reconstruction)
+        return SrsReconstructionOutput(
+            loss=loss,
+            reconstruction=reconstruction,
+            hidden_states=self.keep_hidden_states(output_hidden_states, (*features, *decoded)),
+        )
 
 
 class SrsForImageSegmentation(SrsPreTrainedModel):
@@ -429,12 +446,18 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
         return self
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> SrsSegmentationOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> SrsSegmentationOutput:
         """Segment a batch of images.
 
         Args:
             pixel_values: (B, 3, H, W), normalised RGB, at least 32x32.
             labels: (B, H, W) or (B, 1, H, W) in [0, 1], 1 for object. Soft values are allowed.
+            output_hidden_states: Whether to return `hidden_states`; as the configuration says where it is None.
 
         Returns:
             `SrsSegmentationOutput`.
@@ -452,14 +475,19 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
         features = self.encoder(padded)
         features[-1] = features[-1] + self.dynamic_conv(features[-1], guidance)
         # 3. Decoder and head.
-        logits = crop_to(self.head(self.decoder(features)), height, width)
+        decoded = self.decoder(features)
+        logits = crop_to(self.head(decoded[-1]), height, width)
 
         loss = None
         if labels is not None:
             loss = bce_dice_loss(
                 logits, self.match_labels(labels, logits), self.config.bce_weight, self.config.dice_weight
             )
-        return SrsSegmentationOutput(loss=loss, logits=logits)
+        return SrsSegmentationOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=self.keep_hidden_states(output_hidden_states, (*features, *decoded)),
+        )
 
 
 __all__ = ["SrsConfig", "SrsForImageSegmentation", "SrsForReconstruction", "SrsPreTrainedModel"]

@@ -1,6 +1,8 @@
 """What every network of this project shares: how it is saved with its code, and how its inputs are checked."""
 
 import math
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,6 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES
+
+
+# The Auto class of every network that segments.
+SEGMENTATION = "AutoModelForImageSegmentation"
 
 
 class UnconcealPreTrainedModel(PreTrainedModel):
@@ -19,22 +26,34 @@ class UnconcealPreTrainedModel(PreTrainedModel):
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    auto_classes = ("AutoModel", "AutoModelForImageSegmentation", "AutoModelForSemanticSegmentation")
+    auto_classes = ("AutoModel", SEGMENTATION, "AutoModelForSemanticSegmentation")
     min_image_size = 32
     # Being set, it makes `save_pretrained` copy this model's code beside the weights.
     _auto_class = "AutoModel"
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if cls.__name__.endswith("ForImageSegmentation"):
+            # By this table alone `pipeline("image-segmentation")` tells which models it supports; of others it logs an
+            # error, and works.
+            MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES[cls.config_class.model_type] = cls.__name__
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
         """Save weights, config and code. See `PreTrainedModel.save_pretrained`."""
+        # Imported here, where its cost matters least; the copied code needs it all the same.
+        from .pipeline_unconceal import SoftMaskPipeline
+
         # transformers itself would record one Auto class only, the last that was registered.
-        config_class, model_class = type(self.config), type(self)
-        module = model_class.__module__.split(".")[-1]
         self.config.auto_map = {
-            "AutoConfig": f"{config_class.__module__.split('.')[-1]}.{config_class.__name__}",
-            **{auto_class: f"{module}.{model_class.__name__}" for auto_class in self.auto_classes},
+            "AutoConfig": _reference(type(self.config)),
+            **{auto_class: _reference(type(self)) for auto_class in self.auto_classes},
         }
+        self.config.custom_pipelines = {}
+        if SEGMENTATION in self.auto_classes:
+            task = {"impl": _reference(SoftMaskPipeline), "pt": [SEGMENTATION], "type": "image"}
+            self.config.custom_pipelines = {SoftMaskPipeline.task_name: task}
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -49,13 +68,18 @@ class UnconcealPreTrainedModel(PreTrainedModel):
 
     def _set_gradient_checkpointing(self, *args, **kwargs):
         super()._set_gradient_checkpointing(*args, **kwargs)
-        # A checkpointed layer runs twice on one batch, and so does the update of its running statistics. Two steps of
-        # momentum 1 - sqrt(1 - m) equal one of m.
-        for layer in (module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)):
-            for norm in (module for module in layer.modules() if isinstance(module, nn.BatchNorm2d)):
-                norm.full_momentum = getattr(norm, "full_momentum", norm.momentum)
-                halved = 1 - math.sqrt(1 - norm.full_momentum)
-                norm.momentum = halved if layer.gradient_checkpointing else norm.full_momentum
+        for layer in self.modules():
+            if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+                # Not a closure, which could be neither copied nor pickled with the model.
+                layer._gradient_checkpointing_func = partial(_checkpoint, layer, layer._gradient_checkpointing_func)
+
+    def keep_hidden_states(
+        self, output_hidden_states: bool | None, hidden_states: Iterable[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...] | None:
+        """Return `hidden_states` where `output_hidden_states`, or failing that the configuration, asks for them, else None."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return tuple(hidden_states) if output_hidden_states else None
 
     def check_pixel_values(self, pixel_values: torch.Tensor):
         """Raise a `ValueError` that says what to do unless `pixel_values` is (B, C, H, W) and large enough."""
@@ -85,6 +109,33 @@ class UnconcealPreTrainedModel(PreTrainedModel):
                 f"{tuple(logits.shape)}, got {tuple(labels.shape)}."
             )
         return matched.to(logits.device, torch.float32)
+
+
+def _reference(kind: type) -> str:
+    """Name a class as `config.json` does, by its file and itself."""
+    return f"{kind.__module__.split('.')[-1]}.{kind.__name__}"
+
+
+def _checkpoint(layer: nn.Module, checkpoint: Callable, forward: Callable, *args):
+    """Run the `forward` of a `layer` under `checkpoint`, so that its batch norms learn from the first run alone.
+
+    When gradients are computed it runs again on the same batch; it does not where there are none to compute.
+    """
+    momenta = [(m, m.momentum) for m in layer.modules() if isinstance(m, nn.BatchNorm2d)]
+    has_run = False
+
+    def run(*args):
+        nonlocal has_run
+        for norm, momentum in momenta:
+            norm.momentum = 0.0 if has_run else momentum
+        has_run = True
+        try:
+            return forward(*args)
+        finally:
+            for norm, momentum in momenta:
+                norm.momentum = momentum
+
+    return checkpoint(run, *args)
 
 
 class ChannelLayerNorm(nn.LayerNorm):
