@@ -10,9 +10,7 @@ from PIL.Image import DecompressionBombError
 
 from ..errors import UserError, one_line
 from ..files import is_hub_id
-
-
-COLUMNS = ("image", "mask", "id", "source")
+from .write import COLUMNS
 
 
 def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:

@@ -17,6 +17,12 @@ from ..files import make_folder, replacing
 
 
 FEATURES = Features({"image": Image(), "mask": Image(mode="L"), "id": Value("string"), "source": Value("string")})
+COLUMNS = {
+    "image": "the picture, as its file",
+    "mask": "PNG, one channel, 0 background and 255 object, of the picture's size",
+    "id": "name of the pair",
+    "source": "where it comes from",
+}
 SHARD_BYTES = 500 * 2**20
 # What is held in memory at once; the Hub's viewer wants row groups of at most 100 pictures.
 GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
@@ -146,7 +152,12 @@ def write_card(folder: Path, card: Card, splits: dict[str, Split]):
     files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
     MetadataConfigs(default={"data_files": files}).to_dataset_card_data(header)
     counts = "\n".join(f"| {name} | {split.num_examples} |" for name, split in splits.items())
-    body = [f"# {card.title}", f"| split | pairs |\n|---|---|\n{counts}"]
+    columns = "\n".join(f"| `{name}` | {what} |" for name, what in COLUMNS.items())
+    body = [
+        f"# {card.title}",
+        f"| split | pairs |\n|---|---|\n{counts}",
+        f"## Features\n\n| column | holds |\n|---|---|\n{columns}",
+    ]
     body += [f"## {title}\n\n{text}" for title, text in card.paragraphs.items()]
     text = f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -72,12 +72,13 @@ REQUIREMENTS = ("datasets", "evaluate", "numpy", "pillow", "pysodmetrics", "scik
 SDK_VERSION = "6.31.0"  # of gradio, that the page was tried with
 
 
-def write_metric_space(name: str, out: str | Path) -> list[str]:
+def write_metric_space(name: str, out: str | Path, owner: str = "OWNER") -> list[str]:
     """Write a folder that can be pushed as a Space: script, its siblings, card, requirements, web page.
 
     Args:
         name: A key of `PROTOCOLS`.
         out: Folder to make. Its name is that of the Space, and `evaluate` wants the script to have it too.
+        owner: Of the Space; its card names it.
 
     Returns:
         The names of the files.
@@ -119,7 +120,7 @@ def write_metric_space(name: str, out: str | Path) -> list[str]:
         )
         options = protocol.options(**protocol.report_options)
         usage = USAGE.format(
-            id=f"OWNER/{out.name}",
+            id=f"{owner}/{out.name}",
             options=", ".join(f"`{option}={value}`" for option, value in options.items()),
         )
         card = f"---\n{header.to_yaml()}\n---\n\n# {title}\n\n{statement}\n\n{usage}"

@@ -33,6 +33,8 @@ OPTIONAL = {
     "division_seed": int,
     "refine": str,
     "data": str,
+    "model": str,
+    "command": str,
     "date": str,
     "git_commit": str,
 }
@@ -101,6 +103,10 @@ class Result:
         division_seed: Of the random division of the data, if there was one.
         settings: Options that are not those of a report, such as "min_max off".
         stamps: When and at which commit it was measured.
+        model: Folder or id of the model, if there was one.
+        data: Folder or id of what it was scored on.
+        date: When, by ISO 8601.
+        command: What measured it.
     """
 
     path: Path
@@ -114,6 +120,10 @@ class Result:
     division_seed: int | None = None
     settings: tuple[str, ...] = ()
     stamps: tuple[str, ...] = ()
+    model: str | None = None
+    data: str | None = None
+    date: str | None = None
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +224,7 @@ def read_result(path: str | Path) -> Result:
         division_seed=data.get("division_seed"),
         settings=_settings(protocol, data["options"], data.get("refine")),
         stamps=(_stamp(data.get("date"), data.get("git_commit")),),
+        **{key: data.get(key) for key in ("model", "data", "date", "command")},
     )
 
 

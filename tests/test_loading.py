@@ -1,0 +1,196 @@
+"""Saved networks open in every way that transformers offers, where this package is installed and where it is not."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import bare_environment
+import numpy as np
+import pytest
+import torch
+from common import modules_beyond_transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from save_tiny_models import TESTERS, save_tiny_models
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageSegmentation,
+    AutoModelForSemanticSegmentation,
+    AutoProcessor,
+    pipeline,
+)
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from unconceal import UnconcealImageProcessor
+from unconceal.errors import UserError
+from unconceal.inference import load
+from unconceal.models.pipeline_unconceal import SoftMaskPipeline
+
+
+# Runs a script that finds none of the named modules: Python takes None for one that is known to be absent.
+WITHOUT_MODULES = """
+import json, runpy, sys
+absent, sys.argv = json.loads(sys.argv[1])
+sys.modules.update(dict.fromkeys(absent))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_bare(names, environment):
+    """Run tests/bare_environment.py as where there is only what transformers needs."""
+    script = [str(word) for word in (bare_environment.__file__, *names)]
+    command = [sys.executable, "-c", WITHOUT_MODULES, json.dumps([modules_beyond_transformers(), script])]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return save_tiny_models(tmp_path_factory.mktemp("saved"))
+
+
+@pytest.fixture(scope="module", params=TESTERS)
+def folder(saved, request):
+    return saved[list(TESTERS).index(request.param)]
+
+
+@pytest.fixture
+def expected(folder):
+    return load_file(folder / "expected.safetensors")
+
+
+@pytest.fixture
+def picture(folder):
+    return Image.open(folder / "picture.png")
+
+
+# ---- without the package ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_way_works_without_the_package(saved, tmp_path):
+    # The last folder's numbers are wrong, so that one run shows both: the others pass, and a difference does not.
+    wrong = Path(shutil.copytree(saved[-1], tmp_path / "wrong"))
+    expected = load_file(wrong / "expected.safetensors")
+    save_file({**expected, "logits": expected["logits"] + 1e-6}, wrong / "expected.safetensors")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    done = run_bare([*saved, wrong], environment)
+    assert f"FAILED: {wrong}: AutoModel, equal logits" in done.stderr, done.stdout + done.stderr
+    assert done.returncode == 1
+    ways = [{line for line in done.stdout.splitlines() if f" {one}: " in line} for one in saved]
+    assert len(ways[0]) == len(ways[1]) == len(ways[2]) > 20
+
+
+def test_an_environment_that_is_not_bare_is_refused(saved, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bare_environment.py", str(saved[0])])
+    with pytest.raises(SystemExit, match="not bare, it has unconceal, "):
+        bare_environment.main()
+
+
+# ---- with the package, which needs no trust_remote_code -----------------------------------------------------------------
+
+
+def test_auto_classes(folder, picture, expected):
+    model_class = TESTERS[folder.name].model_class
+    assert type(AutoConfig.from_pretrained(folder)) is model_class.config_class
+    for auto_class in (AutoImageProcessor, AutoProcessor):
+        processor = auto_class.from_pretrained(folder)
+        assert type(processor) is UnconcealImageProcessor
+        assert torch.equal(processor(picture).pixel_values, expected["pixel_values"])
+    for auto_class in (AutoModel, AutoModelForImageSegmentation, AutoModelForSemanticSegmentation):
+        model = auto_class.from_pretrained(folder)
+        assert type(model) is model_class
+        assert not model.training
+        with torch.no_grad():
+            assert torch.equal(model(expected["pixel_values"]).logits, expected["logits"])
+
+
+def test_hard_pipeline(folder, picture, expected):
+    segment = pipeline("image-segmentation", model=str(folder))
+    found = segment(picture)
+    processor = UnconcealImageProcessor.from_pretrained(folder)
+    (labels,) = processor.post_process_semantic_segmentation(segment.model(expected["pixel_values"]), [(50, 70)])
+    assert [one["label"] for one in found] == ["background", segment.model.config.id2label[1]]
+    for label, one in enumerate(found):
+        assert np.array_equal(np.asarray(one["mask"]), (labels == label).numpy() * 255)
+    assert [len(one) for one in segment([picture] * 3, batch_size=2)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"device_map": "auto"}, {"dtype": torch.bfloat16}, {"dtype": torch.float16}])
+def test_soft_pipeline_runs_no_code_of_the_folder(folder, picture, expected, options):
+    find = pipeline("image-segmentation", model=str(folder), pipeline_class=SoftMaskPipeline, **options)
+    assert type(find) is SoftMaskPipeline
+    assert type(find.model) is TESTERS[folder.name].model_class
+    assert find.model.dtype == options.get("dtype", torch.float32)
+    probs = find(picture)["probs"].cpu()
+    with torch.no_grad():
+        outputs = find.model(expected["pixel_values"].to(find.model.device, find.model.dtype))
+    (of_model,) = find.image_processor.post_process_masks(outputs, [(50, 70)])
+    assert torch.equal(probs, of_model.cpu())
+    (exact,) = find.image_processor.post_process_masks(SemanticSegmenterOutput(logits=expected["logits"]), [(50, 70)])
+    torch.testing.assert_close(probs, exact, rtol=0, atol=0.2 if "dtype" in options else 1e-4)
+
+
+# ---- what does not open; test_inference.py has more -------------------------------------------------------------------
+
+
+def without_code(folder):
+    for path in folder.glob("*.py"):
+        path.unlink()
+
+
+def of_another_project(folder):
+    """Its type is none that this package registers."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "another"}))
+
+
+@pytest.mark.parametrize(
+    ("damages", "trust_remote_code", "words"),
+    [
+        ([lambda folder: (folder / "model.safetensors").write_bytes(b"")], False, "damaged or cut short"),
+        (
+            # What a clone without Git LFS holds.
+            [lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")],
+            False,
+            "damaged or cut short",
+        ),
+        ([of_another_project], False, "pass trust_remote_code"),
+        ([of_another_project, without_code], True, "no.* file named configuration_srs.py"),
+        ([of_another_project, lambda folder: (folder / "losses.py").unlink()], True, "losses.py"),
+        ([of_another_project, lambda folder: (folder / "losses.py").write_text("def loss(")], True, "losses.py"),
+    ],
+    ids=[
+        "empty weights",
+        "pointer of Git LFS",
+        "code not trusted",
+        "code missing",
+        "a file of the code missing",
+        "code cut short",
+    ],
+)
+def test_unusable_folders_are_one_clear_line(saved, tmp_path, damages, trust_remote_code, words):
+    folder = Path(shutil.copytree(saved[-1], tmp_path / "damaged"))
+    for damage in damages:
+        damage(folder)
+    with pytest.raises(UserError, match=words) as caught:
+        load(folder, device="cpu", trust_remote_code=trust_remote_code)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_is_not_missed_where_the_package_is(saved, tmp_path):
+    folder = Path(shutil.copytree(saved[-1], tmp_path / "bare"))
+    without_code(folder)
+    assert load(folder, device="cpu").model.config.model_type == "srs_seg"
+
+
+@pytest.mark.parametrize("revision", [None, "v1.0"])
+def test_an_id_that_is_out_of_reach_is_one_clear_line(revision):
+    with pytest.raises(UserError, match="cannot load owner/no-such-network.*connect") as caught:
+        load("owner/no-such-network", revision=revision)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,441 @@
+"""scripts/push_to_hub.py against a Hub of the test suite's own; clients run in processes whose environment names it."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from common import SMALLEST_SRS
+from hub_server import HubServer
+from huggingface_hub import ModelCard, RepoCard
+from save_tiny_models import save_tiny_models
+from test_loading import run_bare
+
+from unconceal import SrsConfig, SrsForReconstruction, UnconcealImageProcessor
+from unconceal.data import build_synthetic
+from unconceal.errors import UserError
+from unconceal.hub.stage import stage_dataset, stage_metric, stage_model, stage_space
+
+
+ROOT = Path(__file__).parents[1]
+# One process for all, since each start costs seconds: reads a line, a command of the script or code, and answers.
+CLIENT = """
+import json, os, sys, time, traceback
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+sys.path.insert(0, {scripts!r})
+from push_to_hub import main
+from unconceal.errors import run_main
+time.sleep = lambda seconds: None  # between attempts
+for line in sys.stdin:
+    task, said = json.loads(line), StringIO()
+    os.environ.pop("HF_TOKEN", None)
+    if task["token"]:
+        os.environ["HF_TOKEN"] = task["token"]
+    with redirect_stdout(said), redirect_stderr(said):
+        try:
+            run_main(lambda: main(task["argv"]) if "argv" in task else exec(task["code"], {{}}))
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    print(json.dumps([code, said.getvalue()]), flush=True)
+"""
+
+
+class Client:
+    """A Hub, and a process that pushes to it."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.hub = HubServer(root / "hub")
+
+    def __enter__(self) -> "Client":
+        self.hub.start()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT.format(scripts=str(ROOT / "scripts"))],
+            env=self.hub.environment(self.root / "home"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.process.stdout.close()
+        self.hub.stop()
+
+    def _do(self, token: str | None, **task) -> tuple[int, str]:
+        self.process.stdin.write(json.dumps({"token": token, **task}) + "\n")
+        self.process.stdin.flush()
+        code, said = json.loads(self.process.stdout.readline())
+        return code, said.strip()
+
+    def push(self, *words, token: str | None = "hf_test") -> str:
+        """Run a command line that succeeds; return what it says."""
+        code, said = self._do(token, argv=[str(word) for word in words])
+        assert code == 0, said
+        return said
+
+    def refuse(self, *words, token: str | None = "hf_test") -> str:
+        """Run a command line that fails with one line; return it."""
+        code, said = self._do(token, argv=[str(word) for word in words])
+        assert code == 2, said
+        assert len(said.splitlines()) == 1, said
+        return said
+
+    def run(self, code: str) -> str:
+        status, said = self._do("hf_test", code=code)
+        assert status == 0, said
+        return said
+
+    def fail(self, code: str) -> str:
+        """Run code that ends in one line; return it."""
+        status, said = self._do("hf_test", code=code)
+        assert (status, len(said.splitlines())) == (2, 1), said
+        return said
+
+    def run_fresh(self, code: str, token: str | None = None, cwd: Path | None = None):
+        """Run code in a process of its own, with an empty cache."""
+        environment = self.hub.environment(self.root / f"fresh{time.monotonic_ns()}", token)
+        done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=cwd, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    with Client(tmp_path_factory.mktemp("client")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {path.name: path for path in save_tiny_models(folder)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    build_synthetic("camouflage", folder, {"train": 3, "val": 2}, size=32)
+    return folder
+
+
+# ---- what arrives ---------------------------------------------------------------------------------------------------
+
+
+def test_pushed_models_open_in_a_bare_process(client, models):
+    for name, folder in models.items():
+        assert "(private)" in client.push("model", folder, f"org/{name}", "--tag", "v1")
+        sent = client.hub.files(f"org/{name}", revision="v1")
+        assert sent["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+        assert {"config.json", "preprocessor_config.json", "pipeline_unconceal.py", f"modeling_{name}.py"} <= set(sent)
+        assert "expected.safetensors" not in sent, "files of others are sent"
+    # The check reads its expectations from the repository.
+    client.run(
+        "from huggingface_hub import HfApi\n"
+        + "".join(
+            f"HfApi().upload_file(repo_id='org/{name}', path_or_fileobj={str(folder / file)!r}, path_in_repo={file!r})\n"
+            for name, folder in models.items()
+            for file in ("expected.safetensors", "picture.png")
+        )
+    )
+    done = run_bare([f"org/{name}" for name in models], client.hub.environment(client.root / "bare"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in models:
+        assert f"ok: org/{name}: AutoModel, equal logits" in done.stdout
+
+
+def test_the_lines_of_the_card_run(client, models, tmp_path):
+    assert "(public)" in client.push("model", models["opds"], "org/opds-card", "--public")
+    card = client.hub.files("org/opds-card")["README.md"].decode()
+    three_lines, parts = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len([line for line in three_lines.splitlines() if line.strip()]) == 3
+    code = (
+        "import numpy\nfrom PIL import Image\n"
+        f"photo = Image.open({str(models['opds'] / 'picture.png')!r})\n"
+        "photo.save('photo.jpg')\n"
+        f"{three_lines}\nassert (mask.size, mask.mode) == (photo.size, 'L'), mask\n"
+        f"{parts}\nassert probs.shape == (photo.height, photo.width)\n"
+        "assert abs(probs.numpy() * 255 - numpy.asarray(mask)).max() < 0.51\n"
+    )
+    client.run_fresh(code, token=None, cwd=tmp_path)  # anybody can, as it is public
+
+
+def test_pushed_dataset_is_streamed_and_pushed_metric_is_loaded(client, data):
+    client.push("dataset", data, "org/scenes")
+    client.push("metric", "segmentation", "org/unconceal-segmentation")
+    card = RepoCard(client.hub.files("org/scenes", "dataset")["README.md"].decode())
+    assert card.data.license == "apache-2.0"
+    assert "## Features" in card.text
+    code = """
+import numpy as np
+from datasets import load_dataset
+streamed = load_dataset("org/scenes", streaming=True)
+assert {split: len(list(rows)) for split, rows in streamed.items()} == {"train": 3, "val": 2}
+row = next(iter(streamed["val"]))
+assert row["image"].size == row["mask"].size == (32, 32), row
+assert row["mask"].mode == "L" and set(np.unique(row["mask"])) == {0, 255}
+downloaded = load_dataset("org/scenes", split="val")
+assert np.array_equal(np.asarray(downloaded[0]["mask"]), np.asarray(row["mask"]))
+
+import evaluate
+mask = np.asarray(row["mask"]) > 0
+metric = evaluate.load("org/unconceal-segmentation")
+assert metric.compute(predictions=[mask.astype(np.float32)], references=[mask])["iou"] == 1
+assert metric.compute(predictions=[1 - mask.astype(np.float32)], references=[mask])["iou"] == 0
+"""
+    client.run_fresh(code, token="hf_test")
+
+
+def test_space_is_pushed_without_what_tools_leave(client, tmp_path):
+    space = tmp_path / "demo"
+    for name, text in {
+        "README.md": "---\nsdk: gradio\nsdk_version: 6.31.0\napp_file: app.py\n---\n# Demo\n",
+        "app.py": "print()\n",
+        "examples/one.txt": "1",
+        "__pycache__/app.pyc": "x",
+        ".venv/bin/python": "x",
+    }.items():
+        (space / name).parent.mkdir(parents=True, exist_ok=True)
+        (space / name).write_text(text)
+    assert "(private)" in client.push("space", space, "org/demo")
+    again = client.push("space", space, "org/demo", "--public")
+    assert "(public)" in again and "nothing has changed" in again
+    assert "(private)" in client.push("space", space, "org/demo", "--private")
+    assert set(client.hub.files("org/demo", "space")) == {".gitattributes", "README.md", "app.py", "examples/one.txt"}
+
+
+# ---- whole or not at all --------------------------------------------------------------------------------------------
+
+
+def test_push_that_is_cut_off_is_completed_by_the_same_command(client, models):
+    hub, command = client.hub, ["model", models["run"], "org/cut", "--tag", "v1"]
+    weights = (models["run"] / "model.safetensors").stat().st_size
+    empty = {".gitattributes"}
+
+    def count_uploads() -> int:
+        return sum(request.startswith("PUT /lfs/model/org/cut/") for request in hub.requests)
+
+    # In the middle of the weights.
+    hub.fail_after(weights // 2)
+    said = client.refuse(*command)
+    assert "cut off" in said and "run the same command again" in said
+    hub.start()
+    assert set(hub.files("org/cut")) == empty
+    assert "org/cut" in client.fail("from unconceal.inference import load\nload('org/cut')")
+
+    # In the middle of the commit, when the weights are there.
+    before = count_uploads()
+    hub.fail_after(weights + 20_000)
+    client.refuse(*command)
+    hub.start()
+    assert set(hub.files("org/cut")) == empty
+    after = count_uploads()
+    assert after == before + 1
+
+    client.push(*command)
+    assert "nothing has changed" in client.push(*command)
+    assert count_uploads() == after, "what had arrived was sent twice"
+    assert hub.files("org/cut", revision="v1") == hub.files("org/cut")
+    assert hub.files("org/cut")["model.safetensors"] == (models["run"] / "model.safetensors").read_bytes()
+
+
+def test_second_push_replaces_the_first_and_the_tag_keeps_it(client, models):
+    client.push("model", models["run"], "org/net", "--tag", "v1")
+    client.push("model", models["srs"], "org/net", "--revision", "try")
+    assert "tag v1 already" in client.refuse("model", models["srs"], "org/net", "--tag", "v1")
+    assert "tag v1 already" in client.refuse("model", models["srs"], "org/net", "--tag", "v1")
+    client.push("model", models["srs"], "org/net", "--tag", "v2", "--public")
+    for revision, has, has_not in (
+        ("v1", "modeling_run.py", "modeling_srs.py"),
+        ("try", "modeling_srs.py", "modeling_run.py"),
+        ("v2", "modeling_srs.py", "selective_scan.py"),
+    ):
+        files = client.hub.files("org/net", revision=revision)
+        assert has in files and has_not not in files, revision
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_the_hubs_refusals_are_one_line_each(client, tmp_path):
+    def refused(repo_id: str = "org/unconceal-cod", **options) -> str:
+        return client.refuse("metric", "cod", repo_id, **options)
+
+    assert "HF_TOKEN" in refused(token=None)
+    assert "refuses the token" in refused(token="hf_other")
+    assert "does not let this token write to somebody/a-cod" in refused("somebody/a-cod")
+    assert "expected owner/name" in refused("a-cod")
+    assert "expected owner/name" in refused("org/a-cod--")
+    # As people load what is not there, and without a network.
+    opened = "from unconceal.inference import load\nload({!r})"
+    assert "org/absent" in client.fail(opened.format("org/absent"))
+    client.hub.stop()
+    try:
+        assert client.hub.url in refused()
+        assert "org/absent" in client.fail(opened.format("org/absent"))
+    finally:
+        client.hub.start()
+
+
+def refuse(*parts: str):
+    return pytest.raises(UserError, match=".*".join(map(re.escape, parts)))
+
+
+def test_models_that_are_refused(models, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with refuse("no folder"):
+        stage_model(tmp_path / "absent", "org/net", out)
+    with refuse("without config.json"):
+        stage_model(tmp_path, "org/net", out)
+    reconstruction = tmp_path / "reconstruction"
+    SrsForReconstruction(SrsConfig(**SMALLEST_SRS)).save_pretrained(reconstruction)
+    UnconcealImageProcessor().save_pretrained(reconstruction)
+    with refuse("trained to segment"):
+        stage_model(reconstruction, "org/net", out)
+    with refuse("cannot read recipe"):
+        stage_model(models["srs"], "org/net", out, recipe=tmp_path / "absent.yaml")
+    with refuse("cannot read"):
+        stage_model(models["srs"], "org/net", out, results=[tmp_path])
+    with refuse("cannot read"):
+        stage_model(models["srs"], "org/net", out, card=tmp_path / "absent.md")
+    (tmp_path / "bare.md").write_text("# Net")
+    with refuse("no header"):
+        stage_model(models["srs"], "org/net", out, card=tmp_path / "bare.md")
+
+
+def write_results(folder: Path, model: Path, data: str = "org/scenes") -> Path:
+    folder.mkdir()
+    numbers = {"num_images": 2, "iou": 0.5, "f1": 0.6, "precision": 0.7, "recall": 0.8}
+    results = {
+        "protocol": "segmentation",
+        "results": numbers,
+        "sources": {"synthetic/camouflage": 2},
+        "name": "a run",
+        "data": data,
+        "split": "val",
+        "options": {"threshold": 0.5},
+        "model": str(model),
+        "command": f"python scripts/evaluate.py --model {model} --data {data}",
+        "date": "2026-01-02T03:04:05+00:00",
+        "git_commit": "0123456789",
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_results_of_another_model_are_refused(models, tmp_path):
+    results = write_results(tmp_path / "results", models["run"])
+    with refuse("not of", str(models["srs"])):
+        stage_model(models["srs"], "org/net", tmp_path, results=[results])
+
+
+def test_card_tells_what_is_on_record(models, data, tmp_path):
+    run = tmp_path / "run"
+    (run / "segmentation").mkdir(parents=True)
+    (run / "recipe.yaml").write_text(
+        f"network: run\noutput_dir: {run}\ndata: {{path: {data}}}\nprotocol: segmentation\n"
+        "phases: {segmentation: {epochs: 7, batch_size: 4, init_backbone_from: microsoft/resnet-50}}\n"
+    )
+    checkpoint = run / "segmentation" / "best"
+    checkpoint.symlink_to(models["run"])
+    results = write_results(tmp_path / "results", checkpoint)
+    out = tmp_path / "out"
+    out.mkdir()
+    upload = stage_model(checkpoint, "org/run-scenes", out, results=[results], license="cc-by-4.0")
+    card = ModelCard.load(out / "README.md")
+    assert card.data.license == "cc-by-4.0"
+    assert card.data.base_model == ["microsoft/resnet-50"]
+    assert card.data.pipeline_tag == "image-segmentation"
+    assert {row.metric_type: row.metric_value for row in card.data.eval_results}["iou"] == 0.5
+    assert all("protocol segmentation" in row.metric_name for row in card.data.eval_results)
+    training, figures = card.text.split("## Results")[0], card.text.split("## The paper's figures")[1]
+    assert "3 in `train`, 2 in `val`" in training
+    assert "Terms: Apache-2.0" in training
+    assert "| 7 |" in training and "sgd" in training
+    assert "0.500" in card.text.split("## Results")[1].split("## The paper's figures")[0]
+    assert "none of them was measured" in figures and "COD10K" in figures
+    assert "2025" in card.text.split("## Citation")[1]
+    assert str(tmp_path) not in card.text, "a path of this machine"
+    entries = yaml.safe_load((out / ".eval_results" / "unconceal.yaml").read_text())
+    assert {"dataset": {"id": "org/scenes", "task_id": "segmentation_iou"}, "value": 0.5}.items() <= entries[0].items()
+    assert ".eval_results/unconceal.yaml" in upload.files
+
+
+def test_card_of_a_model_without_records_says_so(models, tmp_path):
+    stage_model(models["srs"], "org/net", tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text.count("Not on record.") == 2
+    assert "None were measured." in text
+    assert "none was stated" in text
+    assert "no medical device" in text
+
+
+def test_dataset_without_an_open_licence_needs_a_statement(data, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "data").symlink_to(data / "data")
+    card = (data / "README.md").read_text()
+    (closed / "README.md").write_text(card.replace("license: apache-2.0", "license: other"))
+    with refuse("no licence", "Apache-2.0", "--may-redistribute"):
+        stage_dataset(closed, "org/scenes", tmp_path)
+    upload = stage_dataset(closed, "org/scenes", tmp_path, may_redistribute=True)
+    assert "states that the makers allow it" in upload.files["README.md"].read_text()
+    upload = stage_dataset(closed, "org/scenes", tmp_path, license="cc-by-4.0")
+    assert RepoCard.load(upload.files["README.md"]).data.license == "cc-by-4.0"
+
+
+def test_data_sets_that_are_refused(data, tmp_path):
+    with refuse("no folder"):
+        stage_dataset(tmp_path / "absent", "org/scenes", tmp_path)
+    with refuse("prepare_data.py"):
+        stage_dataset(tmp_path, "org/scenes", tmp_path)
+    broken = tmp_path / "broken"
+    (broken / "data").mkdir(parents=True)
+    (broken / "README.md").write_text((data / "README.md").read_text())
+    (shard,) = (data / "data").glob("val-*")
+    (broken / "data" / shard.name).write_bytes(shard.read_bytes())
+    with refuse("counts", "'train': 3", "hold", "'train': 0"):
+        stage_dataset(broken, "org/scenes", tmp_path)
+    (broken / "data" / shard.name).write_bytes(shard.read_bytes()[:1000])
+    with refuse("cannot read", shard.name):
+        stage_dataset(broken, "org/scenes", tmp_path)
+
+
+def test_metrics_and_spaces_that_are_refused(tmp_path):
+    with refuse("got the metric iou", "cod"):
+        stage_metric("iou", "org/unconceal-iou", tmp_path)
+    with refuse("hyphen"):
+        stage_metric("cod", "org/cod", tmp_path)
+    with refuse("no README.md"):
+        stage_space(tmp_path, "org/demo")
+    (tmp_path / "README.md").write_text("---\ntitle: x\n---\n")
+    with refuse("names no sdk"):
+        stage_space(tmp_path, "org/demo")
+    (tmp_path / "README.md").write_text("---\nsdk: gradio\napp_file: main.py\n---\n")
+    with refuse("no main.py"):
+        stage_space(tmp_path, "org/demo")
+
+
+def test_dry_run_lists_and_sends_nothing(models, tmp_path, capsys):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        from push_to_hub import main
+    finally:
+        sys.path.pop(0)
+    main(["model", str(models["srs"]), "org/net", "--dry-run", "--tag", "v1", "--write-card", str(tmp_path / "c.md")])
+    said = capsys.readouterr().out
+    assert "would send 11 files" in said and "private if it is new, tag v1" in said
+    assert "model.safetensors" in said
+    assert (tmp_path / "c.md").read_text().startswith("---\n")
+    with pytest.raises(UserError, match="--dry-run"):
+        main(["model", str(models["srs"]), "org/net", "--write-card", str(tmp_path / "c.md")])
