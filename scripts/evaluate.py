@@ -22,7 +22,7 @@ from unconceal.data.loading import load_splits
 from unconceal.errors import UserError, run_main
 from unconceal.files import is_folder, printable, replacing
 from unconceal.hub.metric_space import write_metric_space
-from unconceal.inference import load
+from unconceal.inference import load, weights_digest
 from unconceal.metrics import (
     PROTOCOLS,
     PredictionFolder,
@@ -255,6 +255,7 @@ def evaluate_network(args, accelerator, dataset, protocol, workers, options):
     kept = {
         "model": args.model,
         "revision": args.revision,
+        "weights": weights_digest(segmenter.model),
         "batch_size": args.batch_size,
         "device": accelerator.device.type,
     }

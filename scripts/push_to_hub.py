@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 from unconceal.errors import UserError, run_main
 from unconceal.files import replacing
-from unconceal.hub.push import Upload, check_token, push
-from unconceal.hub.stage import CARD, stage_dataset, stage_metric, stage_model, stage_space
+from unconceal.hub.push import CARD, Upload, check_references, check_token, push
+from unconceal.hub.stage import stage_dataset, stage_metric, stage_model, stage_space
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -85,6 +85,9 @@ def main(argv: list[str] | None = None):
     args = make_parser().parse_args(argv)
     if args.write_card and not args.dry_run:
         raise UserError("--write-card goes with --dry-run; without it the card is in the repository")
+    if args.write_card and args.write_card.is_dir():
+        raise UserError(f"--write-card got the folder {args.write_card}; give a file")
+    check_references(revision=args.revision, tag=args.tag)
     if not args.dry_run:
         check_token()
     logging.disable_progress_bar()
@@ -102,12 +105,14 @@ def main(argv: list[str] | None = None):
             )
             if args.write_card:
                 with replacing(args.write_card) as beside:
-                    beside.write_bytes(upload.files[CARD].read_bytes())
+                    beside.write_bytes(upload.files[CARD].read_bytes())  # each kind has one
             return
         done = push(upload, public=args.public, revision=args.revision, tag=args.tag, message=args.message)
     seen = "private" if done.is_private else "public"
     news = "" if done.is_new else "; nothing has changed since"
     print(f"{done.url} ({seen}), commit {done.commit}{news}")
+    if done.removed:
+        print(f"removed, as they were of an earlier push: {', '.join(done.removed)}")
 
 
 if __name__ == "__main__":

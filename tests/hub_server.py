@@ -28,6 +28,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -216,7 +217,15 @@ class HubServer:
     def start(self) -> None:
         """Serve; after `stop` on the same port, with nothing left of `fail_after`."""
         self._last_byte = None
-        self._server = _Server(("127.0.0.1", self._port), _Handler)
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                self._server = _Server(("127.0.0.1", self._port), _Handler)
+                break
+            except OSError:  # the thread in which the server dies may not have closed the port yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
         self._server.hub = self
         self._port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()

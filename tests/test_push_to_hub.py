@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from test_loading import run_bare
 from unconceal import SrsConfig, SrsForReconstruction, UnconcealImageProcessor
 from unconceal.data import build_synthetic
 from unconceal.errors import UserError
+from unconceal.hub import cards
 from unconceal.hub.stage import stage_dataset, stage_metric, stage_model, stage_space
+from unconceal.inference import load, weights_digest
 
 
 ROOT = Path(__file__).parents[1]
@@ -167,6 +170,11 @@ def test_the_lines_of_the_card_run(client, models, tmp_path):
         "assert abs(probs.numpy() * 255 - numpy.asarray(mask)).max() < 0.51\n"
     )
     client.run_fresh(code, token=None, cwd=tmp_path)  # anybody can, as it is public
+    client.run(
+        "from unconceal.hub.cards import is_on_hub\n"
+        "assert is_on_hub('org/opds-card', 'model')\n"
+        "assert not is_on_hub('org/opds-card', 'dataset') and not is_on_hub('data/mine', 'dataset')"
+    )
 
 
 def test_pushed_dataset_is_streamed_and_pushed_metric_is_loaded(client, data):
@@ -203,9 +211,12 @@ def test_space_is_pushed_without_what_tools_leave(client, tmp_path):
         "examples/one.txt": "1",
         "__pycache__/app.pyc": "x",
         ".venv/bin/python": "x",
+        ".env": "HF_TOKEN=hf_secret",
+        "examples/.netrc": "secret",
     }.items():
         (space / name).parent.mkdir(parents=True, exist_ok=True)
         (space / name).write_text(text)
+    (space / "again").symlink_to(space)
     assert "(private)" in client.push("space", space, "org/demo")
     again = client.push("space", space, "org/demo", "--public")
     assert "(public)" in again and "nothing has changed" in again
@@ -249,18 +260,30 @@ def test_push_that_is_cut_off_is_completed_by_the_same_command(client, models):
 
 
 def test_second_push_replaces_the_first_and_the_tag_keeps_it(client, models):
+    def push_srs(*options):
+        return ["model", models["srs"], "org/net", *options]
+
     client.push("model", models["run"], "org/net", "--tag", "v1")
-    client.push("model", models["srs"], "org/net", "--revision", "try")
-    assert "tag v1 already" in client.refuse("model", models["srs"], "org/net", "--tag", "v1")
-    assert "tag v1 already" in client.refuse("model", models["srs"], "org/net", "--tag", "v1")
-    client.push("model", models["srs"], "org/net", "--tag", "v2", "--public")
+    theirs = ("handler.py", "examples/losses.py", "adapter/model.safetensors")
+    client.run(
+        "from huggingface_hub import HfApi\n"
+        f"for name in {theirs}:\n    HfApi().upload_file(repo_id='org/net', path_or_fileobj=b'theirs', path_in_repo=name)"
+    )
+    before = client.hub.files("org/net")
+    client.push(*push_srs("--revision", "try/srs"))
+    assert "tag v1 already" in client.refuse(*push_srs("--tag", "v1"))
+    assert "a tag v1, which cannot be a branch" in client.refuse(*push_srs("--revision", "v1"))
+    assert client.hub.files("org/net") == before, "a refused push changed something"
+    said = client.push(*push_srs("--tag", "v2", "--public"))
+    assert "removed" in said and "modeling_run.py" in said and "selective_scan.py" in said
     for revision, has, has_not in (
         ("v1", "modeling_run.py", "modeling_srs.py"),
-        ("try", "modeling_srs.py", "modeling_run.py"),
+        ("try/srs", "modeling_srs.py", "modeling_run.py"),
         ("v2", "modeling_srs.py", "selective_scan.py"),
     ):
         files = client.hub.files("org/net", revision=revision)
         assert has in files and has_not not in files, revision
+    assert set(theirs) <= set(files), "what others put there is gone"
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------
@@ -275,6 +298,10 @@ def test_the_hubs_refusals_are_one_line_each(client, tmp_path):
     assert "does not let this token write to somebody/a-cod" in refused("somebody/a-cod")
     assert "expected owner/name" in refused("a-cod")
     assert "expected owner/name" in refused("org/a-cod--")
+    for option, name in (("--tag", "bad tag"), ("--tag", "a..b"), ("--tag", "main"), ("--revision", "refs/heads/x")):
+        said = client.refuse("metric", "cod", "org/unconceal-cod", option, name)
+        assert repr(name) in said or name == "main", said
+    assert "empty message" in client.refuse("metric", "cod", "org/unconceal-cod", "--message", "")
     # As people load what is not there, and without a network.
     opened = "from unconceal.inference import load\nload({!r})"
     assert "org/absent" in client.fail(opened.format("org/absent"))
@@ -313,33 +340,44 @@ def test_models_that_are_refused(models, tmp_path):
         stage_model(models["srs"], "org/net", out, card=tmp_path / "bare.md")
 
 
-def write_results(folder: Path, model: Path, data: str = "org/scenes") -> Path:
+def write_results(folder: Path, model: Path, **changes) -> Path:
     folder.mkdir()
-    numbers = {"num_images": 2, "iou": 0.5, "f1": 0.6, "precision": 0.7, "recall": 0.8}
     results = {
         "protocol": "segmentation",
-        "results": numbers,
+        "results": {"num_images": 2, "iou": 0.5, "f1": 0.6, "precision": 0.7, "recall": 0.8},
         "sources": {"synthetic/camouflage": 2},
         "name": "a run",
-        "data": data,
+        "data": "org/scenes",
         "split": "val",
         "options": {"threshold": 0.5},
-        "model": str(model),
-        "command": f"python scripts/evaluate.py --model {model} --data {data}",
+        "weights": weights_digest(load(model, device="cpu").model),
+        "command": f"python scripts/evaluate.py --model={model} --data org/scenes",
         "date": "2026-01-02T03:04:05+00:00",
         "git_commit": "0123456789",
+        **changes,
     }
     (folder / "results.json").write_text(json.dumps(results))
     return folder
 
 
-def test_results_of_another_model_are_refused(models, tmp_path):
-    results = write_results(tmp_path / "results", models["run"])
-    with refuse("not of", str(models["srs"])):
-        stage_model(models["srs"], "org/net", tmp_path, results=[results])
+def test_results_and_recipes_of_others_are_refused(models, tmp_path):
+    def stage(**options):
+        return stage_model(models["srs"], "org/net", tmp_path, **options)
+
+    with refuse("no results of the weights in", str(models["srs"])):
+        stage(results=[write_results(tmp_path / "other", models["run"])])
+    with refuse("no results of the weights in"):  # as of mask files
+        stage(results=[write_results(tmp_path / "none", models["srs"], weights=None)])
+    with refuse("first 3 images only"):
+        stage(results=[write_results(tmp_path / "part", models["srs"], limit=3)])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("network: run\noutput_dir: x\ndata: {path: x}\nphases: {segmentation: {epochs: 1}}\n")
+    with refuse("a recipe of run", "holds a srs"):
+        stage(recipe=recipe)
 
 
-def test_card_tells_what_is_on_record(models, data, tmp_path):
+def test_card_tells_what_is_on_record(models, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(cards, "is_on_hub", lambda name, _: name in ("microsoft/resnet-50", "org/scenes"))
     run = tmp_path / "run"
     (run / "segmentation").mkdir(parents=True)
     (run / "recipe.yaml").write_text(
@@ -348,27 +386,44 @@ def test_card_tells_what_is_on_record(models, data, tmp_path):
     )
     checkpoint = run / "segmentation" / "best"
     checkpoint.symlink_to(models["run"])
-    results = write_results(tmp_path / "results", checkpoint)
+    results = [
+        write_results(tmp_path / "results", checkpoint),
+        write_results(tmp_path / "refined", checkpoint, refine="auto"),
+    ]
     out = tmp_path / "out"
     out.mkdir()
-    upload = stage_model(checkpoint, "org/run-scenes", out, results=[results], license="cc-by-4.0")
+    upload = stage_model(checkpoint, "org/run-scenes", out, results=results, license="cc-by-4.0")
     card = ModelCard.load(out / "README.md")
     assert card.data.license == "cc-by-4.0"
     assert card.data.base_model == ["microsoft/resnet-50"]
     assert card.data.pipeline_tag == "image-segmentation"
-    assert {row.metric_type: row.metric_value for row in card.data.eval_results}["iou"] == 0.5
-    assert all("protocol segmentation" in row.metric_name for row in card.data.eval_results)
+    rows = [row for row in card.data.eval_results if row.metric_type == "iou"]
+    assert [row.metric_value for row in rows] == [0.5, 0.5]
+    assert [row.dataset_type for row in rows] == ["org/scenes"] * 2
+    assert [row.metric_args for row in rows] == [None, ["refine auto"]]
+    assert all("protocol segmentation" in row.metric_name for row in rows)
     training, figures = card.text.split("## Results")[0], card.text.split("## The paper's figures")[1]
     assert "3 in `train`, 2 in `val`" in training
     assert "Terms: Apache-2.0" in training
     assert "| 7 |" in training and "sgd" in training
-    assert "0.500" in card.text.split("## Results")[1].split("## The paper's figures")[0]
+    measured = card.text.split("## Results")[1].split("## The paper's figures")[0]
+    assert "0.500" in measured and "run-scenes, refine auto" in measured
+    assert "best checkpoint was chosen on `val`" in measured
+    assert "--model=.../best" in measured
     assert "none of them was measured" in figures and "COD10K" in figures
     assert "2025" in card.text.split("## Citation")[1]
-    assert str(tmp_path) not in card.text, "a path of this machine"
     entries = yaml.safe_load((out / ".eval_results" / "unconceal.yaml").read_text())
     assert {"dataset": {"id": "org/scenes", "task_id": "segmentation_iou"}, "value": 0.5}.items() <= entries[0].items()
     assert ".eval_results/unconceal.yaml" in upload.files
+    check_no_paths(upload, tmp_path)
+
+
+def check_no_paths(upload, folder: Path):
+    """No path of this machine is in what is sent."""
+    for name, path in upload.files.items():
+        if path.suffix not in (".safetensors", ".parquet"):
+            text = path.read_text()
+            assert str(folder) not in text and tempfile.gettempdir() + "/" not in text, name
 
 
 def test_card_of_a_model_without_records_says_so(models, tmp_path):
@@ -391,7 +446,20 @@ def test_dataset_without_an_open_licence_needs_a_statement(data, tmp_path):
     upload = stage_dataset(closed, "org/scenes", tmp_path, may_redistribute=True)
     assert "states that the makers allow it" in upload.files["README.md"].read_text()
     upload = stage_dataset(closed, "org/scenes", tmp_path, license="cc-by-4.0")
-    assert RepoCard.load(upload.files["README.md"]).data.license == "cc-by-4.0"
+    sent = RepoCard.load(upload.files["README.md"])
+    assert sent.data.license == "cc-by-4.0"
+    assert "states the licence `cc-by-4.0`" in sent.text
+    (closed / "README.md").write_text(card.replace("license: apache-2.0", "license: research-only"))
+    with refuse("it says research-only", "--may-redistribute"):
+        stage_dataset(closed, "org/scenes", tmp_path)
+
+
+def test_open_licence_is_kept_and_paths_are_not(data, tmp_path):
+    with refuse("states the licence apache-2.0"):
+        stage_dataset(data, "org/scenes", tmp_path, license="mit")
+    upload = stage_dataset(data, "org/scenes", tmp_path)
+    assert "This copy" not in upload.files["README.md"].read_text()
+    check_no_paths(upload, data)
 
 
 def test_data_sets_that_are_refused(data, tmp_path):
@@ -404,6 +472,10 @@ def test_data_sets_that_are_refused(data, tmp_path):
     (broken / "README.md").write_text((data / "README.md").read_text())
     (shard,) = (data / "data").glob("val-*")
     (broken / "data" / shard.name).write_bytes(shard.read_bytes())
+    (broken / "README.md").write_text("---\nlicense: mit\n---\n")
+    with refuse("no counts (dataset_info)"):
+        stage_dataset(broken, "org/scenes", tmp_path)
+    (broken / "README.md").write_text((data / "README.md").read_text())
     with refuse("counts", "'train': 3", "hold", "'train': 0"):
         stage_dataset(broken, "org/scenes", tmp_path)
     (broken / "data" / shard.name).write_bytes(shard.read_bytes()[:1000])
@@ -423,6 +495,13 @@ def test_metrics_and_spaces_that_are_refused(tmp_path):
         stage_space(tmp_path, "org/demo")
     (tmp_path / "README.md").write_text("---\nsdk: gradio\napp_file: main.py\n---\n")
     with refuse("no main.py"):
+        stage_space(tmp_path, "org/demo")
+    (tmp_path / "README.md").write_text("---\nsdk: static\n---\n")
+    with refuse("no index.html"):
+        stage_space(tmp_path, "org/demo")
+    (tmp_path / "index.html").touch()
+    (tmp_path / "host").symlink_to("/etc/hostname")
+    with refuse("host is a link out of"):
         stage_space(tmp_path, "org/demo")
 
 

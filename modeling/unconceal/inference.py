@@ -1,5 +1,6 @@
 """Use a trained network on pictures: load it, segment, and draw what it found."""
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -167,6 +168,15 @@ def load(
             "give a checkpoint of this project"
         )
     return Segmenter(model.to(device).eval(), processor)
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """Return the SHA-256 of a model's weights, by which a result is known to be of this model and no other."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:

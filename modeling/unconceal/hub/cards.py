@@ -1,12 +1,15 @@
 """Model cards, made from what is on record: configuration, recipe, progress, results, and the data set's own card."""
 
+import inspect
 import re
-import shlex
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
-from huggingface_hub import DatasetCard, EvalResult, EvalResultEntry, ModelCardData
+from huggingface_hub import DatasetCard, EvalResult, EvalResultEntry, HfApi, ModelCardData
+from huggingface_hub.errors import HTTPError
 from transformers import PreTrainedConfig
 
 from .. import __version__
@@ -23,7 +26,7 @@ from ..training.recipe import PhaseRecipe, Recipe
 
 TASK = "image-segmentation"
 CODE_LICENSE = "apache-2.0"
-UNSTATED_LICENSE = "other"
+UNSTATED_LICENSE = "unknown"
 
 LOADING = """\
 from transformers import pipeline
@@ -156,19 +159,6 @@ class Training:
     data_card: DatasetCard | None = None
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """A card and the files beside it.
-
-    Attributes:
-        text: Of `README.md`.
-        eval_results: Rows of the Hub's newer form for results; empty where no result is of a data set on the Hub.
-    """
-
-    text: str
-    eval_results: list[EvalResultEntry] = field(default_factory=list)
-
-
 def network_name(config: PreTrainedConfig) -> str:
     """Return the key of `NETWORKS` that a configuration belongs to.
 
@@ -196,6 +186,38 @@ def read_data_card(path: str | Path) -> DatasetCard | None:
         raise UserError(f"cannot read the data set's card {file}: {one_line(error)}") from None
 
 
+def split_counts(card: DatasetCard) -> dict[str, int]:
+    """Return the pairs in each split as the card's header counts them, empty where it does not."""
+    info = card.data.to_dict().get("dataset_info")
+    splits = info.get("splits") if isinstance(info, dict) else None
+    return {
+        split["name"]: split["num_examples"]
+        for split in splits or ()
+        if isinstance(split, dict) and {"name", "num_examples"} <= set(split)
+    }
+
+
+@cache
+def is_on_hub(name: str | None, repo_type: str) -> bool:
+    """Whether a name of a recipe or result is of a repository on the Hub that anybody can see; a folder here is none.
+
+    `data/mine` may be both, and only the Hub knows. Where it cannot be asked the answer is no.
+    """
+    if not name or not is_hub_id(name) or Path(name).exists():
+        return False
+    try:
+        return HfApi(token=False).repo_exists(name, repo_type=repo_type)
+    except (HTTPError, OSError, ValueError):
+        return False
+
+
+def without_folders(text: str) -> str:
+    """Shorten the paths in a text to their names: where a person keeps files is nobody's business. URLs stay."""
+    return re.sub(
+        r"""(^|[\s='"(])(?:file://)?(?:~|\.\.?)?/(?:[^\s'"()]*/)?([^\s'"()/]+)/?""", r"\1.../\2", text, flags=re.M
+    )
+
+
 def section(card: DatasetCard, title: str) -> str | None:
     """Return the text under a heading of the second level."""
     found = re.search(rf"^## {re.escape(title)}\n+(.*?)(?=^## |\Z)", card.text, re.MULTILINE | re.DOTALL)
@@ -208,7 +230,7 @@ def make_model_card(
     training: Training | None = None,
     results: Sequence[Result] = (),
     license: str | None = None,
-) -> ModelCard:
+) -> tuple[str, list[EvalResultEntry]]:
     """Write the card of a segmentation network.
 
     Args:
@@ -218,18 +240,28 @@ def make_model_card(
         results: Its measured results.
         license: Of the weights, an identifier of the Hub's list. None says that nobody has chosen one.
 
+    Returns:
+        The text of `README.md`, and rows of the Hub's newer form for results, of those on data sets of the Hub.
+
     Raises:
         UserError: If the network is none of this project's.
     """
     name = network_name(segmenter.model.config)
     paper = PAPERS[name]
     # Here, and below other models' cards, it goes by one name.
-    results = [replace(result, name=repo_id.rpartition("/")[2]) for result in results]
+    results = [
+        replace(
+            result,
+            name=", ".join([repo_id.rpartition("/")[2], *(result.settings if len(results) > 1 else ())]),
+            sources=tuple(map(without_folders, result.sources)),
+        )
+        for result in results
+    ]
     sections = {
         "Use": _usage(repo_id),
         "Training data": _training_data(training),
         "Training": _training(training),
-        "Results": _results(results),
+        "Results": _results(results, training),
         "The paper's figures": _paper_figures(name, paper),
         "Limits": _limits(segmenter, paper),
         "Licence": _licence(license, training),
@@ -244,14 +276,14 @@ def make_model_card(
     ]
     header = _header(segmenter, name, repo_id, paper, training, results, license)
     text = f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"
-    return ModelCard(text, [row for result in results for row in _eval_rows(result)])
+    return text, [row for result in results for row in _eval_rows(result)]
 
 
 def _header(segmenter, name, repo_id, paper, training, results, license) -> ModelCardData:
     recipe = training.recipe if training else None
     started_from = [phase.init_from or phase.init_backbone_from for phase in recipe.phases.values()] if recipe else []
-    bases = sorted({base for base in started_from if base and is_hub_id(base) and not Path(base).exists()})
-    data = [recipe.data.path] if recipe and is_hub_id(recipe.data.path) and not Path(recipe.data.path).exists() else []
+    bases = sorted({base for base in started_from if is_on_hub(base, "model")})
+    data = [recipe.data.path] if recipe and is_on_hub(recipe.data.path, "dataset") else []
     return ModelCardData(
         license=license or UNSTATED_LICENSE,
         library_name="transformers",
@@ -279,14 +311,11 @@ def _training_data(training: Training | None) -> str:
         return "Not on record."
     recipe, card = training.recipe, training.data_card
     where = recipe.data.path
-    if is_hub_id(where) and not Path(where).exists():
+    if is_on_hub(where, "dataset"):
         return f"Split `{recipe.data.train_split}` of [{where}](https://huggingface.co/datasets/{where}); its card has the terms."
     if card is None:
         return f"A data set by the name of `{Path(where).name}`; its card is not at hand, so neither are its terms."
-    counts = ", ".join(
-        f"{split['num_examples']} in `{split['name']}`"
-        for split in (card.data.to_dict().get("dataset_info") or {}).get("splits", ())
-    )
+    counts = ", ".join(f"{number} in `{split}`" for split, number in split_counts(card).items())
     lines = [
         f"{card.data.pretty_name or Path(where).name}: {counts or 'counts not on record'}. Trained on "
         f"`{recipe.data.train_split}`; the best checkpoint was chosen on `{recipe.data.eval_split}`."
@@ -322,7 +351,7 @@ def _phase_facts(phase: PhaseRecipe) -> tuple[str, ...]:
         f"{optimizer.name}, {optimizer.learning_rate:g}, decay {optimizer.weight_decay:g}",
         f"{schedule.name}, {schedule.warmup_steps} steps of warm-up",
         batch,
-        Path(start).name if start and not is_hub_id(start) else start or "–",
+        start if is_on_hub(start, "model") else Path(start).name if start else "–",
     )
 
 
@@ -331,21 +360,20 @@ def _done(progress: Progress) -> str:
     return f"{progress.epoch} ({progress.step} steps{processes})"
 
 
-def _results(results: Sequence[Result]) -> str:
+def _results(results: Sequence[Result], training: Training | None) -> str:
     if not results:
         return "None were measured."
-    commands = "\n".join(f"    {_without_folders(result.command)}" for result in results if result.command)
-    return (
-        "Measured with this model. The protocol in each title is one written way to score, stated in Unconceal.\n\n"
-        f"{to_markdown(make_tables(results, with_papers=False))}\n\n"
-        f"By:\n\n{commands}"
-    )
-
-
-def _without_folders(command: str) -> str:
-    """Shorten absolute paths to their names: where a person keeps files is nobody's business."""
-    words = (f".../{Path(word).name}" if Path(word).is_absolute() else word for word in shlex.split(command))
-    return shlex.join(words)
+    parts = ["Measured with this model.", to_markdown(make_tables(results, with_papers=False))]
+    recipe = training.recipe if training else None
+    if recipe and any(result.split == recipe.data.eval_split for result in results):
+        parts.append(f"The best checkpoint was chosen on `{recipe.data.eval_split}`: expect less on other pictures.")
+    commands = "\n".join(f"    {without_folders(result.command)}" for result in results if result.command)
+    if commands:
+        parts.append(f"By:\n\n{commands}")
+    for name, protocol in {result.protocol.name: result.protocol for result in results}.items():
+        statement = inspect.getdoc(sys.modules[protocol.score_image.__module__])
+        parts.append(f"<details><summary>The protocol <code>{name}</code></summary>\n\n{statement}\n\n</details>")
+    return "\n\n".join(parts)
 
 
 def _paper_figures(name: str, paper: Paper) -> str:
@@ -405,13 +433,15 @@ def _index_rows(result: Result) -> list[EvalResult]:
         EvalResult(
             task_type=TASK,
             task_name="Image segmentation",
-            dataset_type=_slug(data),
+            dataset_type=result.data if is_on_hub(result.data, "dataset") else _slug(data),
             dataset_name=data,
             dataset_split=result.split,
+            dataset_args={"num_images": result.num_images},
             metric_type=metric,
             metric_name=f"{column.title}, protocol {result.protocol.name}",
             metric_value=result.figures[metric],
             metric_config=result.protocol.name,
+            metric_args=list(result.settings) or None,
         )
         for metric, column in result.protocol.columns.items()
         if metric in result.figures
@@ -420,7 +450,7 @@ def _index_rows(result: Result) -> list[EvalResult]:
 
 def _eval_rows(result: Result) -> list[EvalResultEntry]:
     """A result in the Hub's newer form, which knows only data sets on the Hub."""
-    if not result.data or not is_hub_id(result.data) or Path(result.data).exists():
+    if not is_on_hub(result.data, "dataset"):
         return []
     scored = ", ".join(filter(None, (f"split {result.split}", f"{result.num_images} images", *result.settings)))
     return [
@@ -440,4 +470,15 @@ def _slug(text: str) -> str:
     return re.sub(r"[^\w-]+", "-", text).strip("-").lower()
 
 
-__all__ = ["PAPERS", "ModelCard", "Paper", "Training", "make_model_card", "network_name", "read_data_card", "section"]
+__all__ = [
+    "PAPERS",
+    "Paper",
+    "Training",
+    "is_on_hub",
+    "make_model_card",
+    "network_name",
+    "read_data_card",
+    "section",
+    "split_counts",
+    "without_folders",
+]

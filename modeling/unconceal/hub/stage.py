@@ -1,7 +1,7 @@
 """What a push sends: checked, completed and listed, before anything leaves this machine."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,25 +9,46 @@ import pyarrow.parquet as pq
 import yaml
 from huggingface_hub import DatasetCard, RepoCard, eval_result_entries_to_yaml
 
+from .. import models
 from ..data.write import FEATURES
 from ..errors import UserError, one_line
 from ..files import is_folder
-from ..inference import load
+from ..inference import load, weights_digest
 from ..metrics.protocols import PROTOCOLS
 from ..metrics.tables import Result, read_result
 from ..training.checkpoints import read_progress
 from ..training.loop import RECORD
 from ..training.recipe import Recipe, load_recipe
-from .cards import Training, make_model_card, read_data_card, section
+from .cards import (
+    Training,
+    make_model_card,
+    network_name,
+    read_data_card,
+    section,
+    split_counts,
+    without_folders,
+)
 from .metric_space import write_metric_space
-from .push import Upload, check_repo_id
+from .push import CARD, Upload, check_repo_id
 
 
-CARD = "README.md"
 EVAL_RESULTS = ".eval_results/unconceal.yaml"
-# Their terms are the makers' own, or nobody has stated any.
-UNCLEAR_LICENSES = (None, "other", "unknown")
-LEFT_OUT = ("__pycache__", "node_modules")
+UNSTATED_LICENSES = ("other", "unknown")
+# Those under which anybody may publish a copy, some of them not for profit; what is not here needs the caller's word.
+OPEN_LICENSES = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "unlicense", "cc0-1.0", "pddl", "odbl", "odc-by"),
+    *(
+        "cc-by-2.0",
+        "cc-by-3.0",
+        "cc-by-4.0",
+        "cc-by-sa-3.0",
+        "cc-by-sa-4.0",
+        "cdla-permissive-1.0",
+        "cdla-permissive-2.0",
+    ),
+    *("cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"),
+)
+LEFT_OUT = {"__pycache__", "node_modules", "Thumbs.db"}
 
 
 def stage_model(
@@ -61,33 +82,46 @@ def stage_model(
     if not is_folder(source):
         raise UserError(f"got {source} as the model, which is no folder; give the folder of a checkpoint")
     segmenter = load(source, device="cpu")
-    training = _read_training(source, recipe)
+    training = _read_training(source, recipe, network_name(segmenter.model.config))
     read = [read_result(path) for path in results]
-    for result in read:
-        _check_same_model(result, source, repo_id)
+    if read:
+        _check_same_model(read, source, weights_digest(segmenter.model))
+    config = segmenter.model.config
+    for part in filter(None, (getattr(config, name, None) for name in config.sub_configs)):
+        part._name_or_path = ""  # a folder of this machine
     segmenter.model.save_pretrained(folder)
     segmenter.processor.save_pretrained(folder)
-    made = make_model_card(segmenter, repo_id, training, read, license)
-    text = made.text if card is None else _read_text(card)
+    text, rows = make_model_card(segmenter, repo_id, training, read, license)
+    if card is not None:
+        text = _read_text(card)
     _check_header(text, card or "the generated card")
     (folder / CARD).write_text(text, encoding="utf-8")
-    if made.eval_results:
+    if rows:
         (folder / EVAL_RESULTS).parent.mkdir()
-        entries = yaml.safe_dump(eval_result_entries_to_yaml(made.eval_results), sort_keys=False)
+        entries = yaml.safe_dump(eval_result_entries_to_yaml(rows), sort_keys=False)
         (folder / EVAL_RESULTS).write_text(entries, encoding="utf-8")
     # Weights of an earlier push in another number of shards or another format would be loaded in place of these.
-    replaces = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.py", ".eval_results/*")
-    return Upload(repo_id, "model", _list_files(folder), replaces)
+    code = tuple(path.name for path in Path(models.__file__).parent.glob("*.py"))
+    weights = (
+        "model*.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model*.bin",
+        "pytorch_model.bin.index.json",
+    )
+    return Upload(repo_id, "model", _list_files(folder), (*weights, *code, EVAL_RESULTS))
 
 
-def _read_training(source: Path, given: str | Path | None) -> Training | None:
+def _read_training(source: Path, given: str | Path | None, network: str) -> Training | None:
     # A run is RUN/recipe.yaml and RUN/TASK/{best,last}.
     source = source.absolute()
-    run = source.parents[1]
-    path = Path(given) if given else run / RECORD
+    path = Path(given) if given else source.parent.parent / RECORD
     if not given and not path.is_file():
         return None
     recipe: Recipe = load_recipe(path)
+    if recipe.network != network:
+        raise UserError(
+            f"{path} is a recipe of {recipe.network}, but {source} holds a {network}; give its own by --recipe"
+        )
     task = source.parent.name
     return Training(
         recipe=recipe,
@@ -97,14 +131,16 @@ def _read_training(source: Path, given: str | Path | None) -> Training | None:
     )
 
 
-def _check_same_model(result: Result, source: Path, repo_id: str):
-    """Refuse to publish the numbers of another model."""
-    scored = result.model
-    if scored != repo_id and (scored is None or Path(scored).resolve() != source.resolve()):
-        raise UserError(
-            f"{result.path} holds the results of {scored or 'mask files'}, not of {source}; evaluate this model, or leave "
-            "them out"
-        )
+def _check_same_model(results: Sequence[Result], source: Path, digest: str):
+    """Refuse to publish the numbers of another model, of mask files, or of a part of a split."""
+    for result in results:
+        if result.weights != digest:
+            raise UserError(
+                f"{result.path} holds no results of the weights in {source}; evaluate these by scripts/evaluate.py --model, "
+                "or leave it out"
+            )
+        if result.limit:
+            raise UserError(f"{result.path} is of the first {result.limit} images only; evaluate without --limit")
 
 
 def stage_dataset(
@@ -137,17 +173,20 @@ def stage_dataset(
     if card is None or not shards:
         raise UserError(f"{source} has no {CARD} or no data/*.parquet; give a folder that prepare_data.py made")
     _check_shards(card, shards)
-    if license:
-        card.data.license = license
+    stated = card.data.license
+    if license and stated not in (None, *UNSTATED_LICENSES, license):
+        raise UserError(f"the card of {source} states the licence {stated}; change it there, if its makers have")
+    card.data.license = license or stated
     terms = section(card, "Terms") or "none are on its card"
-    if card.data.license in UNCLEAR_LICENSES and not may_redistribute:
+    if card.data.license not in OPEN_LICENSES and not may_redistribute:
         raise UserError(
-            f"the card of {source} names no licence under which a copy may be published (terms: {' '.join(terms.split())}); "
-            "ask its makers, then state what they allow by --license ID or --may-redistribute"
+            f"the card of {source} names no licence under which a copy may be published (it says {card.data.license}; terms: "
+            f"{' '.join(terms.split())}); ask its makers, then state what they allow by --license ID or --may-redistribute"
         )
-    text = str(card)
-    if card.data.license in UNCLEAR_LICENSES:
-        text = f"{text.rstrip()}\n\n## This copy\n\nWhoever published it states that the makers allow it.\n"
+    text = without_folders(str(card))
+    if stated not in OPEN_LICENSES:
+        said = f"the licence `{license}`" if license else "that the makers allow it"
+        text = f"{text.rstrip()}\n\n## This copy\n\nWhoever published it states {said}.\n"
     _check_header(text, source / CARD)
     (folder / CARD).write_text(text, encoding="utf-8")
     files = {CARD: folder / CARD, **{f"data/{path.name}": path for path in shards}}
@@ -156,10 +195,9 @@ def stage_dataset(
 
 def _check_shards(card: DatasetCard, shards: Sequence[Path]):
     """Refuse files that cannot be read or that are not those which the card counts."""
-    counted = {
-        split["name"]: split["num_examples"]
-        for split in (card.data.to_dict().get("dataset_info") or {}).get("splits", ())
-    }
+    counted = split_counts(card)
+    if not counted:
+        raise UserError("the data set's card has no counts (dataset_info); prepare the data set again")
     found = dict.fromkeys(counted, 0)
     for path in shards:
         try:
@@ -192,7 +230,7 @@ def stage_metric(source: str | Path, repo_id: str, folder: Path) -> Upload:
     owner, name = repo_id.split("/")
     space = folder / name
     write_metric_space(str(source), space, owner=owner)
-    return Upload(repo_id, "space", _list_files(space), replaces=("*.py",), sdk="gradio")
+    return Upload(repo_id, "space", _list_files(space), replaces=("protocol_*.py",), sdk="gradio")
 
 
 def stage_space(source: str | Path, repo_id: str) -> Upload:
@@ -213,29 +251,33 @@ def stage_space(source: str | Path, repo_id: str) -> Upload:
     header = _check_header(_read_text(card), card)
     if not header.get("sdk"):
         raise UserError(f"the header of {card} names no sdk; expected that of a Space, such as sdk: gradio")
-    app = header.get("app_file", "app.py")
-    if header["sdk"] != "docker" and not (source / app).is_file():
-        raise UserError(f"{source} has no {app}, which the header of its {CARD} names as the app")
-    return Upload(repo_id, "space", _list_files(source), replaces=("*.py",), sdk=header["sdk"])
+    usual = {"docker": "Dockerfile", "static": "index.html"}.get(header["sdk"], "app.py")
+    app = header.get("app_file", usual)
+    if not (source / app).is_file():
+        raise UserError(f"{source} has no {app}; a Space of the sdk {header['sdk']} needs it, or another app_file")
+    return Upload(repo_id, "space", _list_files(source), sdk=header["sdk"])
 
 
 def _list_files(folder: Path) -> dict[str, Path]:
-    """Every file by its path in the repository, but for what tools leave behind."""
-    return {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(_walk(folder))
-        if path.is_file() and path.name not in (".DS_Store", "Thumbs.db")
-    }
+    """Every file by its path in the repository, but for hidden ones, such as .env and .git, and what tools leave behind.
 
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if path.is_dir():
-            # Hidden folders are somebody's tools: .git, .venv, .cache. The Hub's own comes from here.
-            if path.name not in LEFT_OUT and (not path.name.startswith(".") or path.name == ".eval_results"):
-                yield from _walk(path)
-        else:
-            yield path
+    Raises:
+        UserError: If one is a link to somewhere outside.
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):  # which does not follow links to folders
+        name = path.relative_to(folder).as_posix()
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if (
+            not path.is_file()
+            or (hidden and name not in (".gitattributes", EVAL_RESULTS))
+            or LEFT_OUT & set(path.parts)
+        ):
+            continue
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path} is a link out of {folder}; put the file itself there, or remove it")
+        files[name] = path
+    return files
 
 
 def _check_header(text: str, name: str | Path) -> dict:

@@ -33,7 +33,8 @@ OPTIONAL = {
     "division_seed": int,
     "refine": str,
     "data": str,
-    "model": str,
+    "weights": str,
+    "limit": int,
     "command": str,
     "date": str,
     "git_commit": str,
@@ -103,7 +104,8 @@ class Result:
         division_seed: Of the random division of the data, if there was one.
         settings: Options that are not those of a report, such as "min_max off".
         stamps: When and at which commit it was measured.
-        model: Folder or id of the model, if there was one.
+        weights: Digest of the model's weights, if there was a model (see `inference.weights_digest`).
+        limit: Number of images, if only the first of the split were scored.
         data: Folder or id of what it was scored on.
         date: When, by ISO 8601.
         command: What measured it.
@@ -120,7 +122,8 @@ class Result:
     division_seed: int | None = None
     settings: tuple[str, ...] = ()
     stamps: tuple[str, ...] = ()
-    model: str | None = None
+    weights: str | None = None
+    limit: int | None = None
     data: str | None = None
     date: str | None = None
     command: str | None = None
@@ -224,7 +227,7 @@ def read_result(path: str | Path) -> Result:
         division_seed=data.get("division_seed"),
         settings=_settings(protocol, data["options"], data.get("refine")),
         stamps=(_stamp(data.get("date"), data.get("git_commit")),),
-        **{key: data.get(key) for key in ("model", "data", "date", "command")},
+        **{key: data.get(key) for key in ("weights", "limit", "data", "date", "command")},
     )
 
 

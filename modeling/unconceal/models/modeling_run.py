@@ -662,11 +662,13 @@ class RunForImageSegmentation(RunPreTrainedModel):
             loss = self.compute_loss(
                 self.match_labels(labels, logits), full_image, logits, mask_logits, edge_logits, reconstructions
             )
-        # Not unless asked for: transformers' pipelines cannot take tuples apart into images.
-        stages = (mask_logits, edge_logits, backgrounds, reconstructions) if output_stages else ((),) * 4
-        return RunSegmentationOutput(
-            loss, logits, *(tuple(maps) or None for maps in stages), hidden_states=all_hidden_states
-        )
+        output = RunSegmentationOutput(loss, logits, hidden_states=all_hidden_states)
+        if output_stages:  # not always: transformers' pipelines cannot take tuples apart into images
+            output.mask_logits = tuple(mask_logits)
+            output.edge_logits = tuple(edge_logits)
+            output.backgrounds = tuple(backgrounds) or None
+            output.reconstructions = tuple(reconstructions) or None
+        return output
 
     def denormalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the image in [0, 1], (B, 3, H, W), float32, that the image processor normalised."""

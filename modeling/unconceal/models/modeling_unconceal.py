@@ -48,10 +48,11 @@ class UnconcealPreTrainedModel(PreTrainedModel):
             "AutoConfig": _reference(type(self.config)),
             **{auto_class: _reference(type(self)) for auto_class in self.auto_classes},
         }
-        self.config.custom_pipelines = {}
         if SEGMENTATION in self.auto_classes:
             task = {"impl": _reference(SoftMaskPipeline), "pt": [SEGMENTATION], "type": "image"}
             self.config.custom_pipelines = {SoftMaskPipeline.task_name: task}
+        else:  # the configuration of a network that segments may come along
+            vars(self.config).pop("custom_pipelines", None)
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         super().save_pretrained(save_directory, *args, **kwargs)
 
