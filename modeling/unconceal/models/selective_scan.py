@@ -22,6 +22,12 @@ from torch.autograd.function import once_differentiable
 
 
 try:
+    from torch._higher_order_ops.scan import scan as loop
+    from torch.compiler import is_exporting
+except ImportError:  # before torch 2.7
+    loop = None
+
+try:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 except ImportError:
     selective_scan_fn = None
@@ -47,7 +53,7 @@ class _Plan(NamedTuple):
         segment: Steps whose states exist at the same time.
         num_segments: Segments of a chunk.
         doublings: Passes that carry states over chunks, enough for 2^doublings chunks; 0 where there is only one.
-        traced: Whether the program is being compiled or exported.
+        traced: Whether the program is being compiled, or exported by a torch without loops.
     """
 
     rows: int | None
@@ -534,12 +540,31 @@ class _TritonSelectiveScan(torch.autograd.Function):
         return grad_x, grad_delta, grad_A.sum(0), grad_B.sum(2), grad_C.sum(2)
 
 
+def _exported_scan(x, delta, A, B, C):
+    """Scan (batch, groups, width, length) by a loop of the program itself, which becomes ONNX's own Scan.
+
+    A plan's steps would be thousands of nodes, which exporters take minutes to optimise and runtimes run one by one.
+    """
+
+    def step(state, now):
+        delta, delta_x, B, C = now
+        decay = torch.exp(delta.unsqueeze(-2) * A)
+        state = torch.addcmul(delta_x.unsqueeze(-2) * B.unsqueeze(-1), decay, state)
+        return state, (C.unsqueeze(-2) @ state).squeeze(-2)
+
+    inputs = tuple(z.permute(3, 0, 1, 2).contiguous() for z in (delta, delta * x, B, C))
+    _, y = loop(step, A.new_zeros(x.shape[0], *A.shape), inputs)
+    return y.permute(1, 2, 3, 0).contiguous()  # else its strides would tie the program to a batch size
+
+
 def _portable_scan(x, delta, A, B, C):
     """The scan by operations of PyTorch alone. Shapes as in `selective_scan`."""
-    groups = B.shape[1]
-    plan = _make_plan(x.shape[0], A.numel(), x.shape[-1], x.device, torch.compiler.is_compiling())
+    groups, batch = B.shape[1], x.shape[0]
     x, delta = (z.unflatten(1, (groups, -1)) for z in (x, delta))
     A = A.unflatten(0, (groups, -1)).mT.contiguous()
+    if loop is not None and is_exporting():
+        return _exported_scan(x, delta, A, B, C).flatten(1, 2)
+    plan = _make_plan(batch, A.numel(), x.shape[-1], x.device, torch.compiler.is_compiling())
     if torch.is_grad_enabled() and any(z.requires_grad for z in (x, delta, A, B, C)):
         y = _SelectiveScan.apply(x, delta, A, B, C, plan)
     else:
