@@ -39,8 +39,8 @@ from unconceal.metrics.sheets import check_plots
 from unconceal.metrics.tables import load_papers, make_tables, read_result, to_latex, to_markdown
 from unconceal.metrics.workers import default_workers
 from unconceal.models.image_processing_unconceal import to_mask, to_rgb
+from unconceal.models.refine import REFINE
 from unconceal.pictures import MAX_PIXELS
-from unconceal.refine import REFINE
 from unconceal.training import load_recipe
 from unconceal.training.divisions import run_divisions
 

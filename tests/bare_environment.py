@@ -3,8 +3,9 @@
     python -I tests/bare_environment.py FOLDER_OR_HUB_ID ...
 
 Each holds, beside the network and its processor, `picture.png` and what the network made of it where it was saved, in
-`expected.safetensors`: `pixel_values` and `logits`. tests/save_tiny_models.py writes such folders. A line is printed for
-each way; the first that fails ends all with exit code 1.
+`expected.safetensors`: `pixel_values`, `logits`, and of `enlarged(picture)` the mask, `refined`.
+tests/save_tiny_models.py writes such folders. A line is printed for each way; the first that fails ends all with exit
+code 1.
 """
 
 # ruff: noqa: T201
@@ -27,6 +28,7 @@ from transformers import (
     AutoModelForImageSegmentation,
     AutoModelForSemanticSegmentation,
     AutoProcessor,
+    Pipeline,
     pipeline,
 )
 from transformers.modeling_outputs import SemanticSegmenterOutput
@@ -39,6 +41,11 @@ ABSENT = ("unconceal", "accelerate", "datasets", "evaluate", "pytest", "scipy", 
 PROCESSORS = (AutoImageProcessor, AutoProcessor)
 MODELS = (AutoModel, AutoModelForImageSegmentation, AutoModelForSemanticSegmentation)
 HARD, SOFT = "image-segmentation", "soft-image-segmentation"
+
+
+def enlarged(picture: Image.Image) -> Image.Image:
+    """Return a picture of several times the network's size, whose edges are looked at again."""
+    return picture.resize((4 * picture.width, 4 * picture.height))
 
 
 @contextmanager
@@ -165,6 +172,34 @@ def check_pipelines(name: str, picture: Image.Image, path: str, expected: dict[s
                 assert (one["mask"].mode, one["mask"].size) == ("L", picture.size), one["mask"]
                 off = np.abs(np.asarray(one["mask"]) - 255 * probs.numpy()).max()
                 assert off < 0.51, f"the mask is off by {off:.2f} of 255"
+
+    check_large_pictures(name, find, picture, expected["refined"])
+
+
+def check_large_pictures(name: str, find: Pipeline, picture: Image.Image, refined: torch.Tensor):
+    large = enlarged(picture)
+    with way(f"{name}: pipeline {SOFT}, edges of a large picture looked at again"):
+        found = find(large)
+        check_equal(found["probs"], refined)
+        assert (found["mask"].mode, found["mask"].size) == ("L", large.size), found["mask"]
+        assert not torch.equal(find(large, refine="never")["probs"], refined)
+    with way(f"{name}: pipeline {SOFT}, edges looked at again in a batch"):
+        small, *many = find([picture, large, large], batch_size=2)
+        assert small["mask"].size == picture.size, small["mask"]
+        for one in many:
+            # An edge decided by a rounding error may move the band in which tiles decide by a pixel.
+            assert ((one["probs"] - refined).abs() > 1e-4).float().mean() < 0.01
+    estimates = importlib.util.find_spec("pymatting") is not None
+    whose = "the object's own" if estimates else "the picture's"
+    with way(f"{name}: pipeline {SOFT}, cut-out in {whose} colours"):
+        found = find(large, cutout=True)
+        pixels = np.asarray(found["cutout"])
+        assert (found["cutout"].mode, found["cutout"].size) == ("RGBA", large.size), found["cutout"]
+        assert np.array_equal(pixels[..., 3], np.asarray(found["mask"]))
+        changed = (pixels[..., :3] != np.asarray(large)).any(-1)
+        assert changed.any() == estimates
+        for mask in (found["mask"], found["probs"], found["probs"].numpy()):
+            assert np.array_equal(np.asarray(find.cut_out(large, mask)), pixels)
 
 
 def check(name: str):

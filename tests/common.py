@@ -85,9 +85,9 @@ check(task["auto_classes"][-1], task["again"])
 
 
 @lru_cache
-def modules_beyond_transformers() -> list[str]:
-    """Names of the installed modules that an installation of torch, transformers and Pillow alone would lack."""
-    todo, needed = ["torch", "transformers", "huggingface_hub", "numpy", "pillow", "safetensors"], set()
+def modules_beyond_transformers(*others: str) -> list[str]:
+    """Names of the installed modules that torch, transformers, Pillow and `others` can do without."""
+    todo, needed = ["torch", "transformers", "huggingface_hub", "numpy", "pillow", "safetensors", *others], set()
     while todo:
         name = canonicalize_name(todo.pop())
         if name in needed:

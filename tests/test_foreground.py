@@ -3,14 +3,16 @@
 import builtins
 import importlib.util
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from unconceal import foreground
-from unconceal.foreground import estimator, foreground_colors
-from unconceal.inference import cutout, mask_picture
+from unconceal.inference import cutout
+from unconceal.models import foreground
+from unconceal.models.foreground import estimator, foreground_colors, mask_picture
 
 
 needs_pymatting = pytest.mark.skipif(
@@ -105,5 +107,17 @@ def test_without_the_extra_one_line_says_so(scene, without_pymatting, caplog):
     np.testing.assert_array_equal(np.asarray(plain)[..., :3], np.asarray(image))
     (line,) = (record.getMessage() for record in caplog.records if record.name == foreground.__name__)
     assert "No module named 'pymatting'" in line
-    assert "pip install 'unconceal[cutout]'" in line
+    assert line.endswith("; pip install pymatting")
     assert "\n" not in line
+
+
+@needs_pymatting
+def test_torch_keeps_its_threads():
+    code = (
+        "import sys, torch; torch.set_num_threads(3); torch.get_num_threads()\n"
+        "from unconceal.models.foreground import estimator\n"
+        "assert 'pymatting' not in sys.modules and estimator() and 'pymatting' in sys.modules\n"
+        "assert torch.get_num_threads() == 3, torch.get_num_threads()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -20,8 +20,9 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from unconceal.cli import entry, main, plan_jobs
 from unconceal.errors import UserError
-from unconceal.inference import Segmenter, cutout, load, mask_picture, overlay
+from unconceal.inference import Segmenter, cutout, load, overlay
 from unconceal.models.configuration_srs import SrsConfig
+from unconceal.models.foreground import mask_picture
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
 

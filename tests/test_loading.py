@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import bare_environment
@@ -41,10 +42,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run_bare(names, environment):
-    """Run tests/bare_environment.py as where there is only what transformers needs."""
+def run_bare(names, environment, *others):
+    """Run tests/bare_environment.py as where there is only what transformers needs, and `others`."""
     script = [str(word) for word in (bare_environment.__file__, *names)]
-    command = [sys.executable, "-c", WITHOUT_MODULES, json.dumps([modules_beyond_transformers(), script])]
+    command = [sys.executable, "-c", WITHOUT_MODULES, json.dumps([modules_beyond_transformers(*others), script])]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -81,8 +82,18 @@ def test_every_way_works_without_the_package(saved, tmp_path):
     done = run_bare([*saved, wrong], environment)
     assert f"FAILED: {wrong}: AutoModel, equal logits" in done.stderr, done.stdout + done.stderr
     assert done.returncode == 1
+    assert "cut-out in the picture's colours" in done.stdout
     ways = [{line for line in done.stdout.splitlines() if f" {one}: " in line} for one in saved]
     assert len(ways[0]) == len(ways[1]) == len(ways[2]) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("pymatting") is None, reason="pymatting, the extra cutout, is not installed")
+def test_cut_outs_need_only_pymatting(saved, tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    done = run_bare([saved[0], "--allow-packages"], environment, "pymatting")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cut-out in the object's own colours" in done.stdout
 
 
 def test_an_environment_that_is_not_bare_is_refused(saved, monkeypatch):

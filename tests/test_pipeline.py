@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from save_tiny_models import TESTERS
+from save_tiny_models import PROCESSOR, TESTERS, make_picture, make_tiny_model
 from transformers import pipeline
 
-from unconceal import SoftMaskPipeline, UnconcealImageProcessor
-
-
-PROCESSOR = UnconcealImageProcessor(size={"height": 64, "width": 64})
+from unconceal import SoftMaskPipeline
+from unconceal.inference import Segmenter, cutout
+from unconceal.models.foreground import mask_picture
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +123,147 @@ def test_half_precision(tester, pictures):
     probs = find(pictures[0])["probs"]
     assert probs.dtype == torch.float32
     assert (probs - exact).abs().mean() < 0.1
+
+
+# ---- large pictures, and cut-outs ---------------------------------------------------------------------------------
+
+
+def resized(*size: int) -> Image.Image:
+    return make_picture().resize(size)
+
+
+def make_pipeline(model, **options):
+    return SoftMaskPipeline(model=model, image_processor=PROCESSOR, device="cpu", **options)
+
+
+@pytest.mark.parametrize("name", TESTERS)
+def test_edges_are_looked_at_again_as_by_the_package(name):
+    model = make_tiny_model(name)
+    segmenter, find = Segmenter(model, PROCESSOR), make_pipeline(model)
+    masks = {}
+    for kind, picture in (("large", resized(210, 150)), ("larger than the network's", resized(100, 90))):
+        for refine in ("auto", "always", "never"):
+            found = find(picture, refine=refine)
+            (expected,) = segmenter.segment([picture], refine=refine)
+            np.testing.assert_array_equal(found["probs"].numpy(), expected)
+            np.testing.assert_array_equal(np.asarray(found["mask"]), np.asarray(mask_picture(expected)))
+            masks[kind, refine] = found["probs"]
+        assert torch.equal(find(picture)["probs"], masks[kind, "auto"])
+        assert not torch.equal(masks[kind, "always"], masks[kind, "never"])
+    assert torch.equal(masks["large", "auto"], masks["large", "always"])
+    assert torch.equal(masks["larger than the network's", "auto"], masks["larger than the network's", "never"])
+
+
+@pytest.fixture(scope="module")
+def edgy():
+    return make_tiny_model("srs")
+
+
+@pytest.fixture(scope="module")
+def sizes_mixed():
+    return [resized(210, 150), resized(30, 20), resized(90, 260), resized(100, 90), resized(64, 130)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_large_pictures_in_lists_and_generators(edgy, sizes_mixed, batch_size):
+    expected = Segmenter(edgy, PROCESSOR).segment(sizes_mixed, batch_size)
+    find = make_pipeline(edgy)
+    for inputs in (sizes_mixed, (picture for picture in sizes_mixed)):
+        found = list(find(inputs, batch_size=batch_size))
+        assert len(found) == len(expected)
+        for one, probs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one["probs"].numpy(), probs)
+
+
+def test_tiles_of_one_picture_are_seen_in_batches(edgy):
+    seen = []
+    hook = edgy.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    picture = resized(210, 150)
+    for options, call, most in (({}, {}, 1), ({}, {"batch_size": 4}, 4), ({"batch_size": 3}, {}, 3)):
+        seen.clear()
+        make_pipeline(edgy, **options)(picture, **call)
+        assert (seen[0], max(seen)) == (1, most)
+    hook.remove()
+
+
+def test_large_pictures_in_half_precision(edgy):
+    picture = resized(210, 150)
+    (exact,) = Segmenter(edgy, PROCESSOR).segment([picture])
+    model = make_tiny_model("srs").to(torch.bfloat16)
+    probs = make_pipeline(model)(picture)["probs"]
+    assert probs.dtype == torch.float32
+    assert np.abs(probs.numpy() - exact).mean() < 0.1
+
+
+def test_cutouts_are_those_of_the_package(edgy, sizes_mixed):
+    find = make_pipeline(edgy)
+    masks = Segmenter(edgy, PROCESSOR).segment(sizes_mixed, batch_size=2)
+    for one, picture, mask in zip(find(sizes_mixed, batch_size=2, cutout=True), sizes_mixed, masks, strict=True):
+        expected = cutout(picture, mask)
+        assert one["cutout"].mode == "RGBA"
+        np.testing.assert_array_equal(np.asarray(one["cutout"]), np.asarray(expected))
+        for given in (mask, torch.from_numpy(mask), mask_picture(mask)):
+            np.testing.assert_array_equal(np.asarray(find.cut_out(picture, given)), np.asarray(expected))
+    assert "cutout" not in find(sizes_mixed[0])
+
+
+def test_cut_out_of_every_kind(find, pictures, tmp_path):
+    path = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    pictures[0].save(path, exif=exif)
+    upright = pictures[0].transpose(Image.Transpose.ROTATE_270)
+    hard = np.zeros((70, 50), bool)
+    hard[20:40, 10:30] = True
+    opacity = mask_picture(hard)
+    expected = upright.copy()
+    expected.putalpha(opacity)
+    for picture in (path, upright, np.asarray(upright)):
+        for mask in (hard, hard.astype(int), torch.from_numpy(hard).bfloat16(), opacity, opacity.convert("1")):
+            np.testing.assert_array_equal(np.asarray(find.cut_out(picture, mask)), np.asarray(expected))
+
+
+def test_options_of_the_pipeline_hold_unless_a_call_has_its_own(edgy):
+    picture = resized(210, 150)
+    find = make_pipeline(edgy, refine="never", cutout=True)
+    found, plain = find(picture), make_pipeline(edgy)(picture)
+    assert "cutout" in found
+    assert not torch.equal(found["probs"], plain["probs"])
+    again = find(picture, refine="auto", cutout=False)
+    assert "cutout" not in again
+    assert torch.equal(again["probs"], plain["probs"])
+
+
+def test_wrong_values_are_one_clear_line(find, pictures):
+    (width, height), picture = pictures[0].size, pictures[0]
+    for call, words in (
+        (lambda: find(picture, refine="yes"), "got refine='yes', expected one of auto, always, never"),
+        (lambda: find(pictures, refine=True), "got refine=True, expected one of auto, always, never"),
+        (lambda: find(picture, cutout="yes"), "got cutout='yes', expected True or False"),
+        (lambda: find(picture, batch_size=0), "got batch_size=0, expected a whole number from 1"),
+        (lambda: make_pipeline(find.model, batch_size="2")(picture), "got batch_size='2', expected"),
+        (lambda: find.cut_out(picture, Image.new("L", (height, width))), "a mask of 50x70, expected 70x50"),
+        (lambda: find.cut_out(picture, np.zeros((width, height))), "a mask of 50x70, expected 70x50"),
+        (lambda: find.cut_out(picture, torch.zeros(1, height, width)), "(1, 50, 70), expected (height, width)"),
+        (lambda: find.cut_out(picture, np.full((height, width), np.uint8(255))), "values from 255 to 255, expected 0"),
+        (lambda: find.cut_out(picture, torch.full((height, width), torch.nan)), "values from nan to nan, expected 0"),
+        (
+            lambda: find.cut_out(picture, "mask.png"),
+            "got a mask of str, expected a Pillow image, an array or a tensor",
+        ),
+        (lambda: find.cut_out("absent.png", np.zeros((height, width))), "'absent.png', which is no file"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="got refine='yes'"):
+        make_pipeline(find.model, refine="yes")
+
+
+# ---- transformers' pipeline ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tester", TESTERS.values(), ids=TESTERS)

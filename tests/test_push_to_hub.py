@@ -139,7 +139,8 @@ def test_pushed_models_open_in_a_bare_process(client, models):
         assert "(private)" in client.push("model", folder, f"org/{name}", "--tag", "v1")
         sent = client.hub.files(f"org/{name}", revision="v1")
         assert sent["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-        assert {"config.json", "preprocessor_config.json", "pipeline_unconceal.py", f"modeling_{name}.py"} <= set(sent)
+        assert {"config.json", "preprocessor_config.json", f"modeling_{name}.py"} <= set(sent)
+        assert {"pipeline_unconceal.py", "refine.py", "foreground.py"} <= set(sent)
         assert "expected.safetensors" not in sent, "files of others are sent"
     # The check reads its expectations from the repository.
     client.run(
@@ -513,7 +514,7 @@ def test_dry_run_lists_and_sends_nothing(models, tmp_path, capsys):
         sys.path.pop(0)
     main(["model", str(models["srs"]), "org/net", "--dry-run", "--tag", "v1", "--write-card", str(tmp_path / "c.md")])
     said = capsys.readouterr().out
-    assert "would send 11 files" in said and "private if it is new, tag v1" in said
+    assert "would send 13 files" in said and "private if it is new, tag v1" in said
     assert "model.safetensors" in said
     assert (tmp_path / "c.md").read_text().startswith("---\n")
     with pytest.raises(UserError, match="--dry-run"):

@@ -15,7 +15,7 @@ from unconceal.cli import main
 from unconceal.errors import UserError
 from unconceal.inference import Segmenter
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
-from unconceal.refine import choose_zooms, edge_band, tile_starts
+from unconceal.models.refine import choose_zooms, edge_band, tile_starts
 
 
 SIZE = 64

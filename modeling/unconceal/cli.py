@@ -18,10 +18,10 @@ from transformers.utils import logging
 from .errors import UserError, run_main
 from .explain import explain
 from .files import IMAGE_SUFFIXES, make_folder, replacing
-from .foreground import estimator
-from .inference import Segmenter, cutout, load, mask_picture, overlay, read_image
+from .inference import Segmenter, cutout, load, overlay, read_image
+from .models.foreground import estimator, mask_picture
+from .models.refine import REFINE
 from .pictures import MAX_PIXELS
-from .refine import REFINE
 
 
 DRAW = {

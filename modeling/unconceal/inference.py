@@ -16,16 +16,15 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from transformers import AutoModelForImageSegmentation, PreTrainedModel
-from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # see __init__.py of this package
 from transformers.utils import ModelOutput
 
 from .errors import UserError, one_line
 from .files import is_hub_id
-from .foreground import foreground_colors
+from .models.foreground import make_cutout, mask_picture
 from .models.image_processing_unconceal import UnconcealImageProcessor, to_rgb
+from .models.refine import check_refine, make_mask
 from .pictures import MAX_PIXELS, open_picture
-from .refine import choose_zooms, refine_mask
 
 
 # What transformers' loaders raise, having no error class of their own. First absent and damaged files, missing packages
@@ -49,8 +48,8 @@ class Segmenter:
         Args:
             images: Any pictures.
             batch_size: Pictures, or tiles of one, that the network sees at a time.
-            refine: Whether the edges of large pictures are looked at again, in tiles (see `unconceal.refine`): "auto"
-                where a side is twice the network's or longer, "always" where one is longer at all, "never".
+            refine: Whether the edges of large pictures are looked at again, in tiles (see `unconceal.models.refine`):
+                "auto" where a side is twice the network's or longer, "always" where one is longer at all, "never".
 
         Raises:
             UserError: If memory runs out, or if `refine` is none of these.
@@ -59,6 +58,10 @@ class Segmenter:
 
     def stream(self, images: Iterable[Image.Image], batch_size: int = 1, refine: str = "auto") -> Iterator[np.ndarray]:
         """Yield what `segment` returns, one by one; `batch_size` pictures and one mask are held at a time."""
+        try:
+            check_refine(refine)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         images = iter(images)
         while batch := [to_rgb(image) for image in islice(images, batch_size)]:
             with self.memory_explained(batch):
@@ -67,11 +70,8 @@ class Segmenter:
     @torch.inference_mode()
     def _segment_batch(self, images: list[Image.Image], batch_size: int, refine: str) -> Iterator[np.ndarray]:
         for image, logits in zip(images, self.run(images)[1].logits.split(1), strict=True):
-            target_size = (image.height, image.width)
-            (mask,) = self.processor.post_process_masks(SemanticSegmenterOutput(logits=logits), [target_size])
-            zooms = choose_zooms(refine, target_size, logits.shape[-2:])
-            if zooms:
-                refine_mask(mask, logits, image, zooms, self.processor, self._look, batch_size)
+            size = (image.height, image.width)
+            mask = make_mask(logits, size, image, refine, self.processor, self._look, batch_size)
             yield mask.cpu().numpy()
 
     def _look(self, images: list[Image.Image]) -> torch.Tensor:
@@ -230,11 +230,6 @@ def read_image(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> I
         raise UserError(f"damaged or unsupported image ({error})") from None
 
 
-def mask_picture(mask: np.ndarray) -> Image.Image:
-    """Return a mask (H, W) in [0, 1] as 8-bit grey."""
-    return Image.fromarray(np.rint(np.asarray(mask, np.float32) * 255).astype(np.uint8))
-
-
 def overlay(
     image: Image.Image, mask: np.ndarray, color: tuple[int, int, int] = (255, 0, 80), alpha: float = 0.6
 ) -> Image.Image:
@@ -267,11 +262,7 @@ def cutout(image: Image.Image, mask: np.ndarray) -> Image.Image:
     Raises:
         UserError: If the mask has another size than the displayed picture.
     """
-    image = _checked_rgb(image, mask)
-    opacity = mask_picture(mask)
-    colors = Image.fromarray(foreground_colors(np.asarray(image), np.asarray(opacity)))
-    colors.putalpha(opacity)
-    return colors
+    return make_cutout(_checked_rgb(image, mask), mask_picture(mask))
 
 
 def _checked_rgb(image: Image.Image, mask: np.ndarray) -> Image.Image:

@@ -300,6 +300,8 @@ def _usage(repo_id: str) -> str:
     return (
         f"With torch, transformers and Pillow alone:\n\n```python\n{LOADING.format(id=repo_id)}```\n\n"
         f"or, for tensors:\n\n```python\n{LOADING_PARTS.format(id=repo_id)}```\n\n"
+        '`find_object("photo.jpg", cutout=True)["cutout"]` is the object cut out, in its own colours at soft edges '
+        'where pymatting is installed. Edges in large pictures are looked at again, unless `refine="never"`. '
         '`pipeline("image-segmentation", ...)` gives hard masks with labels instead. `trust_remote_code` runs the Python files '
         "of this repository: pin them by `revision=`. Where the package `unconceal` is installed and imported it is not "
         "needed."

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..data.loading import readable
 from ..errors import UserError
 from ..models.image_processing_unconceal import to_mask, to_rgb
-from ..refine import choose_zooms, refine_mask
+from ..models.refine import make_mask
 from . import protocol_segmentation
 from .base import Protocol
 from .workers import map_unordered
@@ -64,6 +64,7 @@ def evaluate_model(
     Raises:
         UserError: If a mask has another size than its picture, the output is not finite, or the protocol has no such
             option.
+        ValueError: If `refine` is unknown.
     """
     options = checked_options(protocol, **options)
     rank, world_size = 0, 1
@@ -91,13 +92,9 @@ def evaluate_model(
         batches = tqdm(read, "evaluate", len(loader), unit="batch", disable=rank > 0 or not progress)
         for examples, pixel_values in batches:
             outputs = model(pixel_values=pixel_values.to(parameter.device, parameter.dtype))
-            sizes = [(example["height"], example["width"]) for example in examples]
-            masks = processor.post_process_masks(outputs, target_sizes=sizes)
-            for example, logits, probs in zip(examples, outputs.logits.split(1), masks, strict=True):
-                zooms = choose_zooms(refine, probs.shape, logits.shape[-2:])
-                image = example.pop("image", None)
-                if zooms:
-                    refine_mask(probs, logits, image, zooms, processor, look, batch_size)
+            for example, logits in zip(examples, outputs.logits.split(1), strict=True):
+                size = (example["height"], example["width"])
+                probs = make_mask(logits, size, example.pop("image", None), refine, processor, look, batch_size)
                 yield _checked(example, probs)
 
     score = partial(score_job, protocol.score_image, options)

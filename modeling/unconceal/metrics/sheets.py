@@ -21,7 +21,7 @@ from skimage.measure import label, regionprops
 
 from ..drawing import GAP, INK, LINE_HEIGHT, PAPER, paste_framed, shortened, wrapped
 from ..errors import UserError
-from ..inference import mask_picture
+from ..models.foreground import mask_picture
 from ..models.image_processing_unconceal import to_rgb
 from .base import THRESHOLDS, check_image, to_unit
 

@@ -297,6 +297,11 @@ class UnconcealImageProcessor(PilBackend):
             raise ValueError(f"got {type(images).__name__}, expected a Pillow image, an array, a tensor or a path")
 
     @staticmethod
+    def to_rgb(image: Image.Image) -> Image.Image:
+        """Return a picture as people see it and as masks are measured: see `to_rgb` of this file."""
+        return to_rgb(image)
+
+    @staticmethod
     def _normalized(
         pixels: np.ndarray, *, channel_order, do_rescale, rescale_factor, do_normalize, image_mean, image_std, **_
     ) -> np.ndarray:

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from .errors import UserError
-from .models.image_processing_unconceal import UnconcealImageProcessor
+from .image_processing_unconceal import UnconcealImageProcessor
 
 
 REFINE = ("auto", "always", "never")
@@ -29,6 +28,16 @@ MIN_OVERLAP = 0.25  # of a tile's side, between neighbours
 # twice as much, tiles that took one thing for another cost more IoU than finer edges gain.
 BAND_RATIO = 1 / 64
 MIN_BAND = 4
+
+
+def check_refine(refine: str):
+    """Refuse what `choose_zooms` does not know.
+
+    Raises:
+        ValueError: If `refine` is none of `REFINE`.
+    """
+    if refine not in REFINE:
+        raise ValueError(f"got refine={refine!r}, expected one of {', '.join(REFINE)}")
 
 
 def choose_zooms(refine: str, picture_size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, ...]:
@@ -41,15 +50,47 @@ def choose_zooms(refine: str, picture_size: tuple[int, int], network_size: tuple
         network_size: (height, width).
 
     Raises:
-        UserError: If `refine` is none of these.
+        ValueError: If `refine` is none of these.
     """
-    if refine not in REFINE:
-        raise UserError(f"got refine={refine!r}, expected one of {', '.join(REFINE)}")
+    check_refine(refine)
     factor = max(ours / theirs for ours, theirs in zip(picture_size, network_size, strict=True))
     if refine == "never" or factor <= 1:
         return ()
     zooms = tuple(zoom for zoom in ZOOMS if zoom <= factor)
     return zooms or (ZOOMS[:1] if refine == "always" else ())
+
+
+def make_mask(
+    logits: torch.Tensor,
+    target_size: tuple[int, int],
+    image: Image.Image | None,
+    refine: str,
+    processor: UnconcealImageProcessor,
+    look: Callable[[list[Image.Image]], torch.Tensor],
+    batch_size: int = 1,
+) -> torch.Tensor:
+    """Return a picture's soft mask: what the network made of the whole, with finer edges where `refine` asks for them.
+
+    Args:
+        logits: (1, 1, h, w), at the network's size.
+        target_size: (height, width) of the picture.
+        image: The picture, RGB; needed unless `refine` is "never".
+        refine: As for `choose_zooms`.
+        processor: As for `refine_mask`.
+        look: As for `refine_mask`.
+        batch_size: As for `refine_mask`.
+
+    Returns:
+        (height, width), float32 in [0, 1], on the device of the logits.
+
+    Raises:
+        ValueError: If `refine` is unknown.
+    """
+    (mask,) = processor.post_process_masks(SemanticSegmenterOutput(logits=logits), [target_size])
+    zooms = choose_zooms(refine, target_size, logits.shape[-2:])
+    if zooms:
+        refine_mask(mask, logits, image, zooms, processor, look, batch_size)
+    return mask
 
 
 def refine_mask(
@@ -163,3 +204,6 @@ def _groups(places: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int
 
 def _resized(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(values, tuple(size), mode="bilinear", align_corners=False)
+
+
+__all__ = ["REFINE", "check_refine", "choose_zooms", "edge_band", "make_mask", "refine_mask", "tile_starts"]

@@ -1,10 +1,12 @@
-"""Colours of an object at its soft edges, where a photograph mixes them with the background's."""
+"""Masks as pictures, and cut-outs: the object in its own colours, which photographs mix with others at soft edges."""
 
 import logging
 from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+import torch
+from PIL import Image
 
 
 # Side of the blocks in which large pictures are worked off, and what each sees around it, in pixels. The estimate takes
@@ -14,10 +16,27 @@ BLOCK_MARGIN = 256
 logger = logging.getLogger(__name__)
 
 
+def mask_picture(mask: np.ndarray) -> Image.Image:
+    """Return a mask (H, W) in [0, 1] as 8-bit grey."""
+    return Image.fromarray(np.rint(np.asarray(mask, np.float32) * 255).astype(np.uint8))
+
+
+def make_cutout(image: Image.Image, opacity: Image.Image) -> Image.Image:
+    """Return a picture as RGBA, at soft edges in the colours of the object alone (see `foreground_colors`).
+
+    Args:
+        image: RGB.
+        opacity: 8-bit grey, of the same size.
+    """
+    colors = Image.fromarray(foreground_colors(np.asarray(image), np.asarray(opacity)))
+    colors.putalpha(opacity)
+    return colors
+
+
 def foreground_colors(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Return the colours of the object alone, as far as they can be told.
 
-    Without pymatting (the extra `cutout`) they are the picture's own; a line in the log says so, once.
+    Without pymatting they are the picture's own; a line in the log says so, once.
 
     Args:
         pixels: (H, W, 3) uint8, the picture.
@@ -66,17 +85,21 @@ def estimator() -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
 
     The first call ever compiles pymatting, which takes up to a minute; numba keeps the result on disk.
     """
+    num_threads = torch.get_num_threads()
     try:
         from pymatting import estimate_foreground_ml
     # numba raises RuntimeError where it finds no folder to keep what it compiled.
     except (ImportError, RuntimeError) as error:
         logger.warning(
             "cut-outs keep the background's tint at soft edges, for pymatting cannot be used (%s); "
-            "pip install 'unconceal[cutout]'",
+            "pip install pymatting",
             error,
         )
         return None
+    finally:
+        # numba takes every core, for torch as well, whose sums then round differently.
+        torch.set_num_threads(num_threads)
     return estimate_foreground_ml
 
 
-__all__ = ["estimator", "foreground_colors"]
+__all__ = ["estimator", "foreground_colors", "make_cutout", "mask_picture"]
