@@ -51,3 +51,4 @@ echo "6/6 show how it comes to one of the masks"
 first="$(find "$out/pictures" -name '*.png' | sort | head -n 1)"
 unconceal explain "$first" --model "$run/segmentation/best" --out "$out/explained.png" --overwrite
 echo "done: pictures in $out/pictures, masks and overlays in $out/segmented, numbers, curves, best and worst cases in $out/results, one unfolding in $out/explained.png"
+echo "in a browser: .venv/bin/python space/app.py --model camouflaged=$run/segmentation/best"

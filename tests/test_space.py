@@ -29,6 +29,7 @@ from PIL import Image
 from save_tiny_models import save_tiny_models
 from skimage import measure
 
+from unconceal.data import generate
 from unconceal.explain import unfold
 from unconceal.hub.stage import stage_space
 from unconceal.inference import cutout, load, mask_picture
@@ -652,6 +653,22 @@ def test_header_and_requirements():
     own = {path.stem for path in SPACE.glob("*.py")} | {"spaces"}
     assert {theirs.get(name, name) for name in imported - own - set(sys.stdlib_module_names)} <= needed
     assert "unconceal" not in imported
+
+
+def test_examples_are_generated():
+    """They may be published because a program of ours drew them."""
+    drawn = {
+        **{f"camouflage-{n}.jpg": ("camouflage", (480, 640), index) for n, index in ((1, 0), (2, 2), (3, 3))},
+        **{f"ultrasound-{n}.jpg": ("ultrasound", (480, 640), index) for n, index in ((1, 1), (2, 2))},
+        **{f"infrared-{n}.png": ("infrared", 256, index) for n, index in ((1, 2), (2, 3))},
+        **{f"intricate-{n}.jpg": ("intricate", (720, 960), index) for n, index in ((1, 1), (2, 3))},
+    }
+    assert {path.name for path in (SPACE / "examples").iterdir()} == set(drawn)
+    for name, (kind, size, index) in drawn.items():
+        picture, _ = generate(kind, size, seed=7, index=index)
+        example = Image.open(SPACE / "examples" / name).convert("RGB")
+        difference = np.abs(np.asarray(picture, int) - np.asarray(example, int)).mean()
+        assert difference < 8, f"{name} is not what `generate` draws"  # the noise of ultrasound suffers from JPEG
 
 
 def test_it_can_be_pushed_as_it_is():

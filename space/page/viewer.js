@@ -280,6 +280,9 @@ stage.addEventListener("input", () => {
 play.addEventListener("click", playStages);
 new ResizeObserver(() => view() === "targets" && draw()).observe(canvas);
 
+const asked = new URLSearchParams(location.search);
+if (asked.get("url") || asked.get("network")) trigger("open", { url: asked.get("url"), network: asked.get("network") });
+
 watch("value", show);
 watch("stages", takeStages);
 show();
