@@ -664,6 +664,7 @@ class ModelTester(PretrainedTester):
         )
         torch.compiler.reset()
 
+    @pytest.mark.thorough  # tests/test_export.py exports each on the way to ONNX
     def test_exported_takes_any_batch_and_size(self):
         if not self.is_exported:
             pytest.skip("only training uses this network")
