@@ -14,7 +14,7 @@ import gradio as gr
 import numpy as np
 import torch
 from networks import Networks, task_of
-from pictures import Refused, preview_size, read_header, read_picture, upload_folder
+from pictures import Refused, hold, preview_size, read_header, read_picture, upload_folder
 from PIL import Image
 from scipy import ndimage
 
@@ -25,6 +25,7 @@ except ImportError:
     spaces = None
 
 MAX_FILES = 50  # of a batch
+MAX_BATCH_PIXELS = 500_000_000
 PREVIEW_SIDE = 1280  # pixels, of what the page draws; downloads have the picture's own size
 STAGE_SIDE = 360
 THRESHOLD = 0.5
@@ -44,19 +45,24 @@ def gpu(function):
     return spaces.GPU(duration=120)(function) if spaces else function
 
 
+# ZeroGPU sends the arguments of these to a process that it forks for a while: names and pictures alone can go that way.
+# The networks are found there by `offered`, loaded before the fork.
+offered: dict[str, Networks] = {}
+
+
 @gpu
-def look(networks: Networks, name: str, picture: Image.Image, refine: str) -> np.ndarray:
+def look(name: str, picture: Image.Image, refine: str) -> np.ndarray:
     """Return the soft mask (H, W) of a picture as it is displayed, float32 in [0, 1]."""
-    return networks[name](picture, refine=refine)["probs"].numpy()
+    return offered["here"][name](picture, refine=refine)["probs"].numpy()
 
 
 @gpu
-def look_in_stages(networks: Networks, name: str, picture: Image.Image) -> list[dict[str, Image.Image]]:
+def look_in_stages(name: str, picture: Image.Image) -> list[dict[str, Image.Image]]:
     """Return the maps of each stage of an unfolding, by their names in `STAGE_MAPS`, in the picture's shape.
 
     Positions are enlarged as squares, to show at what resolution the network works.
     """
-    find = networks[name]
+    find = offered["here"][name]
     processor = find.image_processor
     pixel_values = processor(picture).pixel_values.to(find.device, find.model.dtype)
     with torch.inference_mode():
@@ -144,24 +150,27 @@ class Demo:
     """What the page and its clients can ask for. A method is one request and keeps nothing of it."""
 
     def __init__(self, networks: Networks):
-        self.networks = networks
+        self.networks = offered["here"] = networks
 
     def open(self, path: str | None, name: str) -> Image.Image:
         """Return an uploaded picture as it is displayed, in RGB."""
         if not path:
             raise Refused("There is no picture yet.")
         processor = self.networks[name].image_processor
+        hold([path])
         picture = read_picture(path)
         try:
             return processor.to_rgb(picture)
-        except ValueError:
-            raise Refused("The values of this picture are no colours that could be shown.") from None
+        except (
+            Exception
+        ):  # values that are no colours, or a damaged orientation, of which Pillow raises nearly any class
+            raise Refused("This picture is damaged: its colours or its orientation cannot be read.") from None
 
     def look(self, name: str, picture: Image.Image, fine_edges: bool) -> tuple[np.ndarray, float]:
         """Return a picture's soft mask and the seconds that took."""
         started = time.perf_counter()
         try:
-            mask = look(self.networks, name, picture, "auto" if fine_edges else "never")
+            mask = look(name, picture, "auto" if fine_edges else "never")
         except RuntimeError as error:
             if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
                 raise
@@ -213,7 +222,7 @@ class Demo:
         """Return the maps of each stage of the unfolding."""
         if not self.networks.unfolds(name):
             raise Refused("This network comes to its mask in one step; RUN unfolds in stages.")
-        return look_in_stages(self.networks, name, picture)
+        return look_in_stages(name, picture)
 
     def segment_batch(
         self,
@@ -231,9 +240,11 @@ class Demo:
             raise Refused("There are no pictures yet.")
         if len(images) > MAX_FILES:
             raise Refused(f"Got {len(images)} pictures; send up to {MAX_FILES} at a time.")
-        unknown = set(outputs) - set(OUTPUTS)
-        if unknown or not outputs:
+        if not outputs or set(outputs) - set(OUTPUTS):
             raise Refused(f"Expected the outputs {' and '.join(OUTPUTS)}, one or both.")
+        if sum(read_header(image)[1] for image in images) > MAX_BATCH_PIXELS:
+            limit = MAX_BATCH_PIXELS / 1e6
+            raise Refused(f"These pictures have more than {limit:g} megapixels together; send them in parts.")
         folder = upload_folder() / secrets.token_hex(16)
         folder.mkdir(parents=True)
         path = folder / "unconceal.zip"
@@ -243,6 +254,7 @@ class Demo:
             with zipfile.ZipFile(path, "w") as archive:
                 for index, image in enumerate(images):
                     progress((index, len(images)), desc=Path(image).name, unit="pictures")
+                    hold(images[index:])
                     rows.append(self._add(archive, image, network, outputs, fine_edges, taken))
                 progress((len(images), len(images)), unit="pictures")
                 text = io.StringIO()
@@ -258,16 +270,18 @@ class Demo:
     ) -> list:
         """Add the results of one picture to an archive and return its row of the report."""
         name = Path(image).name
+        if name.startswith(("=", "+", "-", "@")):
+            name = f"'{name}"  # which a spreadsheet would else reckon
         try:
             picture = self.open(image, network)
+            mask, seconds = self.look(network, picture, fine_edges)
         except Refused as error:
             return [name, error.message, None, None, None, None]
-        mask, seconds = self.look(network, picture, fine_edges)
         stem, number = Path(image).stem, 2
         while stem in taken:  # of files of one name
             stem, number = f"{Path(image).stem}-{number}", number + 1
         taken.add(stem)
-        for output in outputs:
+        for output in dict.fromkeys(outputs):
             result = mask_picture(mask) if output == "mask" else self.networks[network].cut_out(picture, mask)
             with archive.open(f"{stem}_{output}.png", "w", force_zip64=True) as file:
                 result.save(file, "PNG", compress_level=3)
@@ -293,9 +307,12 @@ class Demo:
         }
         return value, save(drawn, image, "_mask")
 
-    def show_stages(self, image: str | None, network: str) -> list[dict[str, str]]:
-        """Return the maps of each stage as the viewer draws them."""
-        stages = self.stages(network, self.open(image, network))
+    def show_stages(self, image: str | None, network: str) -> list[dict[str, str]] | dict[str, str]:
+        """Return the maps of each stage as the viewer draws them, or the reason why there are none."""
+        try:
+            stages = self.stages(network, self.open(image, network))
+        except gr.Error as error:
+            return {"error": error.message}
         return [{kind: as_text(picture, "PNG") for kind, picture in stage.items()} for stage in stages]
 
     def show_cutout(self, image: str | None, mask: str | None, network: str) -> str:
@@ -303,22 +320,32 @@ class Demo:
         picture = self.open(image, network)
         if not mask:
             raise Refused("There is no mask yet.")
-        return save(self.networks[network].cut_out(picture, read_picture(mask)), image, "_cutout")
+        try:
+            cut = self.networks[network].cut_out(picture, read_picture(mask))
+        except ValueError:
+            raise Refused("This mask is of another picture.") from None
+        return save(cut, image, "_cutout")
 
     def show_all(self, image: str | None, network: str, fine_edges: bool) -> tuple:
         """Do what `show` does, and put a picture in place of one that browsers cannot draw, such as TIFF.
 
         Returns:
-            What becomes of viewer, mask download, cut-out button and picture.
+            What becomes of viewer, mask download, cut-out button, picture, and the picture that these belong to.
         """
         if not image:
-            return (gr.skip(),) * 4
+            return (gr.skip(),) * 5
         value, mask = self.show(image, network, fine_edges)
         found = mask is not None
         if not found:
             drawn = None
-        elif read_header(image) in DRAWN_BY_BROWSERS:
+        elif read_header(image)[0] in DRAWN_BY_BROWSERS:
             drawn = gr.skip()
         else:
             drawn = save(self.open(image, network), image)
-        return value, gr.update(value=mask, interactive=found), gr.update(interactive=found), drawn
+        return (
+            value,
+            gr.update(value=mask, interactive=found),
+            gr.update(interactive=found),
+            drawn,
+            image if found else None,
+        )

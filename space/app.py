@@ -27,6 +27,7 @@ atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True
 
 import gradio as gr
 from answers import MAX_FILES, REPORT_COLUMNS, Demo, as_text
+from guard import Guard, keep_swept
 from networks import Networks, choose_sources, examples_of, task_of
 from pictures import (
     MAX_BYTES,
@@ -40,12 +41,14 @@ from pictures import (
     upload_folder,
 )
 from PIL import Image
+from starlette.middleware import Middleware
 
 
 HERE = Path(__file__).parent
 ON_SPACE = "SPACE_ID" in os.environ
 MAX_PIXELS = 50_000_000
 MAX_WAITING = 100  # requests; further ones are told to come again
+MAX_SESSIONS = 64  # whose last result gradio holds in memory
 DOWNLOAD = """
 (file) => Object.assign(document.createElement("a"), { href: file.url, download: file.orig_name || "cutout.png" }).click()
 """
@@ -63,9 +66,7 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
     choices = [(task_of(name).title, name) for name in sources]
     shown_examples = [(path, name) for name in sources for path in examples_of(name)]
     busy = {"concurrency_id": "network", "api_visibility": "private"}
-    with gr.Blocks(
-        title="Unconceal", analytics_enabled=False, delete_cache=(min(60, kept_seconds), kept_seconds)
-    ) as page:
+    with gr.Blocks(title="Unconceal", analytics_enabled=False) as page:
         gr.HTML(read_part("header.html"), elem_id="masthead")
         with gr.Tab("One picture", id="one"), gr.Row(elem_id="one", equal_height=False):
             with gr.Column(scale=4, min_width=320, elem_id="ask"):
@@ -116,7 +117,8 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
                 with gr.Row(elem_id="downloads"):
                     mask = Download("Mask, PNG", interactive=False, elem_id="mask", size="md")
                     ask_cutout = gr.Button("Cut-out, PNG", elem_id="ask-cutout", size="md", interactive=False)
-                    cutout = gr.DownloadButton("Cut-out", visible="hidden", elem_id="cutout")
+                    cutout = gr.DownloadButton("Cut-out", visible="hidden")
+                    seen = PictureInput(visible=False, format="png")  # what the result is of
         with gr.Tab("Many pictures", id="many"), gr.Row(elem_id="many", equal_height=False):
             with gr.Column(scale=4, min_width=320):
                 batch_network = gr.Radio(choices, value=choices[0][1], label="What are you looking for?")
@@ -140,39 +142,43 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
                     buttons=["copy"],
                 )
         with gr.Tab("From a program", id="program"):
-            gr.Markdown(read_part("program.md"), elem_id="program")
+            limits = {
+                "MINUTES": f"{kept_seconds / 60:g}",
+                "MEGAPIXELS": f"{MAX_PIXELS / 1e6:g}",
+                "MEGABYTES": str(MAX_BYTES >> 20),
+            }
+            gr.Markdown(re.sub("|".join(limits), lambda found: limits[found[0]], read_part("program.md")))
 
         show = {
             "fn": demo.show_all,
             "inputs": [picture, network, fine],
-            "outputs": [viewer, mask, ask_cutout, picture],
+            "outputs": [viewer, mask, ask_cutout, picture, seen],
             "show_progress_on": viewer,
             **busy,
         }
         clear = {
-            "fn": lambda: (None, *[gr.update(interactive=False)] * 2),
-            "outputs": [viewer, mask, ask_cutout],
+            "fn": lambda: (None, *[gr.update(interactive=False)] * 2, None),
+            "outputs": [viewer, mask, ask_cutout, seen],
             "queue": False,
             "api_visibility": "private",
         }
-        gr.on([picture.input, network.input, fine.input, run.click], trigger_mode="always_last", **show)
-        picture.clear(**clear)
-        url.submit(take_address, url, [picture, viewer], show_progress_on=viewer, api_visibility="private").then(
-            **show
-        )
+        found = [gr.on([picture.input, network.input, fine.input, run.click], trigger_mode="always_last", **show)]
+        fetching = {"show_progress_on": viewer, "api_visibility": "private", "concurrency_limit": 8}
+        found.append(url.submit(take_address, url, [picture, viewer], **fetching).then(**show))
 
         def choose_example(event: gr.EventData) -> tuple[str, str]:
             path, name = shown_examples[event.index]
             return str(path), name
 
-        examples.choose(
+        chosen = examples.choose(
             choose_example,
             None,
             [picture, network],
             queue=False,
             show_progress="hidden",
             api_visibility="private",
-        ).then(**show)
+        )
+        found.append(chosen.then(**show))
 
         async def open_address(event: gr.EventData):
             known = event.network if event.network in sources else gr.skip()
@@ -181,19 +187,18 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
             return *await take_address(event.url), known, event.url
 
         # Sent by the viewer if the page was opened with ?url= or ?network=.
-        viewer.open(
-            open_address, None, [picture, viewer, network, url], show_progress_on=viewer, api_visibility="private"
-        ).then(**show)
-        viewer.unfold(
-            lambda image, name: gr.update(stages=demo.show_stages(image, name)),
-            [picture, network],
-            viewer,
-            show_progress="hidden",
-            **busy,
+        opened = viewer.open(open_address, None, [picture, viewer, network, url], **fetching)
+        found.append(opened.then(**show))
+        # What is under way is of a picture that is gone.
+        picture.clear(cancels=found, **clear)
+
+        def unfold_seen(image: str | None, name: str) -> dict:
+            return gr.update(stages=demo.show_stages(image, name))
+
+        viewer.unfold(unfold_seen, [seen, network], viewer, show_progress="hidden", **busy)
+        ask_cutout.click(demo.show_cutout, [seen, mask, network], cutout, show_progress_on=ask_cutout, **busy).success(
+            None, cutout, js=DOWNLOAD, api_visibility="private"
         )
-        ask_cutout.click(
-            demo.show_cutout, [picture, mask, network], cutout, show_progress_on=ask_cutout, **busy
-        ).success(None, cutout, js=DOWNLOAD, api_visibility="private")
         run_batch.click(
             demo.segment_batch,
             [pictures, batch_network, outputs, batch_fine],
@@ -303,7 +308,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     page = build(Demo(networks), max(1, args.kept))
-    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+    keep_swept(upload_folder(), max(1, args.kept))
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)  # none may pass by the queue
     page.launch(
         server_name=None if ON_SPACE else args.host,
         server_port=args.port,
@@ -312,6 +318,8 @@ def main() -> int:
         favicon_path=HERE / "page" / "icon.svg",
         allowed_paths=[str(HERE / "examples")],
         max_file_size=MAX_BYTES,
+        app_kwargs={"middleware": [Middleware(Guard)]},
+        state_session_capacity=MAX_SESSIONS,
         footer_links=["api", "settings"],
         ssr_mode=False,
     )

@@ -92,6 +92,13 @@ def choose_sources(given: list[str]) -> dict[str, str]:
     return sources
 
 
+def choose_device() -> torch.device:
+    """Return the accelerator where there is one, else the CPU."""
+    if torch.cuda.is_available():  # asked first: a ZeroGPU Space answers this alone
+        return torch.device("cuda")
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
 class Networks:
     """Networks by name, loaded when first asked for. At most `num_held` stay in memory: those used last.
 
@@ -102,8 +109,7 @@ class Networks:
 
     def __init__(self, sources: dict[str, str], num_held: int):
         self.sources = sources
-        accelerated = torch.accelerator.is_available()
-        self.device = torch.accelerator.current_accelerator() if accelerated else torch.device("cpu")
+        self.device = choose_device()
         self._num_held = num_held
         self._held: OrderedDict[str, Pipeline] = OrderedDict()
         self._lock = Lock()

@@ -1,8 +1,10 @@
 """What people send: files and addresses of pictures, read under limits. Anyone may call; nothing here trusts the caller."""
 
 import asyncio
+import contextlib
 import ipaddress
 import math
+import os
 import secrets
 import socket
 import warnings
@@ -21,8 +23,10 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 MAX_BYTES = 128 * 2**20
 MAX_REDIRECTS = 5
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-SECONDS = 20  # for an address to answer, and again for all of its bytes
+HEADERS = {"User-Agent": "unconceal", "Accept-Encoding": "identity"}
+SECONDS = 10  # for an address to answer, and again for all of its bytes
 
 
 class Refused(gr.Error):
@@ -47,6 +51,9 @@ def read_picture(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
+            # Once more: what other threads do with warnings can silence Pillow's.
+            if math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
             image.load()
             return image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -61,10 +68,20 @@ def read_picture(path: str | Path) -> Image.Image:
         raise Refused("This picture is damaged and cannot be read to its end.") from None
 
 
-def read_header(path: str | Path) -> str:
-    """Return Pillow's name of the format of a picture that `read_picture` takes."""
-    with Image.open(path, formats=FORMATS) as image:
-        return image.format
+def read_header(path: str | Path) -> tuple[str, int]:
+    """Return Pillow's name of the format and the number of pixels of a picture; of anything else "" and 0."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.format, math.prod(image.size)
+    except Exception:  # see `read_picture`
+        return "", 0
+
+
+def hold(paths: list[str]):
+    """Let the sweeping of uploads begin to count anew, since a request has begun to use them."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.utime(path)
 
 
 def is_public(address: str) -> bool:
@@ -75,12 +92,12 @@ def is_public(address: str) -> bool:
         return False
     if ip.version == 6:
         # Addresses that lead to one of version 4: what counts is that.
-        inner = (
-            ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None)
-        )
+        inner = ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else ip.ipv4_mapped)
         if inner is not None:
             return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast
+        if ip not in GLOBAL_UNICAST:
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 # For what gradio fetches by itself, too: its own rule lets shared address space (100.64.0.0/10) pass.
@@ -116,7 +133,7 @@ async def _fetch(url: str, folder: Path) -> str:
         transport = safehttpx.AsyncSecureTransport(await _public_address(host))
         async with (
             httpx.AsyncClient(transport=transport, timeout=SECONDS, trust_env=False) as client,
-            client.stream("GET", url, headers={"User-Agent": "unconceal"}) as response,
+            client.stream("GET", url, headers=HEADERS) as response,
         ):
             if response.has_redirect_location:
                 url = urljoin(url, response.headers["Location"])
@@ -125,6 +142,9 @@ async def _fetch(url: str, folder: Path) -> str:
                 continue
             if response.status_code != httpx.codes.OK:
                 raise Refused(f"The address answered with {response.status_code} instead of a picture.")
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                # A few bytes could unfold into any number.
+                raise Refused("The address answered with compressed bytes, which are not taken.")
             return await _save(response, folder / secrets.token_hex(16) / _file_name(url))
     raise Refused(f"The address leads on more than {MAX_REDIRECTS} times.")
 
@@ -146,7 +166,7 @@ async def _save(response: httpx.Response, path: Path) -> str:
     size = 0
     try:
         with path.open("wb") as file:
-            async for chunk in response.aiter_bytes():
+            async for chunk in response.aiter_raw():
                 size += len(chunk)
                 if size > MAX_BYTES:
                     raise Refused(f"The file behind this address has more than {MAX_BYTES // 2**20} MB.")
@@ -164,8 +184,9 @@ def _file_name(url: str) -> str:
 
 
 class _Guarded:
-    """Of components that take files: an address in place of an upload is fetched by `fetch`, whose size has a limit."""
+    """Of components that take files: only such as were uploaded, or where it says so, an address, which `fetch` gets."""
 
+    takes_addresses = False
     shown_as: str
 
     def get_block_name(self) -> str:
@@ -175,8 +196,12 @@ class _Guarded:
     get_block_class = get_block_name
 
     async def async_move_resource_to_block_cache(self, url_or_file_path):
-        if is_http_url_like(str(url_or_file_path or "")):
-            url_or_file_path = await fetch(str(url_or_file_path), self.GRADIO_CACHE)
+        """Return the path of what a visitor names or a request gives."""
+        given = str(url_or_file_path or "")
+        if is_http_url_like(given):
+            if not self.takes_addresses:
+                raise Refused("Addresses are taken one by one; many pictures at once must be files.")
+            url_or_file_path = await fetch(given, self.GRADIO_CACHE)
         return await super().async_move_resource_to_block_cache(url_or_file_path)
 
 
@@ -184,6 +209,7 @@ class PictureInput(_Guarded, gr.Image):
     """gradio's picture input that hands on the file as it came: no decoding before the limits are known."""
 
     shown_as = "image"
+    takes_addresses = True
 
     def preprocess(self, payload) -> str | None:
         if payload is None:
@@ -211,7 +237,8 @@ class Download(_Guarded, gr.DownloadButton):
 
 def _uploaded(path: str | None) -> str:
     # A picture as text has no path; gradio's own check passes over files that a caller describes in an unusual way.
-    if not path or not Path(path).resolve().is_relative_to(upload_folder().resolve()):
+    folder = upload_folder().resolve()
+    if not path or folder not in Path(path).resolve().parents:
         raise Refused("Expected an uploaded file or an address.")
     return path
 
@@ -236,6 +263,7 @@ __all__ = [
     "PictureInput",
     "Refused",
     "fetch",
+    "hold",
     "limit_pillow",
     "preview_size",
     "read_header",

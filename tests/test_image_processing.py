@@ -189,6 +189,16 @@ def test_exif_orientation_by_pixel(orientation):
     np.testing.assert_array_equal(np.asarray(to_mask(image)), upright.max(axis=-1))
 
 
+@pytest.mark.parametrize("exif", [b"no header", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\x01\0\x12\x01\x02"])
+def test_damaged_exif_leaves_the_picture_as_it_lies(exif):
+    stored = random_rgb(2, 3)
+    file = io.BytesIO()
+    Image.fromarray(stored).save(file, "PNG", exif=b"Exif\0\0" + exif)
+    np.testing.assert_array_equal(np.asarray(to_rgb(Image.open(file))), stored)
+    np.testing.assert_array_equal(np.asarray(to_rgb(to_rgb(Image.open(file)))), stored)
+    np.testing.assert_array_equal(np.asarray(to_mask(Image.open(file))), stored.max(axis=-1))
+
+
 @pytest.mark.skipif(not SIRST.is_dir(), reason="real images are not here")
 def test_sirst_files_of_every_mode():
     modes = set()

@@ -212,6 +212,23 @@ def test_unfolding(open_page):
     assert page.locator(".uc").get_attribute("data-view") != "unfold"
 
 
+def test_unfolding_that_fails_can_be_asked_for_again(open_page, server):
+    page = open_page()
+    upload(page, EXAMPLE)
+    wait_for(page, "result")
+    kept = {path: path.read_bytes() for path in server.files()}
+    for path in kept:
+        path.unlink()
+    choose(page, "Unfold")
+    page.wait_for_function(
+        "document.querySelector('.uc-waiting').innerText.includes('no longer here')", timeout=30_000
+    )
+    for path, content in kept.items():
+        path.write_bytes(content)
+    page.locator(".uc-play").click()
+    page.wait_for_selector(".uc-maps[data-ready]", timeout=60_000)
+
+
 def test_a_file_that_is_no_picture(open_page, tmp_path):
     page = open_page()
     (tmp_path / "notes.png").write_text("<b>no picture</b>")

@@ -17,6 +17,7 @@ let pixels = null; // of the photograph, RGBA
 let mask = null; // 0 to 255, one value for each pixel
 let stages = null;
 let clock = null; // of an animation
+let turns = 0; // answers so far
 
 const read = async (address) => {
   const image = new Image();
@@ -178,6 +179,7 @@ const showStage = () => {
 };
 
 const playStages = () => {
+  if (!stages && result) return unfold();
   if (!stages || clock) return stop();
   stage.value = 0;
   showStage();
@@ -189,10 +191,19 @@ const playStages = () => {
   }, STAGE_MILLISECONDS);
 };
 
+const unfold = () => {
+  props.stages = null;
+  takeStages();
+  trigger("unfold");
+};
+
 const takeStages = () => {
-  stages = props.stages || null;
+  const failed = props.stages?.error;
+  stages = failed ? null : props.stages || null;
+  find(".uc-waiting").textContent = failed ? `${failed} Press Play to try again.` : "Unfolding…";
   find(".uc-maps").toggleAttribute("data-ready", Boolean(stages));
-  stage.disabled = play.disabled = !stages;
+  stage.disabled = !stages;
+  play.disabled = !stages && !failed;
   if (!stages) return;
   stage.max = stages.length - 1;
   stage.value = stages.length - 1;
@@ -212,7 +223,7 @@ const choose = (name) => {
   find(`input[name="uc-view"][value="${name}"]`).checked = true;
   stop();
   cancelAnimationFrame(animate.frame);
-  if (name === "unfold" && result && !stages) trigger("unfold");
+  if (name === "unfold" && result && !stages) unfold();
   else if (name === "unfold" && !calm) playStages();
   draw();
 };
@@ -226,14 +237,16 @@ const show = async () => {
   const usable = value && !value.error;
   find('input[value="unfold"]').disabled = usable ? !value.unfolds : true;
   if (!usable) {
+    turns++;
     result = pixels = mask = null;
     root.dataset.state = value ? "error" : "empty";
     find(".uc-reason").textContent = value ? value.error : "";
     find(".uc-facts").replaceChildren();
     return;
   }
+  const turn = ++turns;
   const [photograph, grey] = await Promise.all([read(value.picture), read(value.mask)]);
-  if (props.value !== value && props.value?.mask !== value.mask) return; // a later answer has come
+  if (turn !== turns) return; // a later answer has come
   const first = !result;
   result = value;
   canvas.width = photograph.naturalWidth;

@@ -21,7 +21,7 @@ from transformers.processing_utils import ImagesKwargs
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return `image` as people see it: upright, 8-bit RGB, at its displayed size.
 
-    - The EXIF orientation is applied.
+    - The EXIF orientation is applied; where it is damaged, the picture stays as it lies, as in a viewer.
     - 16-bit grey is divided by 257, so white stays white (Pillow's own conversion clips at 255, which leaves a white
       sheet). Sensor counts of 12 or 14 bits in a 16-bit file come out dark: stretch them before.
     - 32-bit integer and float grey has no defined white: see `_to_uint8`.
@@ -31,7 +31,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: If the colour mode cannot be converted, or if values are NaN or infinite.
     """
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_to_uint8(np.asarray(image))).convert("RGB")
     if _has_alpha(image):
@@ -49,7 +49,7 @@ def to_mask(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: If the colour mode cannot be converted, or if values are NaN or infinite.
     """
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_to_uint8(np.asarray(image)))
     if image.mode == "P":
@@ -61,6 +61,14 @@ def to_mask(image: Image.Image) -> Image.Image:
     if image.mode in ("1", "L"):
         return image.convert("L")
     return Image.fromarray(np.asarray(image.convert("RGB")).max(axis=-1))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    # Pillow raises nearly any class on damaged EXIF: SyntaxError, struct.error, TypeError, ...
+    except Exception:
+        return image
 
 
 def _has_alpha(image: Image.Image) -> bool:
