@@ -156,8 +156,9 @@ class Demo:
         """Return an uploaded picture as it is displayed, in RGB."""
         if not path:
             raise Refused("There is no picture yet.")
-        processor = self.networks[name].image_processor
         hold([path])
+        processor = self.networks[name].image_processor
+        hold([path])  # loading may have taken long
         picture = read_picture(path)
         try:
             return processor.to_rgb(picture)

@@ -53,6 +53,10 @@ class TestRunForImageSegmentation(ModelTester):
 
     # ---- outputs ----------------------------------------------------------------------------------------------------
 
+    @pytest.mark.thorough  # a minute and more; test_selective_scan.py compiles the part that no other network has
+    def test_compiled_equals_eager(self):
+        super().test_compiled_equals_eager()
+
     def test_every_stage_is_in_the_output(self):
         output = self.make_model()(**self.make_inputs(size=(33, 70)), output_stages=True)  # padded to 64 x 96
         sizes = [(2, 3), (4, 6), (8, 12), (16, 24)]

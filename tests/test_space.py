@@ -496,7 +496,7 @@ def test_many_clients_at_once(server, models, tmp_path):
 
 @pytest.mark.slow
 def test_nothing_stays_on_disk(models, photo, tmp_path):
-    with serve({"lesion": models / "srs"}, tmp_path, "--kept", "2") as server:
+    with serve({"lesion": models / "srs"}, tmp_path, "--kept", "10") as server:
         client = server.client()
         ask(client, photo, "lesion")
         ask(client, photo, "lesion", "/cutout")
@@ -513,7 +513,7 @@ def test_nothing_stays_on_disk(models, photo, tmp_path):
         assert server.files()
         (uploads,) = server.folder.glob("unconceal-space-*")
         assert all(path.is_relative_to(uploads) for path in server.files())
-        for _ in range(60):
+        for _ in range(200):
             if not list(uploads.iterdir()):
                 break
             time.sleep(0.2)

@@ -283,7 +283,15 @@ def test_how_it_looks(open_page, tmp_path, width, theme):
         box = page.locator("#downloads").bounding_box()
         return box["y"] + page.evaluate("scrollY")
 
-    before = place()
+    def settled():
+        # While the page builds itself up, things move.
+        seen = [place()]
+        while len(seen) < 3 or len(set(seen[-3:])) > 1:
+            page.wait_for_timeout(300)
+            seen.append(place())
+        return seen[-1]
+
+    before = settled()
     for state in ("empty", "result", "unfolded"):
         if state == "result":
             page.locator(".uc-examples button").first.click()
