@@ -51,9 +51,10 @@ offered: dict[str, Networks] = {}
 
 
 @gpu
-def look(name: str, picture: Image.Image, refine: str) -> np.ndarray:
-    """Return the soft mask (H, W) of a picture as it is displayed, float32 in [0, 1]."""
-    return offered["here"][name](picture, refine=refine)["probs"].numpy()
+def look(name: str, picture: Image.Image, refine: str) -> tuple[np.ndarray, Image.Image]:
+    """Return the soft mask (H, W) of a picture as it is displayed, float32 in [0, 1], and the same as 8-bit grey."""
+    found = offered["here"][name](picture, refine=refine)
+    return found["probs"].numpy(), found["mask"]
 
 
 @gpu
@@ -125,16 +126,16 @@ def find_boxes(mask: np.ndarray) -> list[dict[str, int]]:
     return boxes
 
 
-def mask_picture(mask: np.ndarray) -> Image.Image:
-    """Return a mask (H, W) in [0, 1] as 8-bit grey."""
-    return Image.fromarray(np.rint(mask * 255).astype(np.uint8))
+def result_folder() -> Path:
+    """Make a folder of which nobody knows the name, where a result can be downloaded for a while."""
+    folder = upload_folder() / secrets.token_hex(16)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def save(picture: Image.Image, source: str, suffix: str = "") -> str:
-    """Write a result as PNG, named after the picture it belongs to, where it can be downloaded for a while."""
-    folder = upload_folder() / secrets.token_hex(16)
-    folder.mkdir(parents=True)
-    path = folder / f"{Path(source).stem}{suffix}.png"
+    """Write a result as PNG, named after the picture it belongs to."""
+    path = result_folder() / f"{Path(source).stem}{suffix}.png"
     picture.save(path, compress_level=3)  # of the largest pictures, twice as fast as the default and hardly larger
     return str(path)
 
@@ -162,33 +163,32 @@ class Demo:
         picture = read_picture(path)
         try:
             return processor.to_rgb(picture)
-        except (
-            Exception
-        ):  # values that are no colours, or a damaged orientation, of which Pillow raises nearly any class
+        # Values that are no colours, a damaged profile, ...: Pillow raises nearly any class.
+        except Exception:
             raise Refused("This picture is damaged: its colours or its orientation cannot be read.") from None
 
-    def look(self, name: str, picture: Image.Image, fine_edges: bool) -> tuple[np.ndarray, float]:
-        """Return a picture's soft mask and the seconds that took."""
+    def look(self, name: str, picture: Image.Image, fine_edges: bool) -> tuple[np.ndarray, Image.Image, float]:
+        """Return a picture's soft mask, the same as 8-bit grey, and the seconds that took."""
         started = time.perf_counter()
         try:
-            mask = look(name, picture, "auto" if fine_edges else "never")
+            probs, mask = look(name, picture, "auto" if fine_edges else "never")
         except RuntimeError as error:
             if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
                 raise
             raise Refused("There is not enough memory for this picture. Make it smaller and try again.") from None
-        return mask, time.perf_counter() - started
+        return probs, mask, time.perf_counter() - started
 
-    def report(self, name: str, mask: np.ndarray, seconds: float) -> dict:
+    def report(self, name: str, probs: np.ndarray, seconds: float) -> dict:
         """Return what is known of a result, beside the mask."""
         return {
             "network": name,
             "model": self.networks.describe(name),
             "device": str(self.networks.device),
-            "width": mask.shape[1],
-            "height": mask.shape[0],
+            "width": probs.shape[1],
+            "height": probs.shape[0],
             "seconds": round(seconds, 3),
-            "share": float((mask > THRESHOLD).mean()),
-            "boxes": find_boxes(mask),
+            "share": float((probs > THRESHOLD).mean()),
+            "boxes": find_boxes(probs),
         }
 
     # For programs.
@@ -198,13 +198,13 @@ class Demo:
         object is, and a report: width, height, seconds, device, network, the object's share of the picture, and boxes
         (x, y, width, height, area in pixels) of its parts above a probability of 0.5, the largest first.
         """
-        mask, seconds = self.look(network, self.open(image, network), fine_edges)
-        return save(mask_picture(mask), image, "_mask"), self.report(network, mask, seconds)
+        probs, mask, seconds = self.look(network, self.open(image, network), fine_edges)
+        return save(mask, image, "_mask"), self.report(network, probs, seconds)
 
     def cutout(self, image: str, network: str, fine_edges: bool = True) -> str:
         """Cut the object out. Returns a PNG of the picture's displayed size with the soft mask as its opacity."""
         picture = self.open(image, network)
-        mask, _ = self.look(network, picture, fine_edges)
+        _, mask, _ = self.look(network, picture, fine_edges)
         return save(self.networks[network].cut_out(picture, mask), image, "_cutout")
 
     def unfold(self, image: str, network: str) -> list[tuple[str, str]]:
@@ -246,8 +246,7 @@ class Demo:
         if sum(read_header(image)[1] for image in images) > MAX_BATCH_PIXELS:
             limit = MAX_BATCH_PIXELS / 1e6
             raise Refused(f"These pictures have more than {limit:g} megapixels together; send them in parts.")
-        folder = upload_folder() / secrets.token_hex(16)
-        folder.mkdir(parents=True)
+        folder = result_folder()
         path = folder / "unconceal.zip"
         rows, taken = [], set()
         try:
@@ -275,7 +274,7 @@ class Demo:
             name = f"'{name}"  # which a spreadsheet would else reckon
         try:
             picture = self.open(image, network)
-            mask, seconds = self.look(network, picture, fine_edges)
+            probs, mask, seconds = self.look(network, picture, fine_edges)
         except Refused as error:
             return [name, error.message, None, None, None, None]
         stem, number = Path(image).stem, 2
@@ -283,10 +282,10 @@ class Demo:
             stem, number = f"{Path(image).stem}-{number}", number + 1
         taken.add(stem)
         for output in dict.fromkeys(outputs):
-            result = mask_picture(mask) if output == "mask" else self.networks[network].cut_out(picture, mask)
+            result = mask if output == "mask" else self.networks[network].cut_out(picture, mask)
             with archive.open(f"{stem}_{output}.png", "w", force_zip64=True) as file:
                 result.save(file, "PNG", compress_level=3)
-        return [name, "done", *picture.size, round(seconds, 3), round(float((mask > THRESHOLD).mean()), 4)]
+        return [name, "done", *picture.size, round(seconds, 3), round(float((probs > THRESHOLD).mean()), 4)]
 
     # For the page.
 
@@ -294,19 +293,18 @@ class Demo:
         """Return what the viewer draws, or the reason why there is nothing, and the mask to download."""
         try:
             picture = self.open(image, network)
-            mask, seconds = self.look(network, picture, fine_edges)
+            probs, mask, seconds = self.look(network, picture, fine_edges)
         except gr.Error as error:
             return {"error": error.message}, None
         size = preview_size(picture.size, PREVIEW_SIDE)
-        drawn = mask_picture(mask)
         value = {
-            **self.report(network, mask, seconds),
+            **self.report(network, probs, seconds),
             "picture": as_text(picture.resize(size, Image.Resampling.BOX), "JPEG"),
-            "mask": as_text(drawn.resize(size, Image.Resampling.BOX), "PNG"),
+            "mask": as_text(mask.resize(size, Image.Resampling.BOX), "PNG"),
             "view": task_of(network).view,
             "unfolds": self.networks.unfolds(network),
         }
-        return value, save(drawn, image, "_mask")
+        return value, save(mask, image, "_mask")
 
     def show_stages(self, image: str | None, network: str) -> list[dict[str, str]] | dict[str, str]:
         """Return the maps of each stage as the viewer draws them, or the reason why there are none."""

@@ -16,7 +16,7 @@ import httpx
 import safehttpx
 from gradio import utils
 from gradio_client.utils import is_http_url_like, strip_invalid_filename_characters
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 
 # Every other decoder of Pillow stays shut: some run programs (EPS), and few know them. JPEG includes MPO.
@@ -40,7 +40,6 @@ def limit_pillow(max_pixels: int):
     """Let no picture above `max_pixels` be opened anywhere in this process, gradio's own code included."""
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.simplefilter("error", Image.DecompressionBombWarning)
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
 def read_picture(path: str | Path) -> Image.Image:
