@@ -1,10 +1,14 @@
-"""Segment pictures: the same as `unconceal segment`."""
+"""Segment images: the same as `unconceal segment`."""
 
 import sys
+from pathlib import Path
 
-from unconceal.cli import main
-from unconceal.errors import run_main
+
+# Python puts this folder on the path, where evaluate.py would hide the library `evaluate`.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+
+from unconceal.__main__ import entry  # noqa: E402
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(["segment", *sys.argv[1:]]))
+    entry("segment")

@@ -14,7 +14,7 @@ from test_modeling_srs import TestSrsForImageSegmentation
 from transformers import PreTrainedModel
 
 from unconceal import UnconcealImageProcessor
-from unconceal.inference import Segmenter
+from unconceal.api import Segmenter
 
 
 TESTERS = {

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from unconceal import SrsConfig, SrsForImageSegmentation
-from unconceal.benchmark import (
+from unconceal.evaluation.timing import (
     ENCODERS,
     MAX_BACKWARD_LENGTH,
     OPDS_POSTER_SIZE,
@@ -29,8 +29,8 @@ from unconceal.benchmark import (
     scan_multiply_adds,
     srs_sizes,
 )
-from unconceal.errors import UserError
 from unconceal.models.selective_scan import selective_scan
+from unconceal.utils.errors import UserError
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"

@@ -12,8 +12,8 @@ from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
-from unconceal.errors import UserError
 from unconceal.hub.convert import convert_srs_reconstruction, convert_srs_segmentation, load_published
+from unconceal.utils.errors import UserError
 
 
 ROOT = Path(__file__).parents[1]

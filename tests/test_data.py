@@ -24,10 +24,10 @@ from unconceal.data.transforms import (
     rotate,
     turn_and_flip,
 )
-from unconceal.errors import UserError, run_main
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor, to_mask
-from unconceal.pictures import MAX_PIXELS
 from unconceal.training import load_recipe
+from unconceal.utils.errors import UserError, run_main
+from unconceal.utils.images import MAX_PIXELS
 
 
 ROOT = Path(__file__).parents[1]

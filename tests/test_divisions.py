@@ -12,9 +12,9 @@ from test_evaluate import SCRIPT, cache, evaluate_script, make_dataset  # noqa: 
 
 from unconceal.data import build
 from unconceal.data.loading import load_splits
-from unconceal.errors import UserError
 from unconceal.training import load_recipe
 from unconceal.training.divisions import divide
+from unconceal.utils.errors import UserError
 
 
 spec = importlib.util.spec_from_file_location("train_script", SCRIPT.with_name("train.py"))

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
-from unconceal.errors import UserError
-from unconceal.inference import Segmenter
-from unconceal.metrics import PROTOCOLS, evaluate_model
-from unconceal.metrics.protocol_segmentation import score_image, summarize
+from unconceal.api import Segmenter
+from unconceal.evaluation import PROTOCOLS, evaluate_model
+from unconceal.evaluation.protocol_segmentation import score_image, summarize
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
+from unconceal.utils.errors import UserError
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"

@@ -15,9 +15,9 @@ import torch
 import yaml
 from PIL import Image
 
-from unconceal.errors import UserError
+from unconceal.evaluation import PROTOCOLS
 from unconceal.hub.metric_space import write_metric_space
-from unconceal.metrics import PROTOCOLS
+from unconceal.utils.errors import UserError
 
 
 METRICS = Path(__file__).parents[1] / "modeling" / "unconceal" / "metrics"

@@ -9,11 +9,11 @@ from PIL import Image
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from unconceal import RunConfig, RunForImageSegmentation, SrsConfig, SrsForImageSegmentation, UnconcealImageProcessor
-from unconceal.cli import main
-from unconceal.drawing import FRAME, GAP, PAPER
-from unconceal.errors import UserError
-from unconceal.explain import CELL, LABEL_WIDTH, explain, unfold
-from unconceal.inference import Segmenter
+from unconceal.api import Segmenter
+from unconceal.commands.segment import main
+from unconceal.drawing.explain import CELL, LABEL_WIDTH, explain, unfold
+from unconceal.drawing.layout import FRAME, GAP, PAPER
+from unconceal.utils.errors import UserError
 
 
 TINY = {
@@ -74,7 +74,7 @@ def test_maps_are_those_of_the_network_without_its_padding(size):
     segmenter, image = make_segmenter(), picture(*size)
     unfolding = unfold(segmenter, image)
     pixel_values, outputs = run_on(segmenter, image)
-    full_image = F.pad(segmenter.model.denormalise(pixel_values), (0, 16, 0, 24), mode="replicate")
+    full_image = F.pad(segmenter.model.denormalize(pixel_values), (0, 16, 0, 24), mode="replicate")
     (final,) = segmenter.processor.post_process_masks(outputs, [size[::-1]])
     np.testing.assert_array_equal(unfolding.mask, final)
     assert unfolding.input_size == (48, 40)

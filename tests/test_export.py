@@ -17,6 +17,7 @@ from test_modeling_opds import TINY as TINY_OPDS
 from test_modeling_run import TINY as TINY_RUN
 from test_modeling_srs import TINY as TINY_SRS
 
+import unconceal.hub.export as export_module
 from unconceal import (
     OpdsForImageSegmentation,
     RunForImageSegmentation,
@@ -24,12 +25,11 @@ from unconceal import (
     SrsForImageSegmentation,
     SrsForReconstruction,
 )
-from unconceal import export as export_module
-from unconceal.errors import UserError, run_main
-from unconceal.export import FORMATS, check_sizes, export_model
-from unconceal.inference import Segmenter, load
+from unconceal.api import Segmenter, load
+from unconceal.hub.export import FORMATS, check_sizes, export_model
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.selective_scan import selective_scan
+from unconceal.utils.errors import UserError, run_main
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "export.py"

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from unconceal.files import is_hub_id, replacing, restore
+from unconceal.utils.files import is_hub_id, replacing, restore
 
 
 def write_folder(folder, text):

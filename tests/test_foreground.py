@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unconceal.inference import cutout
-from unconceal.models import foreground
-from unconceal.models.foreground import estimator, foreground_colors, mask_picture
+from unconceal.api import cutout
+from unconceal.models import cutout as foreground
+from unconceal.models.cutout import estimator, mask_to_image, object_colors
 
 
 needs_pymatting = pytest.mark.skipif(
@@ -58,7 +58,7 @@ def fringe(picture, mask, colors):
 def test_no_fringe_of_the_old_background(scene):
     image, mask, colors = scene
     plain = image.copy()
-    plain.putalpha(mask_picture(mask))
+    plain.putalpha(mask_to_image(mask))
     assert fringe(plain, mask, colors) > 15
     assert fringe(cutout(image, mask), mask, colors) < 2
 
@@ -67,7 +67,7 @@ def test_no_fringe_of_the_old_background(scene):
 def test_only_soft_pixels_change(scene):
     image, mask, _ = scene
     before, after = np.asarray(image), np.asarray(cutout(image, mask))
-    np.testing.assert_array_equal(after[..., 3], np.asarray(mask_picture(mask)))
+    np.testing.assert_array_equal(after[..., 3], np.asarray(mask_to_image(mask)))
     solid = (after[..., 3] == 255) | (after[..., 3] == 0)
     np.testing.assert_array_equal(after[solid][:, :3], before[solid])
     assert (after[~solid][:, :3] != before[~solid]).any()
@@ -96,7 +96,7 @@ def test_blocks_are_as_good_as_the_whole(scene, monkeypatch):
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
 def test_tiny_pictures(size):
     alpha = np.full(size, 128, np.uint8)
-    assert foreground_colors(np.zeros((*size, 3), np.uint8), alpha).shape == (*size, 3)
+    assert object_colors(np.zeros((*size, 3), np.uint8), alpha).shape == (*size, 3)
 
 
 def test_without_the_extra_one_line_says_so(scene, without_pymatting, caplog):

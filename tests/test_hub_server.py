@@ -23,8 +23,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from unconceal import SrsConfig, SrsForImageSegmentation, UnconcealImageProcessor
+from unconceal.evaluation import PROTOCOLS
 from unconceal.hub.metric_space import write_metric_space
-from unconceal.metrics import PROTOCOLS
 
 
 # Other hosts cannot be reached, and are named at the end: libraries swallow what goes wrong there.

@@ -18,9 +18,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from unconceal.errors import UserError
-from unconceal.inference import read_image
+from unconceal.api import read_image
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor, to_mask, to_rgb
+from unconceal.utils.errors import UserError
 
 
 SIRST = Path(os.environ.get("UNCONCEAL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "sirst" / "images"

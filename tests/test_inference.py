@@ -18,13 +18,13 @@ from PIL import Image
 from transformers import BertConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from unconceal.cli import entry, main, plan_jobs
-from unconceal.errors import UserError
-from unconceal.inference import Segmenter, cutout, load, overlay
+from unconceal.api import Segmenter, cutout, load, overlay
+from unconceal.commands.segment import entry, main, plan_jobs
 from unconceal.models.configuration_srs import SrsConfig
-from unconceal.models.foreground import mask_picture
+from unconceal.models.cutout import mask_to_image
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
+from unconceal.utils.errors import UserError
 
 
 PREDICT = Path(__file__).parents[1] / "scripts" / "predict.py"
@@ -269,7 +269,7 @@ RAMP = np.array([[0, 0.5, 1]], np.float32)
 
 
 def test_drawings_by_pixel():
-    assert np.asarray(mask_picture(RAMP)).tolist() == [[0, 128, 255]]
+    assert np.asarray(mask_to_image(RAMP)).tolist() == [[0, 128, 255]]
     assert np.asarray(overlay(GREY, RAMP, color=(200, 0, 100), alpha=0.5)).tolist() == [
         [[100, 100, 100], [125, 75, 100], [150, 50, 100]]
     ]

@@ -28,9 +28,9 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from unconceal import UnconcealImageProcessor
-from unconceal.errors import UserError
-from unconceal.inference import load
+from unconceal.api import load
 from unconceal.models.pipeline_unconceal import SoftMaskPipeline
+from unconceal.utils.errors import UserError
 
 
 # Runs a script that finds none of the named modules: Python takes None for one that is known to be absent.

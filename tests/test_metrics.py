@@ -11,12 +11,12 @@ import pytest
 from PIL import Image, ImageFilter
 
 from unconceal.data import generate
-from unconceal.metrics import PROTOCOLS, format_table, report
-from unconceal.metrics import protocol_cod as cod
-from unconceal.metrics import protocol_dis as dis
-from unconceal.metrics import protocol_infrared as infrared
-from unconceal.metrics import protocol_lesion as lesion
-from unconceal.metrics.protocol_segmentation import score_image, summarize
+from unconceal.evaluation import PROTOCOLS, format_table, report
+from unconceal.evaluation import protocol_cod as cod
+from unconceal.evaluation import protocol_dis as dis
+from unconceal.evaluation import protocol_infrared as infrared
+from unconceal.evaluation import protocol_lesion as lesion
+from unconceal.evaluation.protocol_segmentation import score_image, summarize
 
 
 SCORES = ("iou", "f1", "precision", "recall")

@@ -10,7 +10,7 @@ from transformers import AutoBackbone, AutoConfig
 
 from unconceal import MscanBackbone, MscanConfig, OpdsConfig, OpdsForImageSegmentation
 from unconceal.models.losses import structure_loss
-from unconceal.models.modeling_opds import OpdsMatrixFactorisation
+from unconceal.models.modeling_opds import OpdsMatrixFactorization
 
 
 TINY_MSCAN = {
@@ -103,8 +103,8 @@ class TestOpdsForImageSegmentation(ModelTester):
 
     # ---- the factorisation ------------------------------------------------------------------------------------------
 
-    def make_factorisation(self, channels: int = 6, **changes) -> OpdsMatrixFactorisation:
-        layer = OpdsMatrixFactorisation(OpdsConfig(**{**TINY, **changes}), channels)
+    def make_factorisation(self, channels: int = 6, **changes) -> OpdsMatrixFactorization:
+        layer = OpdsMatrixFactorization(OpdsConfig(**{**TINY, **changes}), channels)
         layer.bases.copy_(
             F.normalize(torch.rand(layer.bases.shape, generator=torch.Generator().manual_seed(3)), dim=0)
         )

@@ -18,10 +18,10 @@ from unconceal.models.losses import (
     structure_loss,
 )
 from unconceal.models.modeling_run import (
-    background_minimiser,
+    background_minimizer,
     background_share,
     join_windows,
-    mask_minimiser,
+    mask_minimizer,
     split_windows,
     uncertainty_filter,
 )
@@ -73,15 +73,15 @@ class TestRunForImageSegmentation(ModelTester):
     def test_start_is_the_coarse_mask_and_the_image_without_it(self):
         model, pixel_values = self.make_lively_model(), self.make_inputs(size=(64, 96))["pixel_values"]
         output = model(pixel_values, output_stages=True)
-        image = F.avg_pool2d(model.denormalise(pixel_values), 32)
+        image = F.avg_pool2d(model.denormalize(pixel_values), 32)
         torch.testing.assert_close(output.backgrounds[0], (1 - output.mask_logits[0].sigmoid()) * image)
 
     def test_closed_forms_see_the_image_that_was_normalised(self):
         model = self.make_model()
         image = torch.rand(2, 3, 32, 32)
         mean, std = (torch.tensor(v)[:, None, None] for v in (model.config.image_mean, model.config.image_std))
-        torch.testing.assert_close(model.denormalise((image - mean) / std), image)
-        assert model.denormalise(torch.full((1, 3, 32, 32), 9.0)).max() == 1
+        torch.testing.assert_close(model.denormalize((image - mean) / std), image)
+        assert model.denormalize(torch.full((1, 3, 32, 32), 9.0)).max() == 1
 
     # ---- the unfolding carries the prediction -----------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class TestRunForImageSegmentation(ModelTester):
         certain_before, hardened_before = uncertainty_filter(before_previous)
         proximity = 0.07
         step_before = certain_before * (previous - hardened_before)
-        estimate = mask_minimiser(
+        estimate = mask_minimizer(
             *(image, background, previous, proximity, certain, hardened, step_before, gradient, sparsity)
         ).requires_grad_()
         step = certain * (estimate - hardened)
@@ -225,7 +225,7 @@ class TestRunForImageSegmentation(ModelTester):
         image, previous = torch.rand(2, 3, 3, 9, 11, dtype=torch.float64, generator=generator)
         mask = torch.rand(3, 1, 9, 11, dtype=torch.float64, generator=generator)
         proximity = 0.07
-        estimate = background_minimiser(image, mask, previous, proximity).requires_grad_()
+        estimate = background_minimizer(image, mask, previous, proximity).requires_grad_()
         surrogate = 0.5 * (image - image * mask - estimate).square().sum()
         surrogate = surrogate + proximity / 2 * (estimate - previous).square().sum()
         (slope,) = torch.autograd.grad(surrogate, estimate)
@@ -242,7 +242,7 @@ class TestRunForImageSegmentation(ModelTester):
         assert gradient.abs().max() > 0
         torch.testing.assert_close(
             step(image, background, previous, before_previous),
-            mask_minimiser(
+            mask_minimizer(
                 *(image, background, previous, step.proximity),
                 *(certain, hardened, step_before, gradient, step.sparsity),
             ),
@@ -336,7 +336,7 @@ class TestRunForImageSegmentation(ModelTester):
             self.make_inputs(size=(64, 96)),
         )
         output = model(**inputs, output_stages=True)
-        labels, image = inputs["labels"][:, None], model.denormalise(inputs["pixel_values"])
+        labels, image = inputs["labels"][:, None], model.denormalize(inputs["pixel_values"])
         strides, stage_weights = (32, 32, 16, 8, 4), (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
         total = 2 * ambiguity_loss(output.logits)
         for k, (stride, weight) in enumerate(zip(strides, stage_weights, strict=True)):
@@ -356,7 +356,7 @@ class TestRunForImageSegmentation(ModelTester):
         )
         labels = inputs["labels"][:, None]  # 33 x 47, padded to 64 x 64: of 16 x 16 cells, 9 x 12 see the image
         output = model(inputs["pixel_values"], output_stages=True)
-        image = F.pad(model.denormalise(inputs["pixel_values"]), (0, 17, 0, 31), mode="replicate")
+        image = F.pad(model.denormalize(inputs["pixel_values"]), (0, 17, 0, 31), mode="replicate")
 
         def loss(edges, reconstructions):
             rest = (output.logits, list(output.mask_logits))

@@ -13,8 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel
 
 from unconceal import MscanBackbone, MscanConfig, RunConfig, RunForImageSegmentation
-from unconceal.errors import UserError
 from unconceal.hub.convert import convert_mscan, load_published
+from unconceal.utils.errors import UserError
 
 
 ROOT = Path(__file__).parents[1]

@@ -12,8 +12,8 @@ from save_tiny_models import PROCESSOR, TESTERS, make_picture, make_tiny_model
 from transformers import pipeline
 
 from unconceal import SoftMaskPipeline
-from unconceal.inference import Segmenter, cutout
-from unconceal.models.foreground import mask_picture
+from unconceal.api import Segmenter, cutout
+from unconceal.models.cutout import mask_to_image
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_edges_are_looked_at_again_as_by_the_package(name):
             found = find(picture, refine=refine)
             (expected,) = segmenter.segment([picture], refine=refine)
             np.testing.assert_array_equal(found["probs"].numpy(), expected)
-            np.testing.assert_array_equal(np.asarray(found["mask"]), np.asarray(mask_picture(expected)))
+            np.testing.assert_array_equal(np.asarray(found["mask"]), np.asarray(mask_to_image(expected)))
             masks[kind, refine] = found["probs"]
         assert torch.equal(find(picture)["probs"], masks[kind, "auto"])
         assert not torch.equal(masks[kind, "always"], masks[kind, "never"])
@@ -204,7 +204,7 @@ def test_cutouts_are_those_of_the_package(edgy, sizes_mixed):
         expected = cutout(picture, mask)
         assert one["cutout"].mode == "RGBA"
         np.testing.assert_array_equal(np.asarray(one["cutout"]), np.asarray(expected))
-        for given in (mask, torch.from_numpy(mask), mask_picture(mask)):
+        for given in (mask, torch.from_numpy(mask), mask_to_image(mask)):
             np.testing.assert_array_equal(np.asarray(find.cut_out(picture, given)), np.asarray(expected))
     assert "cutout" not in find(sizes_mixed[0])
 
@@ -217,7 +217,7 @@ def test_cut_out_of_every_kind(find, pictures, tmp_path):
     upright = pictures[0].transpose(Image.Transpose.ROTATE_270)
     hard = np.zeros((70, 50), bool)
     hard[20:40, 10:30] = True
-    opacity = mask_picture(hard)
+    opacity = mask_to_image(hard)
     expected = upright.copy()
     expected.putalpha(opacity)
     for picture in (path, upright, np.asarray(upright)):

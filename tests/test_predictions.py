@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 from test_evaluate import FEATURES, equal, evaluate_script
 
-from unconceal.errors import UserError
-from unconceal.metrics import PROTOCOLS, PredictionFolder, gallery, workers
-from unconceal.metrics.predictions import read_prediction
-from unconceal.metrics.report import mean_curves
+from unconceal.drawing import gallery
+from unconceal.evaluation import PROTOCOLS, PredictionFolder, workers
+from unconceal.evaluation.mask_files import read_prediction
+from unconceal.evaluation.report import mean_curves
+from unconceal.utils.errors import UserError
 
 
 RNG = np.random.default_rng(0)

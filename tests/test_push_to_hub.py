@@ -17,11 +17,11 @@ from save_tiny_models import save_tiny_models
 from test_loading import run_bare
 
 from unconceal import SrsConfig, SrsForReconstruction, UnconcealImageProcessor
+from unconceal.api import load, weights_digest
 from unconceal.data import build_synthetic
-from unconceal.errors import UserError
 from unconceal.hub import cards
 from unconceal.hub.stage import stage_dataset, stage_metric, stage_model, stage_space
-from unconceal.inference import load, weights_digest
+from unconceal.utils.errors import UserError
 
 
 ROOT = Path(__file__).parents[1]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers.utils import is_timm_available
 
-from unconceal.errors import UserError
+from unconceal.models import NETWORKS
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
-from unconceal.networks import NETWORKS
 from unconceal.training import load_recipe
+from unconceal.utils.errors import UserError
 
 
 ROOT = Path(__file__).parents[1]

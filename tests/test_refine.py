@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from unconceal.cli import main
-from unconceal.errors import UserError
-from unconceal.inference import Segmenter
+from unconceal.api import Segmenter
+from unconceal.commands.segment import main
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.refine import choose_zooms, edge_band, tile_starts
+from unconceal.utils.errors import UserError
 
 
 SIZE = 64

@@ -9,11 +9,8 @@ import pytest
 from PIL import Image, ImageFont
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from unconceal.drawing import FRAME, GAP, LINE_HEIGHT, PAPER, shortened
-from unconceal.errors import UserError
-from unconceal.metrics import protocol_cod as cod
-from unconceal.metrics import protocol_segmentation as segmentation
-from unconceal.metrics.sheets import (
+from unconceal.drawing.layout import FRAME, GAP, LINE_HEIGHT, PAPER, shortened
+from unconceal.drawing.sheets import (
     CELL,
     COLORS,
     COLUMNS,
@@ -33,6 +30,9 @@ from unconceal.metrics.sheets import (
     draw_sheet,
     highest_point,
 )
+from unconceal.evaluation import protocol_cod as cod
+from unconceal.evaluation import protocol_segmentation as segmentation
+from unconceal.utils.errors import UserError
 
 
 def cells_of(sheet, sizes, columns=COLUMNS):

@@ -31,10 +31,10 @@ from PIL import Image
 from save_tiny_models import save_tiny_models
 from skimage import measure
 
+from unconceal.api import cutout, load, mask_to_image
 from unconceal.data import generate
-from unconceal.explain import unfold
+from unconceal.drawing.explain import unfold
 from unconceal.hub.stage import stage_space
-from unconceal.inference import cutout, load, mask_picture
 
 
 gradio_client = pytest.importorskip("gradio_client", reason="the demo needs the extra `space`")
@@ -165,12 +165,12 @@ def ask(client, path, network="camouflaged", api_name="/segment", **options):
 def test_answers_equal_the_library(client, models, photo, network):
     segmenter, picture = load(models / NETWORKS[network], device="cpu"), Image.open(photo)
     (fine,), (coarse,) = (segmenter.segment([picture], refine=refine) for refine in ("auto", "never"))
-    assert not np.array_equal(mask_picture(fine), mask_picture(coarse))
+    assert not np.array_equal(mask_to_image(fine), mask_to_image(coarse))
 
     path, report = ask(client, photo, network)
-    np.testing.assert_array_equal(pixels(path), mask_picture(fine))
+    np.testing.assert_array_equal(pixels(path), mask_to_image(fine))
     assert Path(path).name == "photo of a hill_mask.png"
-    np.testing.assert_array_equal(pixels(ask(client, photo, network, fine_edges=False)[0]), mask_picture(coarse))
+    np.testing.assert_array_equal(pixels(ask(client, photo, network, fine_edges=False)[0]), mask_to_image(coarse))
     np.testing.assert_array_equal(pixels(ask(client, photo, network, "/cutout")), cutout(picture, fine))
 
     assert (report["width"], report["height"]) == (200, 150)
@@ -237,7 +237,7 @@ def test_batch(client, models, photo, tmp_path):
         names = [f"{stem}_{kind}.png" for stem in stems for kind in ("mask", "cutout")]
         assert results.namelist() == [*names, "report.csv"]
         for stem, mask in zip(stems, masks, strict=True):
-            np.testing.assert_array_equal(pixels(io.BytesIO(results.read(f"{stem}_mask.png"))), mask_picture(mask))
+            np.testing.assert_array_equal(pixels(io.BytesIO(results.read(f"{stem}_mask.png"))), mask_to_image(mask))
         written = list(csv.reader(io.StringIO(results.read("report.csv").decode())))
     assert written[0] == report["headers"]
     assert [row[:2] for row in written[1:]] == [row[:2] for row in rows]
@@ -286,7 +286,7 @@ def test_formats(client, models, tmp_path, name, mode):
     picture.save(tmp_path / name)
     path, _ = ask(client, tmp_path / name, "lesion")
     (mask,) = load(models / "srs", device="cpu").segment([Image.open(tmp_path / name)])
-    np.testing.assert_array_equal(pixels(path), mask_picture(mask))
+    np.testing.assert_array_equal(pixels(path), mask_to_image(mask))
 
 
 # That it holds.
@@ -474,7 +474,7 @@ def test_many_clients_at_once(server, models, tmp_path):
         picture = picture.resize((60 + index, 90), Image.Resampling.BICUBIC)  # no two of one size
         paths.append(tmp_path / f"{index}.png")
         picture.save(paths[-1])
-        masks.append(np.asarray(mask_picture(segmenter.segment([picture])[0])))
+        masks.append(np.asarray(mask_to_image(segmenter.segment([picture])[0])))
     assert len({mask.tobytes() for mask in masks}) == 100
 
     def one_client(start: int):

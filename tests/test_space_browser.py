@@ -11,7 +11,7 @@ from PIL import Image
 from save_tiny_models import save_tiny_models
 from test_space import SPACE, serve
 
-from unconceal.cli import main
+from unconceal.commands.segment import main
 
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")

@@ -8,7 +8,7 @@ from skimage.measure import label
 from skimage.morphology import binary_opening
 
 from unconceal.data import KINDS, generate, otsu_iou
-from unconceal.errors import UserError
+from unconceal.utils.errors import UserError
 
 
 # Twice and more what is measured over 100 pictures at 256; real BUSI masks give about 0.13, real SIRST masks 0.03.

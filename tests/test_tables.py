@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from unconceal.data.builders import COD_TEST_SETS, DIS5K_SPLITS
-from unconceal.errors import UserError
-from unconceal.metrics import PROTOCOLS
-from unconceal.metrics.tables import (
+from unconceal.evaluation import PROTOCOLS
+from unconceal.evaluation.tables import (
     MARKS,
     find_benchmark,
     load_papers,
@@ -18,7 +17,8 @@ from unconceal.metrics.tables import (
     to_latex,
     to_markdown,
 )
-from unconceal.tables import escape_latex, latex_table
+from unconceal.utils.errors import UserError
+from unconceal.utils.markdown import escape_latex, latex_table
 
 
 BENCHMARKS, PUBLISHED = load_papers()

@@ -21,11 +21,11 @@ from unconceal import OpdsConfig, RunForImageSegmentation, SrsConfig, SrsForImag
 from unconceal.data import build_synthetic
 from unconceal.data.loading import load_splits
 from unconceal.data.transforms import TrainingSet, TransformRecipe
-from unconceal.errors import UserError
-from unconceal.metrics import PROTOCOLS
+from unconceal.evaluation import PROTOCOLS
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.training import load_recipe, train
 from unconceal.training.loop import build_config
+from unconceal.utils.errors import UserError
 
 
 ROOT = Path(__file__).parents[1]

@@ -1,58 +1,54 @@
 """Hugging Face models for objects that hide.
 
-Importing the package makes the Auto classes of transformers know its networks.
+Importing the package registers its networks with the Auto classes of transformers.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageSegmentation,
-    AutoModelForSemanticSegmentation,
-)
-
-# Not from the top, where transformers 5.17 has it only beside torchvision.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-from .models.configuration_opds import OpdsConfig
-from .models.configuration_run import RunConfig
-from .models.configuration_srs import SrsConfig
-from .models.image_processing_unconceal import UnconcealImageProcessor
-from .models.modeling_opds import OpdsForImageSegmentation
-from .models.modeling_run import RunForImageSegmentation
-from .models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
-from .models.mscan import MscanBackbone, MscanConfig
-from .models.pipeline_unconceal import SoftMaskPipeline
+import importlib
+import sys
+from pathlib import Path
 
 
 __version__ = "0.1.0"
 
-for config_class, model_classes in (
-    (OpdsConfig, (OpdsForImageSegmentation,)),
-    (RunConfig, (RunForImageSegmentation,)),
-    (SrsConfig, (SrsForImageSegmentation, SrsForReconstruction)),
-):
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    # A tuple lets the checkpoint's own `architectures` choose, as transformers does for its own networks.
-    AutoModel.register(config_class, model_classes, exist_ok=True)
-    AutoModelForImageSegmentation.register(config_class, model_classes[0], exist_ok=True)
-    AutoModelForSemanticSegmentation.register(config_class, model_classes[0], exist_ok=True)
-    AutoImageProcessor.register(
-        config_class,
-        # Under both names, so that no installation is told that it falls back from one to the other.
-        image_processor_classes={"pil": UnconcealImageProcessor, "torchvision": UnconcealImageProcessor},
-        exist_ok=True,
-    )
+# Where each public name is defined.
+_MODULES = {
+    "MscanBackbone": "models.modeling_mscan",
+    "MscanConfig": "models.configuration_mscan",
+    "OpdsConfig": "models.configuration_opds",
+    "OpdsForImageSegmentation": "models.modeling_opds",
+    "RunConfig": "models.configuration_run",
+    "RunForImageSegmentation": "models.modeling_run",
+    "Segmenter": "api",
+    "SoftMaskPipeline": "models.pipeline_unconceal",
+    "SrsConfig": "models.configuration_srs",
+    "SrsForImageSegmentation": "models.modeling_srs",
+    "SrsForReconstruction": "models.modeling_srs",
+    "UnconcealImageProcessor": "models.image_processing_unconceal",
+    "load": "api",
+}
+__all__ = list(_MODULES)
 
-__all__ = [
-    "MscanBackbone",
-    "MscanConfig",
-    "OpdsConfig",
-    "OpdsForImageSegmentation",
-    "RunConfig",
-    "RunForImageSegmentation",
-    "SoftMaskPipeline",
-    "SrsConfig",
-    "SrsForImageSegmentation",
-    "SrsForReconstruction",
-    "UnconcealImageProcessor",
-]
+
+def __getattr__(name):
+    """Import a public name when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__():
+    """List the public names."""
+    return [*__all__, "__version__"]
+
+
+def _is_command_line() -> bool:
+    """Whether this process was started as `unconceal ...` or `python -m unconceal ...`."""
+    program = sys.argv[0] if sys.argv else ""
+    if program == "-m":  # what Python puts there while it imports the package that follows -m
+        return "unconceal" in sys.orig_argv
+    return Path(program).stem == "unconceal"
+
+
+# Registering imports torch and transformers, which takes seconds. On the command line each command imports what it needs.
+if not _is_command_line():
+    importlib.import_module(f"{__name__}.models")

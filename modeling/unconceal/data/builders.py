@@ -13,9 +13,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .. import __version__
-from ..errors import UserError
-from ..files import IMAGE_SUFFIXES
-from ..pictures import MAX_PIXELS
+from ..utils.errors import UserError
+from ..utils.files import IMAGE_SUFFIXES
+from ..utils.images import MAX_PIXELS
 from .pairs import (
     Checked,
     LoadedPair,
@@ -24,7 +24,7 @@ from .pairs import (
     check_pairs,
     encode_mask,
     find_repeats,
-    list_pictures,
+    list_images,
     load_pair,
     match,
     read_list,
@@ -106,7 +106,7 @@ def find_listed(source: Path, name: str, lists: str, mask_suffix: str = "") -> l
     A name in a list without any file, and a file in no list, are both returned: the first with its problem, the second
     without a split.
     """
-    files = by_name(list_pictures(source / "images"), list_pictures(source / "masks", re.escape(mask_suffix)))
+    files = by_name(list_images(source / "images"), list_images(source / "masks", re.escape(mask_suffix)))
     listed = [
         (id, split)
         for split in ("train", "val", "test")
@@ -180,7 +180,7 @@ def find_busi(source: Path) -> list[Pair]:
     root = inner if inner.is_dir() else source
     pairs = []
     for label in ("benign", "malignant", "normal"):
-        both = list_pictures(root / label, r"_mask(_\d+)?")
+        both = list_images(root / label, r"_mask(_\d+)?")
         by_kind = [
             {id: [file for file in files if (file.stem == id) is is_image] for id, files in both.items()}
             for is_image in (True, False)
@@ -244,7 +244,7 @@ def find_pack(images: Path, masks: Path, source: str, split: str | None = None) 
             image=f"{images.name}/{name}.*",
             mask=f"{masks.name}/{name}.*",
         )
-        for name, files in by_name(list_pictures(images), list_pictures(masks)).items()
+        for name, files in by_name(list_images(images), list_images(masks)).items()
     ]
 
 
@@ -381,7 +381,7 @@ def find_folder(
     if list_file is None or source or images or masks:
         root = source or Path()
         images, masks = root / (images or "images"), root / (masks or "masks")
-        files = by_name(list_pictures(images), list_pictures(masks, re.escape(mask_suffix)))
+        files = by_name(list_images(images), list_images(masks, re.escape(mask_suffix)))
     else:
         images = masks = Path(list_file).parent
         files = {}

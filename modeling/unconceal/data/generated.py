@@ -13,8 +13,8 @@ from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
 from .. import __version__
-from ..errors import UserError, one_line
-from ..pictures import MAX_PIXELS
+from ..utils.errors import UserError, one_line
+from ..utils.images import MAX_PIXELS
 from .pairs import encode_mask, open_upright
 from .synthetic import generate
 from .write import FEATURES, Card, Split, make_row, new_data_set, write_card, write_splits

@@ -8,8 +8,8 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from PIL.Image import DecompressionBombError
 
-from ..errors import UserError, one_line
-from ..files import is_hub_id
+from ..utils.errors import UserError, one_line
+from ..utils.files import is_hub_id
 from .write import COLUMNS
 
 

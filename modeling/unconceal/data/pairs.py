@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..files import IMAGE_SUFFIXES
 from ..models.image_processing_unconceal import to_mask
-from ..pictures import MAX_PIXELS, open_picture
+from ..utils.errors import UserError
+from ..utils.files import IMAGE_SUFFIXES
+from ..utils.images import MAX_PIXELS, open_image
 
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def open_upright(file: Path | io.BytesIO, name: str, max_pixels: int = MAX_PIXEL
         UnusablePair: If it is too large or cannot be read to the last pixel.
     """
     try:
-        with open_picture(file, max_pixels) as picture:
+        with open_image(file, max_pixels) as picture:
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)  # else it copies even what needs no turn
             return picture
@@ -203,7 +203,7 @@ def load_pair(pair: Pair, max_pixels: int = MAX_PIXELS, resize_masks: bool = Fal
     for path in pair.masks:
         mask, changed, resized = read_mask(path, image.size if resize_masks else None, max_pixels)
         if mask.shape != union.shape:
-            with open_picture(io.BytesIO(image_bytes), max_pixels) as stored:
+            with open_image(io.BytesIO(image_bytes), max_pixels) as stored:
                 turned = "" if stored.size == image.size else " once turned by its EXIF orientation"
             other = ", of another aspect" if resize_masks else ""
             raise UnusablePair(
@@ -307,7 +307,7 @@ def match(id: str, source: str, images: list[Path], masks: list[Path], split: st
     return Pair(id, source, images[0], tuple(masks), split)
 
 
-def list_pictures(folder: Path, ending: str = "") -> dict[str, list[Path]]:
+def list_images(folder: Path, ending: str = "") -> dict[str, list[Path]]:
     """Picture files of a folder, not of its subfolders, by their names without suffix.
 
     Args:
@@ -331,7 +331,7 @@ def list_pictures(folder: Path, ending: str = "") -> dict[str, list[Path]]:
 
 
 def by_name(images: dict[str, list[Path]], masks: dict[str, list[Path]]) -> dict[str, tuple[list[Path], list[Path]]]:
-    """Bring the images and the masks of `list_pictures` together, sorted by name.
+    """Bring the images and the masks of `list_images` together, sorted by name.
 
     Names that differ in upper and lower case alone are one name, as the image has it; but where each of them has an image
     and a mask they are several. Files of one name that are too many stay together, for `match` to report.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 
 MIN_SIZE = 32

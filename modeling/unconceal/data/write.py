@@ -12,8 +12,8 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
-from ..errors import UserError
-from ..files import make_folder, replacing
+from ..utils.errors import UserError
+from ..utils.files import make_folder, replacing
 
 
 FEATURES = Features({"image": Image(), "mask": Image(mode="L"), "id": Value("string"), "source": Value("string")})

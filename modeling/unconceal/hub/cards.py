@@ -13,15 +13,15 @@ from huggingface_hub.errors import HTTPError
 from transformers import PreTrainedConfig
 
 from .. import __version__
-from ..errors import UserError, one_line
-from ..files import is_hub_id
-from ..inference import Segmenter
-from ..metrics.protocols import PROTOCOLS
-from ..metrics.tables import Result, load_papers, make_tables, to_markdown
-from ..networks import NETWORKS
-from ..tables import markdown_table
+from ..api import Segmenter
+from ..evaluation.protocols import PROTOCOLS
+from ..evaluation.tables import Result, load_papers, make_tables, to_markdown
+from ..models import NETWORKS
 from ..training.checkpoints import Progress
 from ..training.recipe import PhaseRecipe, Recipe
+from ..utils.errors import UserError, one_line
+from ..utils.files import is_hub_id
+from ..utils.markdown import markdown_table
 
 
 TASK = "image-segmentation"

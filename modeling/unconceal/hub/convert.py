@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from ..errors import UserError
+from ..models.configuration_mscan import SIZES, MscanConfig
 from ..models.configuration_srs import SrsConfig
 from ..models.image_processing_unconceal import UnconcealImageProcessor
+from ..models.modeling_mscan import STRIP_SIZES, MscanBackbone
 from ..models.modeling_srs import NUM_LEVELS, SrsForImageSegmentation, SrsForReconstruction
-from ..models.mscan import SIZES, STRIP_SIZES, MscanBackbone, MscanConfig
+from ..utils.errors import UserError
 
 
 _SRS_BLOCK = {

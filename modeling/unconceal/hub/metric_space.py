@@ -10,10 +10,10 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
-from .. import metrics
-from ..errors import UserError
-from ..files import replacing
-from ..metrics.protocols import PROTOCOLS
+from .. import evaluation as metrics
+from ..evaluation.protocols import PROTOCOLS
+from ..utils.errors import UserError
+from ..utils.files import replacing
 
 
 APP = '''\

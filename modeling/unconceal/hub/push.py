@@ -21,8 +21,8 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_id
 from tqdm import tqdm
 
-from ..errors import UserError, one_line
-from ..files import is_hub_id
+from ..utils.errors import UserError, one_line
+from ..utils.files import is_hub_id
 
 
 CARD = "README.md"

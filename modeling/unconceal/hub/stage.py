@@ -10,15 +10,15 @@ import yaml
 from huggingface_hub import DatasetCard, RepoCard, eval_result_entries_to_yaml
 
 from .. import models
+from ..api import load, weights_digest
 from ..data.write import FEATURES
-from ..errors import UserError, one_line
-from ..files import is_folder
-from ..inference import load, weights_digest
-from ..metrics.protocols import PROTOCOLS
-from ..metrics.tables import Result, read_result
+from ..evaluation.protocols import PROTOCOLS
+from ..evaluation.tables import Result, read_result
 from ..training.checkpoints import read_progress
 from ..training.loop import RECORD
 from ..training.recipe import Recipe, load_recipe
+from ..utils.errors import UserError, one_line
+from ..utils.files import is_folder
 from .cards import (
     Training,
     make_model_card,

@@ -7,8 +7,9 @@ import torch
 from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 
+from .configuration_mscan import MscanConfig
+from .modeling_mscan import MscanBackbone
 from .modeling_unconceal import UnconcealPreTrainedModel
-from .mscan import MscanBackbone, MscanConfig
 
 
 NUM_LEVELS = 4

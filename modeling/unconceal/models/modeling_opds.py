@@ -68,7 +68,7 @@ class OpdsConvNormAct(nn.Sequential):
         )
 
 
-class OpdsMatrixFactorisation(nn.Module):
+class OpdsMatrixFactorization(nn.Module):
     """Non-negative matrix factorisation: what of the features few bases can say, for each image by itself (Hamburger).
 
     The features X, (channels, positions), are brought near to D C with bases D, (channels, bases), and coefficients C,
@@ -117,7 +117,7 @@ class OpdsHamburger(nn.Module):
     def __init__(self, config: OpdsConfig, channels: int):
         super().__init__()
         self.proj_in = nn.Conv2d(channels, channels, kernel_size=1)
-        self.factorisation = OpdsMatrixFactorisation(config, channels)
+        self.factorisation = OpdsMatrixFactorization(config, channels)
         self.proj_out = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
         self.norm = nn.GroupNorm(channels // 8, channels)
 
@@ -154,7 +154,7 @@ class OpdsPreTrainedModel(UnconcealBackboneModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Set every parameter and buffer of `module`: convolutions by PyTorch's default rule, bases from a fixed seed."""
-        if isinstance(module, OpdsMatrixFactorisation):
+        if isinstance(module, OpdsMatrixFactorization):
             # On the CPU, whatever the default: every device then has the same.
             generator = torch.Generator("cpu").manual_seed(BASES_SEED)
             bases = torch.rand(module.bases.shape, generator=generator, device="cpu", dtype=torch.float32)

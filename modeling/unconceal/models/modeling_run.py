@@ -17,7 +17,7 @@ by turns: a closed form and a learned network for M (SOFS), then the same for B 
 | M^_k | `RunMaskStep` output | (B, 1, H / s, W / s) |
 | w, M~ | `uncertainty_filter` | (B, 1, H / s, W / s) |
 | mu, alpha L_S, grad S / L_S | `proximity`, `sparsity`, `sparsity_gradient` of `RunMaskStep` | |
-| B^_k, lambda | `background_minimiser`, `RunBackgroundStep.proximity` | (B, 3, H / s, W / s) |
+| B^_k, lambda | `background_minimizer`, `RunBackgroundStep.proximity` | (B, 3, H / s, W / s) |
 | B_k, C^_k | `backgrounds[k]`, `reconstructions[k - 1]` | (B, 3, H / s, W / s) |
 | VSS_s, VSS_l | `RunStateSpaceBlock` with and without windows | |
 """
@@ -92,7 +92,7 @@ def uncertainty_filter(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return certain, hardened
 
 
-def mask_minimiser(
+def mask_minimizer(
     image: torch.Tensor,
     background: torch.Tensor,
     previous: torch.Tensor,
@@ -129,7 +129,7 @@ def mask_minimiser(
     return numerator / denominator
 
 
-def background_minimiser(
+def background_minimizer(
     image: torch.Tensor, mask: torch.Tensor, previous: torch.Tensor, proximity: torch.Tensor | float
 ) -> torch.Tensor:
     """Return B^_k, the minimum over B of 1/2 ||C - C M_k - B||^2 + lambda/2 ||B - B_{k-1}||^2, (B, 3, h, w).
@@ -390,12 +390,12 @@ class RunMaskStep(nn.Module):
     ) -> torch.Tensor:
         """Return M^_k, (B, 1, h, w), from C, B_{k-1}, M_{k-1} and M_{k-2}, all in float32."""
         if self.sparsity_gradient is None:
-            return mask_minimiser(image, background, previous, self.proximity)
+            return mask_minimizer(image, background, previous, self.proximity)
         certain, hardened = uncertainty_filter(previous)
         certain_before, hardened_before = uncertainty_filter(before_previous)
         step_before = certain_before * (previous - hardened_before)  # T_{k-1}
         gradient = self.sparsity_gradient(step_before.to(self.sparsity_gradient[0].weight.dtype)).float()
-        return mask_minimiser(
+        return mask_minimizer(
             *(image, background, previous, self.proximity),
             *(certain, hardened, step_before, gradient, self.sparsity),
         )
@@ -453,7 +453,7 @@ class RunBackgroundStep(nn.Module):
         self, image: torch.Tensor, mask: torch.Tensor, previous: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return B_k and C^_k, (B, 3, h, w), from C, M_k and B_{k-1}, all in float32."""
-        estimate = background_minimiser(image, mask, previous, self.proximity)  # B^_k
+        estimate = background_minimizer(image, mask, previous, self.proximity)  # B^_k
         foreground, correction = self.network(mask, estimate)
         background = estimate + mask * correction
         return background, background + mask * foreground
@@ -603,7 +603,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
         padding = padding_to(STRIDE, height, width)
         pixel_values = F.pad(pixel_values, padding, mode="replicate")
         # 1. The image in [0, 1], and what the encoder sees in it.
-        full_image = self.denormalise(pixel_values)  # C
+        full_image = self.denormalize(pixel_values)  # C
         pyramid = self.encode(pixel_values)
         all_hidden_states = self.keep_hidden_states(output_hidden_states, pyramid)
         pyramid = self.neck(pyramid)
@@ -670,7 +670,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
             output.reconstructions = tuple(reconstructions) or None
         return output
 
-    def denormalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the image in [0, 1], (B, 3, H, W), float32, that the image processor normalised."""
         mean, std = (
             torch.tensor(values, device=pixel_values.device)[:, None, None]

@@ -10,7 +10,7 @@ from transformers.image_utils import load_image
 from transformers.pipelines.base import Pipeline
 from transformers.utils import ModelOutput
 
-from .foreground import make_cutout, mask_picture
+from .cutout import make_cutout, mask_to_image
 from .image_processing_unconceal import to_mask, to_rgb
 from .refine import check_refine, make_mask
 
@@ -140,7 +140,7 @@ class SoftMaskPipeline(Pipeline):
     def postprocess(self, model_outputs: ModelOutput, cutout: bool = False) -> dict[str, Any]:
         """Return the picture's mask, as `__call__` describes."""
         probs = model_outputs["probs"][0]
-        found = {"mask": mask_picture(probs.numpy()), "probs": probs}
+        found = {"mask": mask_to_image(probs.numpy()), "probs": probs}
         if cutout:
             found["cutout"] = self.cut_out(model_outputs["picture"], found["mask"])
         return found
@@ -158,7 +158,7 @@ def _opacity(mask: Any) -> Image.Image:
         raise ValueError(f"got a mask of shape {mask.shape}, expected (height, width)")
     if not (mask.min() >= 0 and mask.max() <= 1):  # nor NaN
         raise ValueError(f"got a mask with values from {mask.min():g} to {mask.max():g}, expected 0 to 1")
-    return mask_picture(mask)
+    return mask_to_image(mask)
 
 
 __all__ = ["SoftMaskPipeline"]

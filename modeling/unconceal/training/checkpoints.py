@@ -9,8 +9,8 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ..errors import UserError
-from ..files import replacing, restore
+from ..utils.errors import UserError
+from ..utils.files import replacing, restore
 
 
 PROGRESS_FILE = "progress.json"

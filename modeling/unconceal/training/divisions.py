@@ -10,9 +10,9 @@ from datasets import Dataset, Image, concatenate_datasets
 from ..data.loading import load_splits
 from ..data.pairs import Pair, split_at_random
 from ..data.write import Card, make_row, new_data_set, write_card, write_splits
-from ..errors import UserError
-from ..files import make_folder, replacing
-from ..metrics.report import RESULTS
+from ..evaluation.report import RESULTS
+from ..utils.errors import UserError
+from ..utils.files import make_folder, replacing
 from .recipe import Recipe, recipe_to_dict
 
 

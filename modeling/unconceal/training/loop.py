@@ -24,14 +24,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, get_scheduler
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
+from ..api import LOADING_ERRORS
 from ..data.loading import load_splits, readable
 from ..data.transforms import TrainingSet, TransformRecipe
-from ..errors import UserError, one_line
-from ..files import is_hub_id, make_folder, replacing
-from ..inference import LOADING_ERRORS
-from ..metrics import PROTOCOLS, Protocol, evaluate_model
+from ..evaluation import PROTOCOLS, Protocol, evaluate_model
+from ..models import NETWORKS
 from ..models.image_processing_unconceal import UnconcealImageProcessor
-from ..networks import NETWORKS
+from ..utils.errors import UserError, one_line
+from ..utils.files import is_hub_id, make_folder, replacing
 from .checkpoints import STATE_FOLDER, Progress, read_progress, save_checkpoint
 from .recipe import PhaseRecipe, Recipe, recipe_to_dict
 
@@ -198,8 +198,8 @@ def check_start(recipe: Recipe, task: str, resume: bool):
         model(pixel_values.to("meta"))
     except refused as error:
         raise UserError(f"recipe: model: {one_line(error)}") from None
-    if hasattr(model, "denormalise"):
-        seen = model.denormalise(pixel_values).mean(dim=(0, 2, 3))
+    if hasattr(model, "denormalize"):
+        seen = model.denormalize(pixel_values).mean(dim=(0, 2, 3))
         if not torch.allclose(seen * 255, torch.tensor(color, dtype=seen.dtype), atol=0.5):
             raise UserError(
                 "recipe: processor: the network cannot undo its normalisation; set image_mean and image_std in processor and "
@@ -388,7 +388,7 @@ def run_phase(
         progress.step += steps_per_epoch
         progress.epoch = epoch + 1
         kept = averaged.module if averaged is not None else network
-        synchronise_buffers(kept)
+        synchronize_buffers(kept)
         is_best = False
         if progress.epoch % phase.evaluate_every == 0 or progress.epoch == phase.epochs:
             measured = task.evaluate(
@@ -476,7 +476,7 @@ def train_epoch(
     }
 
 
-def synchronise_buffers(model: nn.Module):
+def synchronize_buffers(model: nn.Module):
     """Give all processes the first one's batch-norm statistics: those are saved, so those must be evaluated."""
     if torch.distributed.is_initialized():
         for buffer in model.buffers():

@@ -16,10 +16,10 @@ from transformers import CONFIG_MAPPING
 from yaml import YAMLError
 
 from ..data.transforms import TransformRecipe
-from ..errors import UserError
-from ..metrics import PROTOCOLS
+from ..evaluation import PROTOCOLS
+from ..models import NETWORKS
 from ..models.image_processing_unconceal import UnconcealImageProcessor
-from ..networks import NETWORKS
+from ..utils.errors import UserError
 
 
 @dataclass

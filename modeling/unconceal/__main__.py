@@ -1,0 +1,51 @@
+"""The command line: `unconceal COMMAND ...` and `python -m unconceal COMMAND ...`."""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .commands import COMMANDS
+from .utils.errors import run_main
+
+
+def make_parsers(command: str | None = None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
+    """Return the parser of the command line, and the parser of `command` if there is such a command.
+
+    Only that one knows its arguments. The other commands are listed but not imported, which keeps `--help` fast.
+    """
+    parser = argparse.ArgumentParser(prog="unconceal", description="Find objects that hide.")
+    parser.add_argument("--version", action="version", version=f"unconceal {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    parsers = {name: subparsers.add_parser(name, help=summary) for name, summary in COMMANDS.items()}
+    if command in parsers:
+        module = importlib.import_module(f".commands.{command}", __package__)
+        module.add_arguments(parsers[command])
+        parsers[command].set_defaults(run=module.run)
+    return parser, parsers.get(command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser, command_parser = make_parsers(argv[0] if argv else None)
+    if command_parser is None:
+        args = parser.parse_args(argv)
+    elif any(action.nargs == argparse.PARSER for action in command_parser._actions):  # it has subcommands of its own
+        args = command_parser.parse_args(argv[1:])
+    else:
+        args = command_parser.parse_intermixed_args(argv[1:])  # options may stand between positional arguments
+    args.argv = argv  # reports keep the command that made them
+    logging.basicConfig(format="%(message)s")
+    return args.run(args) or 0
+
+
+def entry(command: str | None = None):
+    """Run the command line and exit; scripts name their command."""
+    run_main(lambda: main([command, *sys.argv[1:]] if command else None))
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,18 @@
+"""The commands of `unconceal`, one module each.
+
+A module offers `add_arguments(parser)` and `run(args)`, which returns the exit code, None for 0. `add_arguments` runs for
+`--help`: it imports nothing heavy. `run` imports what the command needs.
+"""
+
+# Name of the module, and what `unconceal --help` says about it.
+COMMANDS = {
+    "segment": "write masks, overlays or cut-outs of images",
+    "explain": "draw how RUN finds its mask, stage by stage",
+    "train": "train a network from a recipe",
+    "evaluate": "score a model or mask files; compare results",
+    "prepare": "build a data set from raw files, or generate one",
+    "push": "send a model, a data set or a Space to the Hub",
+    "export": "write a model as ONNX or torch.export",
+    "convert": "convert checkpoints that a paper's authors published",
+    "benchmark": "measure time, memory and multiply-adds",
+}

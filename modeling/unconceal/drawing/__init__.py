@@ -1,0 +1,1 @@
+"""Sheets and curves of results."""

@@ -1,0 +1,331 @@
+"""Pictures for a report: a sheet of predictions with their errors, and the curves of a data set.
+
+**The error map** tells apart what was predicted and is there, predicted and not there (false), and there and not
+predicted (missed). A pixel counts as predicted where the prediction is above the threshold.
+
+**Nothing wrong is averaged away.** A cell of the sheet is often much smaller than its picture. A pixel of the cell has
+the colour of an error if any pixel under it is an error, of that kind which there is more of, and truth and prediction
+are shown by the highest value. So the sheet shows the outline of a large object thicker than it is, but a target of four
+pixels stays. What is small in the cell has a ring, unless there is much of it: white where a part was found, else in the
+colour of the error.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from skimage.measure import label, regionprops
+
+from ..evaluation.base import THRESHOLDS, check_image, to_unit
+from ..models.cutout import mask_to_image
+from ..models.image_processing_unconceal import to_rgb
+from ..utils.errors import UserError
+from .layout import GAP, INK, LINE_HEIGHT, PAPER, paste_framed, shortened, wrapped
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CELL = 320  # pixels, the longer side of a cell
+LEAST_SIDE = 8  # of a cell, or a picture of 3000 x 2 would be a line
+LEAST_WIDTH = 110  # of a column, for its title
+COLUMNS = ("image", "truth", "prediction", "errors")
+FAINT = (105, 105, 105)
+
+REST, FALSE, MISSED, FOUND = range(4)  # where a ring spans several, the last decides
+# Dark, blue, orange and white differ in lightness too, by about 20 of CIE's 100 from one to the next: they read without
+# colour vision and in grey.
+COLORS = np.array([[40, 40, 40], [255, 165, 0], [50, 125, 255], [240, 240, 240]], np.uint8)
+MEANINGS = {FOUND: "found", FALSE: "false: predicted, not there", MISSED: "missed: there, not predicted"}
+WHITE_BEHIND = 64  # what the image's white becomes behind the errors
+SMALL = 14  # pixels of a cell; what is not larger has a ring
+MOST_RINGS = 30  # of a colour in a cell, or there are none: a field of rings would look like a field of errors
+
+STYLES = ("-", "--", "-.", ":")
+# Okabe and Ito's, without their yellow, which is too light for a line on white.
+LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A picture to show, with its truth and its prediction.
+
+    Attributes:
+        id: Its name.
+        caption: What else stands above it, such as "IoU 0.812".
+        image: Any picture, shown at the size of `target`; None where there is none.
+        target: Truth, (height, width), boolean.
+        probs: Prediction, (height, width), floating in [0, 1] or uint8.
+        threshold: A pixel counts as predicted where `probs` is above it.
+    """
+
+    id: str
+    caption: str
+    image: Image.Image | None
+    target: np.ndarray
+    probs: np.ndarray
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What the sheet keeps of a case: its cells by their names in `COLUMNS`, all of one size."""
+
+    id: str
+    caption: str
+    threshold: float
+    cells: dict[str, Image.Image]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.cells["errors"].size
+
+
+def draw_sheet(cases: Iterable[Case], title: str) -> Image.Image:
+    """Draw a row for each case: image, truth, soft prediction and errors.
+
+    Args:
+        cases: They are taken one by one, and no more than the cells of those before is kept.
+        title: What the sheet shows.
+
+    Returns:
+        An RGB picture; without the column of images if no case has one.
+
+    Raises:
+        ValueError: If there is no case, if sizes differ, or if a floating `probs` leaves [0, 1].
+        TypeError: If `target` is not boolean, or `probs` neither floating nor uint8.
+    """
+    rows = list(map(_row, cases))  # a loop's variable would keep a case while the next one is made
+    if not rows:
+        raise ValueError("no picture to draw")
+    large, font, small = (ImageFont.load_default(size=size) for size in (20, 16, 13))
+    columns = [name for name in COLUMNS if any(name in row.cells for row in rows)]
+    width = max(LEAST_WIDTH, *(row.size[0] for row in rows))
+    lefts = [GAP + index * (width + GAP) for index in range(len(columns))]
+    right = lefts[-1] + width
+
+    def fitting(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+        return shortened(text, lambda line: font.getlength(line) <= width)
+
+    # 1. Lay out the title, the legend as lines of (left, kind, text), and the rows.
+    titles = [fitting(line, large, right - GAP) for line in wrapped(title, large, right - GAP)]
+    swatch = 18
+    legend = [[]]
+    left = GAP
+    for kind, meaning in MEANINGS.items():
+        length = swatch + small.getlength(meaning)
+        if legend[-1] and left + length > right:
+            legend.append([])
+            left = GAP
+        legend[-1].append((left, kind, meaning))
+        left += length + 2 * GAP
+    thresholds = ", ".join(f"{value:g}" for value in sorted({row.threshold for row in rows}))
+    note = (
+        f"Predicted: above {thresholds}. A pixel here is an error if any of the picture's pixels under it is. "
+        "Rings mark what is small: white where a part of it was found."
+    )
+    notes = wrapped(note, small, right - GAP)
+    legend_top = GAP + len(titles) * 28
+    notes_top = legend_top + len(legend) * LINE_HEIGHT
+    columns_top = notes_top + len(notes) * LINE_HEIGHT + GAP
+    tops = [columns_top + LINE_HEIGHT + GAP]
+    for row in rows:
+        tops.append(tops[-1] + LINE_HEIGHT + row.size[1] + GAP)
+    sheet = Image.new("RGB", (right + GAP, tops[-1]), PAPER)
+    draw = ImageDraw.Draw(sheet)
+
+    # 2. Title, legend, names of the columns.
+    for index, line in enumerate(titles):
+        draw.text((GAP, GAP // 2 + index * 28), line, INK, large)
+    for index, line in enumerate(legend):
+        top = legend_top + index * LINE_HEIGHT
+        for left, kind, meaning in line:
+            paste_framed(sheet, Image.new("RGB", (12, 12), tuple(COLORS[kind].tolist())), round(left), top + 2)
+            draw.text((left + swatch, top), meaning, INK, small)
+    for index, line in enumerate(notes):
+        draw.text((GAP, notes_top + index * LINE_HEIGHT), line, FAINT, small)
+    for left, name in zip(lefts, columns, strict=True):
+        draw.text((left, columns_top), name, INK, font)
+
+    # 3. The cases.
+    for top, row in zip(tops, rows, strict=False):
+        space = right - 2 * GAP
+        caption = fitting(row.caption, small, space / 2)
+        name = fitting(row.id, small, space - small.getlength(caption))
+        draw.text((GAP, top), name, INK, small)
+        draw.text((2 * GAP + small.getlength(name), top), caption, FAINT, small)
+        for left, column in zip(lefts, columns, strict=True):
+            if column in row.cells:
+                paste_framed(sheet, row.cells[column], left, top + LINE_HEIGHT)
+    return sheet
+
+
+def _row(case: Case) -> _Row:
+    check_image(case.probs, case.target)
+    scale = CELL / max(case.target.shape)
+    height, width = (max(LEAST_SIDE, round(side * scale)) for side in case.target.shape)
+    cells = {
+        "truth": mask_to_image(_resized(case.target, (height, width), np.maximum)),
+        "prediction": mask_to_image(to_unit(_resized(case.probs, (height, width), np.maximum))),
+    }
+    picture = np.broadcast_to(COLORS[REST], (height, width, 3))
+    if case.image is not None:
+        cells["image"] = to_rgb(case.image).resize((width, height), Image.Resampling.BOX)
+        grey = np.asarray(cells["image"].convert("L"))[..., None] / 255  # (height, width, 1)
+        picture = np.broadcast_to(WHITE_BEHIND * grey, picture.shape)
+    cells["errors"] = _error_map(case, picture)
+    return _Row(case.id, case.caption, case.threshold, cells)
+
+
+def _error_map(case: Case, picture: np.ndarray) -> Image.Image:
+    """Draw what is found, false and missed on a dark picture, (height, width, 3), at its size."""
+    size = picture.shape[:2]
+    predicted = _predicted(case.probs, case.threshold)
+    found = _resized(predicted & case.target, size, np.maximum)
+    wrong = _resized(predicted != case.target, size, np.maximum)
+    surplus = np.subtract(predicted, case.target, dtype=np.int8)  # 1 false, -1 missed
+    surplus = _resized(surplus, size, np.add, np.int32)
+    kinds = np.where(wrong, np.where(surplus > 0, FALSE, MISSED), np.where(found, FOUND, REST))
+    rings = {FALSE: [], MISSED: [], FOUND: []}
+    for region in regionprops(label(kinds > REST, connectivity=2), np.where(found, FOUND, kinds)):
+        top, left, bottom, right = region.bbox
+        extent = max(bottom - top, right - left)
+        if extent <= SMALL:
+            center = (left + right - 1) / 2, (top + bottom - 1) / 2
+            rings[int(region.intensity_max)].append((center, 0.75 * extent + 5))
+    cell = Image.fromarray(picture.astype(np.uint8))
+    draw = ImageDraw.Draw(cell)
+    for kind, circles in rings.items():
+        for center, radius in circles if len(circles) <= MOST_RINGS else ():
+            draw.circle(center, radius, outline=tuple(COLORS[kind].tolist()))
+    # Over the rings, so that these hide nothing.
+    return Image.fromarray(np.where(kinds[..., None] > REST, COLORS[kinds], np.asarray(cell)))
+
+
+def _predicted(probs: np.ndarray, threshold: float) -> np.ndarray:
+    """Return where `to_unit(probs)` is above the threshold, without that copy of eight bytes a pixel."""
+    if probs.dtype == np.uint8:
+        return (to_unit(np.arange(256, dtype=np.uint8)) > threshold)[probs]
+    return probs > np.float64(threshold)  # as float64, where a Python number would be rounded to the type of `probs`
+
+
+def _resized(values: np.ndarray, size: tuple[int, int], pool: np.ufunc, dtype: type | None = None) -> np.ndarray:
+    """Shrink (H, W) to `size`, (height, width), by `pool` over the pixels under each; enlarge by nearest neighbour."""
+    for axis, new in enumerate(size):
+        old = values.shape[axis]
+        if new < old:
+            values = pool.reduceat(values, np.arange(new) * old // new, axis, dtype)
+        else:
+            values = values.take((2 * np.arange(new) + 1) * old // (2 * new), axis)
+    return values
+
+
+def check_plots():
+    """Refuse what `draw_curves` cannot do, before the work whose curves it shall draw.
+
+    Raises:
+        UserError: If matplotlib is not installed.
+    """
+    try:
+        import_module("matplotlib.figure")
+    except ImportError:
+        raise UserError("curves need matplotlib, which is not installed: pip install 'unconceal[plots]'") from None
+
+
+def highest_point(curve: Sequence[float]) -> tuple[int, float]:
+    """Return the threshold, 0 to 255, at which a curve over the thresholds 255 to 0 is highest, and its value there.
+
+    Of several such thresholds it is the highest.
+    """
+    index = int(np.argmax(curve))
+    return THRESHOLDS[index], float(curve[index])
+
+
+def draw_curves(
+    curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping[str, str], title: str
+) -> Image.Image:
+    """Draw precision over recall, and F over the threshold, with a line for each method.
+
+    A dot marks the threshold of the highest F, in both panels.
+
+    Args:
+        curves: For each method's name, its mean curves over the thresholds 255 to 0 by the keys of `titles`.
+        titles: The protocol's `curves`: `precision_curve`, `recall_curve`, and F, the first of the others.
+        title: What the curves show, such as the data set.
+
+    Returns:
+        An RGB picture, 2400 pixels wide.
+
+    Raises:
+        UserError: If matplotlib is not installed.
+        ValueError: If there is no method.
+    """
+    check_plots()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(_figure(curves, titles, title))
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _figure(curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping[str, str], title: str) -> "Figure":
+    from matplotlib.figure import Figure
+
+    if not curves:
+        raise ValueError("no curve to draw")
+    precision, recall = "precision_curve", "recall_curve"
+    f = next(name for name in titles if name not in (precision, recall))
+    f_title = titles[f].replace("beta^2", "β²")
+    labels = []
+    for method, values in curves.items():
+        threshold, highest = highest_point(values[f])
+        labels.append(f"{shortened(method, lambda name: len(name) <= 40)}: {highest:.3f} at {threshold}")
+    # A hundred letters fit side by side, wide ones too, and the line before each label is as wide as ten.
+    num_columns = min(len(labels), 100 // (10 + max(map(len, labels))))
+    num_lines = -(-len(labels) // num_columns)
+    # Twelve inches at 200 dots each: a text of 11 points is 15 pixels high where the picture is shown at half its size.
+    figure = Figure((12, 5.6 + 0.25 * num_lines), 200, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1, wspace=0.04)
+    left, right = figure.subplots(1, 2)
+    for index, values in enumerate(curves.values()):
+        style = {
+            "color": LINE_COLORS[index % len(LINE_COLORS)],
+            "linestyle": STYLES[index % len(STYLES)],
+            "linewidth": 1.8,
+            "marker": "o",
+            "markersize": 7,
+            "markeredgecolor": "white",
+            "markevery": [THRESHOLDS.index(highest_point(values[f])[0])],
+        }
+        left.plot(values[recall], values[precision], **style)
+        right.plot(THRESHOLDS, values[f], **style)
+    for axes, x_title, y_title, end in (
+        (left, titles[recall], titles[precision], 1),
+        (right, "threshold, of 255", f_title, 255),
+    ):
+        axes.set_xlabel(x_title, fontsize=12)
+        axes.set_ylabel(y_title, fontsize=12)
+        axes.set_xlim(0, end * 1.01)
+        axes.set_ylim(0, 1.01)
+        axes.tick_params(labelsize=11)
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    right.set_xticks([0, 51, 102, 153, 204, 255])
+    figure.suptitle(shortened(title, lambda line: len(line) <= 90), fontsize=14, parse_math=False)
+    legend = figure.legend(
+        right.lines,
+        labels,
+        loc="outside lower center",
+        ncols=num_columns,
+        title=f"highest {f_title} and its threshold: the dot",
+        title_fontsize=11,
+        fontsize=11,
+        frameon=False,
+        handlelength=3.5,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may hold dollars
+    return figure

@@ -1,0 +1,14 @@
+"""The protocol `lesion` for `evaluate.load`; protocol_lesion.py states it."""
+
+# `evaluate` copies the files that this one names, so what those need is named too. It reads a comment on such a line as an
+# address.
+from .base import Protocol
+from .evaluate_module import ProtocolMetric
+from .protocol_lesion import PROTOCOL
+from .protocol_segmentation import score_image
+
+
+class UnconcealLesion(ProtocolMetric):
+    """The protocol `lesion`."""
+
+    protocol: Protocol = PROTOCOL

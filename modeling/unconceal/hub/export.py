@@ -1,0 +1,381 @@
+"""Write a trained network as a file that runs without this package: ONNX, or a program of torch.export.
+
+An export is a folder, laid out as optimum's: `model.onnx` or `model.pt2`, `config.json` and `preprocessor_config.json`. The
+network takes `pixel_values` (batch, channels, height, width), normalised, and gives `logits` (batch, 1, height, width), of
+which the sigmoid is the mask. Batch, height and width are free. Numbers are float32, whatever the checkpoint's.
+
+What a consumer must know to prepare a picture also stands in the file itself: in ONNX's metadata, and in `metadata.json`
+among the extra files of torch.export.
+
+What was written is run before it takes its place, at three sizes with one and three images, against the network that it
+came from. A pixel's difference is that of its logits, as a share of the image batch's largest logit or, where that is less,
+of 1. It may be 1e-4. Two things that are no fault of an export are let pass, and reported:
+
+- A deep network may enlarge the last bit of a number beyond that. Where it does, ten times what its own logits move when its
+  input is rounded otherwise is allowed, at most 1e-2.
+- RUN's closed form hardens masks at fixed probabilities, so that a last bit can turn a spot of the mask. At most 1 in 100
+  pixels may differ by more than is allowed.
+"""
+
+import copy
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..api import Segmenter
+from ..models import NETWORKS
+from ..utils.errors import UserError, one_line
+from ..utils.files import is_folder, make_folder, replacing, restore
+
+
+# The file of each format.
+FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2"}
+# All that a folder may hold that is overwritten. Weights beyond ONNX's limit of 2 GB for one file lie in model.onnx.data.
+FILES = {*FORMATS.values(), "model.onnx.data", "config.json", "preprocessor_config.json"}
+# Versions of ONNX's operator set that torch's exporter writes.
+OPSET, LEAST_OPSET, LAST_OPSET = 20, 18, 23
+TOLERANCE, LAST_TOLERANCE, ROUNDING_MARGIN = 1e-4, 1e-2, 10
+STRAY_SHARE = 1e-2
+BATCH_SIZES = (1, 3)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export_model` wrote, and how it compares with the network it came from.
+
+    Args:
+        path: The exported file.
+        size: (height, width) to which its pictures are to be resized.
+        opset: Version of ONNX's operator set, None for torch.export.
+        num_bytes: Size of the file, with its external weights if there are any.
+        dtype: Of the checkpoint; the export is float32.
+        difference: Largest difference of a pixel (see the module's docstring), None without check.
+        tolerance: Largest that was allowed, None without check.
+        stray_share: Share of the pixels that differ by more, of the check that has most of them, None without check.
+        eager_seconds: Time for one picture of `size` after a warm-up, None without check.
+        exported_seconds: Likewise, of the exported file.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    opset: int | None
+    num_bytes: int
+    dtype: torch.dtype
+    difference: float | None = None
+    tolerance: float | None = None
+    stray_share: float | None = None
+    eager_seconds: float | None = None
+    exported_seconds: float | None = None
+
+
+class LogitsAlone(nn.Module):
+    """A network of which nothing but the logits comes out."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, 1, H, W) of `pixel_values` (B, C, H, W)."""
+        return self.model(pixel_values=pixel_values, return_dict=True).logits
+
+
+def check_target(
+    format: str, folder: str | Path, opset: int | None = None, overwrite: bool = False, check: bool = True
+):
+    """Refuse early what `export_model` could not do.
+
+    Args:
+        format: As for `export_model`, likewise the others.
+        folder: Its parent is made.
+        opset: None for the default.
+        overwrite: Whether the folder may hold an earlier export.
+        check: Whether the export will be run.
+
+    Raises:
+        UserError: If the format or opset is unknown, a package is missing, or the folder cannot be written or holds
+            anything that is not to be overwritten.
+    """
+    if format not in FORMATS:
+        raise UserError(f"got the format {format!r}, expected {' or '.join(FORMATS)}")
+    if format != "onnx" and opset is not None:
+        raise UserError(f"got an opset for {format}, which has none; leave it out, or choose the format onnx")
+    if format == "onnx":
+        needed = ["onnx", "onnxscript"] + ["onnxruntime"] * check
+        missing = [name for name in needed if find_spec(name) is None]
+        if missing:
+            raise UserError(f"ONNX needs {', '.join(missing)}, not installed here; pip install 'unconceal[onnx]'")
+        if opset is not None and not LEAST_OPSET <= opset <= LAST_OPSET:
+            raise UserError(f"got the opset {opset}, expected {LEAST_OPSET} to {LAST_OPSET}")
+    folder = Path(folder)
+    restore(folder)
+    if os.path.lexists(folder) and not is_folder(folder):
+        raise UserError(f"{folder} exists and is no folder; choose another")
+    held = {path.name for path in folder.iterdir()} if is_folder(folder) else set()
+    if held and not overwrite:
+        raise UserError(
+            f"{folder} exists and is not an empty folder; choose another, or --overwrite an earlier export"
+        )
+    if held - FILES:
+        raise UserError(f"{folder} holds {min(held - FILES)!r}, which no export wrote; choose another folder")
+    make_folder(folder.parent)
+
+
+def export_model(
+    segmenter: Segmenter,
+    format: str,
+    folder: str | Path,
+    opset: int | None = None,
+    size: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    check: bool = True,
+) -> ExportReport:
+    """Export a network and what its consumers need; nothing is written unless all of it succeeds.
+
+    Args:
+        segmenter: As `unconceal.inference.load` gives it; it stays as it is.
+        format: A key of `FORMATS`.
+        folder: Folder to make.
+        opset: Version of ONNX's operator set, from `LEAST_OPSET` to `LAST_OPSET`; None is `OPSET`.
+        size: (height, width), pixels, to which consumers are told to resize pictures; None is the processor's own.
+        overwrite: Whether `folder` may hold an earlier export, which is replaced.
+        check: Whether the export is run against the network.
+
+    Raises:
+        UserError: If `check_target` refuses, the network is too large for the size, cannot be exported, or comes out
+            different.
+    """
+    check_target(format, folder, opset, overwrite, check)
+    dtype = segmenter.model.dtype
+    processor = copy.deepcopy(segmenter.processor)
+    smallest = segmenter.model.min_image_size
+    if size is not None:
+        processor.size = {"height": size[0], "width": size[1]}
+    size = (processor.size["height"], processor.size["width"])
+    if min(size) < smallest:
+        raise UserError(f"got the size {_words(size)}, expected at least {smallest}x{smallest}; name a larger one")
+    # Frozen: torch's loops cannot be made ONNX otherwise.
+    model = copy.deepcopy(segmenter.model).cpu().float().eval().requires_grad_(False)
+    network = LogitsAlone(model).eval()
+    if format == "onnx":
+        opset = OPSET if opset is None else opset
+    about = describe(model, processor, opset)
+    with torch.no_grad(), replacing(folder) as beside:
+        beside.mkdir()
+        path = beside / FORMATS[format]
+        try:
+            with _quiet():
+                program = _trace(network, model.config.num_channels, smallest)
+                if format == "onnx":
+                    _save_onnx(program, path, opset, about)
+                else:
+                    _save_program(program, path, smallest, about)
+        # Tracing runs any backbone's code and raises what that raises.
+        except Exception as error:
+            name = type(model).__name__
+            raise UserError(f"cannot export {name} as {format}: {type(error).__name__}: {one_line(error)}") from error
+        difference = tolerance = stray_share = eager_seconds = exported_seconds = None
+        if check:
+            run = (_open_onnx if format == "onnx" else _open_program)(path)
+            difference, tolerance, stray_share = _compare(
+                run, network, model.config.num_channels, check_sizes(size, smallest)
+            )
+            picture = _images(1, model.config.num_channels, size)
+            eager_seconds, exported_seconds = _seconds(network, picture), _seconds(run, picture)
+        num_bytes = sum(file.stat().st_size for file in beside.iterdir())
+        _write_configs(model, processor, beside)
+    return ExportReport(
+        path=Path(folder) / FORMATS[format],
+        size=size,
+        opset=opset,
+        num_bytes=num_bytes,
+        dtype=dtype,
+        difference=difference,
+        tolerance=tolerance,
+        stray_share=stray_share,
+        eager_seconds=eager_seconds,
+        exported_seconds=exported_seconds,
+    )
+
+
+def describe(model: nn.Module, processor, opset: int | None) -> dict[str, str]:
+    """Return what a consumer without this package must know, as ONNX's metadata wants it: text by name.
+
+    Lists and numbers are JSON. `image_mean` and `image_std` are in the order of `channel_order`.
+    """
+    config, path = model.config, Path(model.name_or_path)
+    names = {network.config_class.model_type: name for name, network in NETWORKS.items()}
+    package = metadata("unconceal")
+    about = {
+        # Of a folder its own name, as the path is nobody else's matter.
+        "name": path.name if is_folder(path) else model.name_or_path,
+        "network": names.get(config.model_type, config.model_type),
+        "image_size": [processor.size["height"], processor.size["width"]],
+        "min_image_size": model.min_image_size,
+        "resample": Image.Resampling(processor.resample).name.lower(),
+        "channel_order": processor.channel_order,
+        "rescale_factor": processor.rescale_factor if processor.do_rescale else 1.0,
+        "image_mean": processor.image_mean if processor.do_normalize else 0.0,
+        "image_std": processor.image_std if processor.do_normalize else 1.0,
+        "output": "logits; their sigmoid is the mask",
+        "code_license": package["License-Expression"],
+        "unconceal_version": package["Version"],
+    }
+    if opset is not None:
+        about["opset"] = opset
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+
+
+def check_sizes(size: tuple[int, int], smallest: int) -> list[tuple[int, int]]:
+    """Return the sizes (height, width) that an export is run at: its own, an odd one that is not square, a smaller one."""
+    height, width = size
+    odd = max(height // 2, smallest) | 1, max(3 * width // 4, smallest + 14) | 1
+    return [size, odd, (max(height // 2, smallest), max(width // 2, smallest))]
+
+
+def _trace(network: nn.Module, channels: int, smallest: int) -> torch.export.ExportedProgram:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            # A convolution looks at strides to choose a memory format, which would tie the program to sizes above 1.
+            module.register_forward_pre_hook(lambda _, inputs: tuple(images.contiguous() for images in inputs))
+    free = torch.export.Dim.DYNAMIC
+    # Odd, and so large that no side is 1 at any level: what is so in the example would be taken to be so always. It
+    # costs nothing, as no number is reckoned.
+    example = torch.zeros(2, channels, 18 * smallest + 25, 26 * smallest + 19)
+    # Or else lengths that may be 1 are taken to be more.
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+        return torch.export.export(network, (example,), dynamic_shapes={"pixel_values": {0: free, 2: free, 3: free}})
+
+
+def _save_onnx(program: torch.export.ExportedProgram, path: Path, opset: int, about: dict[str, str]):
+    axes = {"pixel_values": {0: "batch", 2: "height", 3: "width"}}
+    names = {"input_names": ["pixel_values"], "output_names": ["logits"], "dynamic_shapes": axes}
+    onnx = torch.onnx.export(program, opset_version=opset, dynamo=True, verbose=False, **names)
+    model = onnx.model
+    for graph in model.graphs():
+        for node in graph:
+            node.metadata_props.clear()  # traces with the paths of this machine
+    model.metadata_props.update(about)
+    onnx.save(path)
+
+
+def _save_program(program: torch.export.ExportedProgram, path: Path, smallest: int, about: dict[str, str]):
+    # The others refuse sides and batches of 1, where strides could be read otherwise; `_compare` runs these.
+    program._guards_code = [guard for guard in program._guards_code if guard.endswith(f">= {smallest}")]
+    program.example_inputs = None  # megabytes of zeros
+    for module in program.graph_module.modules():
+        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
+            for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
+                node.meta.pop(key, None)  # the paths of this machine
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(about, indent=2)})
+
+
+def _open_onnx(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"pixel_values": images.numpy()})[0])
+
+
+def _open_program(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    with _quiet():
+        return torch.export.load(path).module()
+
+
+def _images(batch_size: int, channels: int, size: tuple[int, int]) -> torch.Tensor:
+    return torch.randn(batch_size, channels, *size, generator=torch.Generator().manual_seed(0))
+
+
+def _compare(
+    run: Callable, network: Callable, channels: int, sizes: list[tuple[int, int]]
+) -> tuple[float, float, float]:
+    """Return the largest difference, the largest that was allowed, and the largest share of pixels beyond it."""
+    largest, tolerance, stray_share = 0.0, TOLERANCE, 0.0
+    for size in sizes:
+        for batch_size in BATCH_SIZES:
+            images = _images(batch_size, channels, size)
+            where = f"for {batch_size} image(s) of {_words(size)}"
+            expected = network(images)
+            try:
+                got = run(images)
+            except Exception as error:  # onnxruntime has many classes of its own
+                raise UserError(f"the export fails {where}, nothing is written: {one_line(error)}") from error
+            if got.shape != expected.shape:
+                raise UserError(
+                    f"the export gives logits of {tuple(got.shape)} {where}, expected {tuple(expected.shape)}; nothing "
+                    "is written"
+                )
+            differences = _differences(got, expected)
+            if not (differences <= tolerance).all():
+                tolerance = max(tolerance, _tolerance(network, images, expected))
+            strays = 1 - (differences <= tolerance).float().mean().item()  # so counted, NaN strays
+            if strays > STRAY_SHARE:
+                raise UserError(
+                    f"the export's logits differ by up to {differences.max():.1e} {where}, more than the {tolerance:.1e} "
+                    f"allowed in {strays:.1%} of the pixels; nothing is written"
+                )
+            largest, stray_share = max(largest, differences.max().item()), max(stray_share, strays)
+    return largest, tolerance, stray_share
+
+
+def _differences(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    return (logits - expected).abs() / expected.abs().max().clamp(min=1)
+
+
+def _tolerance(network: Callable, images: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the difference that rounding alone may make in the logits `expected` of these images."""
+    nudged = torch.nextafter(images, torch.zeros_like(images))
+    own = _differences(network(nudged), expected).max().item()
+    return max(TOLERANCE, min(ROUNDING_MARGIN * own, LAST_TOLERANCE))
+
+
+def _seconds(run: Callable, images: torch.Tensor) -> float:
+    run(images)
+    start = time.perf_counter()
+    run(images)
+    return time.perf_counter() - start
+
+
+def _write_configs(model: nn.Module, processor, folder: Path):
+    # Not by `save_pretrained`, which would put code beside them that nothing here needs.
+    for part, name in ((model.config, "config.json"), (processor, "preprocessor_config.json")):
+        fields = json.loads(part.to_json_string())
+        for field in ("auto_map", "custom_pipelines"):
+            fields.pop(field, None)
+        if part is model.config:
+            fields["dtype"] = "float32"
+        (folder / name).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what torch's exporters tell about themselves."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _words(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+__all__ = ["FORMATS", "ExportReport", "check_target", "describe", "export_model"]

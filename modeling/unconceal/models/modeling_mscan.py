@@ -1,0 +1,225 @@
+"""MSCAN, the encoder of SegNeXt: a convolutional network whose attention gates features by strips of many lengths.
+
+Paper: "SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation", NeurIPS 2022,
+https://arxiv.org/abs/2209.08575. Written from the paper and from the names and shapes of its published weights, which
+`scripts/convert_checkpoint.py mscan` turns into ours. OPDS stands on it; RUN can, and it may be used alone.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoBackbone, AutoModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_mscan import MscanConfig
+from .modeling_unconceal import ChannelLayerNorm, UnconcealPreTrainedModel
+
+
+# Lengths of the strips, each a pair of depth-wise convolutions, along a row and along a column (section 3.1).
+STRIP_SIZES = (7, 11, 21)
+
+
+class MscanStem(nn.Sequential):
+    """Two 3x3 convolutions of stride 2, each with batch norm."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels // 2, kernel_size=3, stride=2, padding=1),
+            nn.BatchNorm2d(out_channels // 2),
+            nn.GELU(),
+            nn.Conv2d(out_channels // 2, out_channels, kernel_size=3, stride=2, padding=1),
+            nn.BatchNorm2d(out_channels),
+        )
+
+
+class MscanDownsampling(nn.Sequential):
+    """3x3 convolution of stride 2 with batch norm."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1), nn.BatchNorm2d(out_channels)
+        )
+
+
+class MscanGate(nn.Module):
+    """Convolutional attention: weights from a 5x5 neighbourhood and strips of several lengths (equation 1)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.local = depthwise_conv(channels, (5, 5))
+        self.strips = nn.ModuleList(
+            nn.Sequential(depthwise_conv(channels, (1, size)), depthwise_conv(channels, (size, 1)))
+            for size in STRIP_SIZES
+        )
+        self.mix = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        near = self.local(hidden_states)
+        attention = near
+        for strip in self.strips:
+            attention = attention + strip(near)
+        return self.mix(attention) * hidden_states
+
+
+class MscanAttention(nn.Module):
+    """The gate between two 1x1 convolutions, with a skip of its own inside the block's."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.proj_in = nn.Conv2d(channels, channels, kernel_size=1)
+        self.gate = MscanGate(channels)
+        self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        return hidden_states + self.proj_out(self.gate(F.gelu(self.proj_in(hidden_states))))
+
+
+class MscanFeedForward(nn.Sequential):
+    """1x1 convolution to more channels, 3x3 depth-wise convolution, GELU, and back."""
+
+    def __init__(self, channels: int, inner_channels: int):
+        super().__init__(
+            nn.Conv2d(channels, inner_channels, kernel_size=1),
+            depthwise_conv(inner_channels, (3, 3)),
+            nn.GELU(),
+            nn.Conv2d(inner_channels, channels, kernel_size=1),
+        )
+
+
+class MscanBlock(GradientCheckpointingLayer):
+    """Attention and feed-forward network, each after batch norm and on a skip, with layer scale and drop path."""
+
+    def __init__(self, channels: int, mlp_ratio: int, drop_path_rate: float, layer_scale_init_value: float):
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+        self.layer_scale_init_value = layer_scale_init_value
+        self.attention_norm = nn.BatchNorm2d(channels)
+        self.attention = MscanAttention(channels)
+        self.attention_scale = nn.Parameter(torch.empty(channels))
+        self.feed_forward_norm = nn.BatchNorm2d(channels)
+        self.feed_forward = MscanFeedForward(channels, mlp_ratio * channels)
+        self.feed_forward_scale = nn.Parameter(torch.empty(channels))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        branch = self.attention(self.attention_norm(hidden_states))
+        hidden_states = hidden_states + self.drop_path(self.attention_scale[:, None, None] * branch)
+        branch = self.feed_forward(self.feed_forward_norm(hidden_states))
+        return hidden_states + self.drop_path(self.feed_forward_scale[:, None, None] * branch)
+
+    def drop_path(self, branch: torch.Tensor) -> torch.Tensor:
+        """Zero the branch (B, C, H, W) of random images in training, and enlarge the others' in return."""
+        if not self.training or self.drop_path_rate == 0:
+            return branch
+        return branch * F.dropout(branch.new_ones(branch.shape[0], 1, 1, 1), self.drop_path_rate)
+
+
+class MscanStage(nn.Module):
+    """Downsampling, blocks, layer norm."""
+
+    def __init__(self, embedding: nn.Module, blocks: list[MscanBlock], channels: int):
+        super().__init__()
+        self.embedding = embedding
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = ChannelLayerNorm(channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map the features of the stage before, or the image, to (B, C, ceil(H / 2), ceil(W / 2)), the stem's to 4."""
+        hidden_states = self.embedding(hidden_states)
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return self.norm(hidden_states)
+
+
+def depthwise_conv(channels: int, kernel_size: tuple[int, int]) -> nn.Conv2d:
+    """Return a convolution of each channel for itself that keeps the size."""
+    padding = (kernel_size[0] // 2, kernel_size[1] // 2)
+    return nn.Conv2d(channels, channels, kernel_size, padding=padding, groups=channels)
+
+
+class MscanPreTrainedModel(UnconcealPreTrainedModel):
+    """Weight initialisation and checkpointing of MSCAN."""
+
+    config_class = MscanConfig
+    base_model_prefix = "mscan"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MscanBlock"]
+    auto_classes = ("AutoModel",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Set every parameter and buffer of `module`, convolutions from N(0, 2 / fan-out) as published."""
+        if isinstance(module, nn.Conv2d):
+            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+            init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            init.zeros_(module.bias)
+        elif isinstance(module, MscanBlock):
+            init.constant_(module.attention_scale, module.layer_scale_init_value)
+            init.constant_(module.feed_forward_scale, module.layer_scale_init_value)
+        else:
+            super()._init_weights(module)
+
+
+class MscanBackbone(BackboneMixin, MscanPreTrainedModel):
+    """MSCAN as a backbone: the features of the stages that `out_features` names."""
+
+    has_attentions = False
+
+    def __init__(self, config: MscanConfig):
+        super().__init__(config)
+        self.num_features = list(config.hidden_sizes)
+        num_blocks = sum(config.depths)
+        rates = iter([config.drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks)])
+        self.stages = nn.ModuleList()
+        in_channels = config.num_channels
+        for channels, depth, mlp_ratio in zip(config.hidden_sizes, config.depths, config.mlp_ratios, strict=True):
+            embedding = MscanDownsampling if len(self.stages) else MscanStem
+            blocks = [
+                MscanBlock(channels, mlp_ratio, next(rates), config.layer_scale_init_value) for _ in range(depth)
+            ]
+            self.stages.append(MscanStage(embedding(in_channels, channels), blocks, channels))
+            in_channels = channels
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
+    ) -> BackboneOutput:
+        """Encode a batch of images.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised RGB, at least 32x32.
+            output_hidden_states: Whether to return the image and the features of every stage as `hidden_states` too.
+            kwargs: Ignored, as by transformers' own backbones.
+
+        Returns:
+            `BackboneOutput`, whose `feature_maps` are (B, C, H / s, W / s), sizes rounded up, finest first.
+
+        Raises:
+            ValueError: If the number of channels is another or the image is too small.
+        """
+        self.check_pixel_values(pixel_values)
+        hidden_states = [pixel_values]
+        for stage in self.stages:
+            hidden_states.append(stage(hidden_states[-1]))
+        maps = zip(self.stage_names, hidden_states[1:], strict=True)
+        return BackboneOutput(
+            feature_maps=tuple(feature_map for name, feature_map in maps if name in self.out_features),
+            hidden_states=tuple(hidden_states),
+        )
+
+
+# For use alone, also where the package is not installed. Networks take their own copy of this file (see backbones.py).
+AutoModel.register(MscanConfig, MscanBackbone, exist_ok=True)
+AutoBackbone.register(MscanConfig, MscanBackbone, exist_ok=True)
+
+__all__ = ["MscanBackbone", "MscanPreTrainedModel"]
