@@ -85,6 +85,8 @@ def check_backbone_config(config: PreTrainedConfig):
 class UnconcealBackboneModel(UnconcealPreTrainedModel):
     """A network on a `backbone`, built from `config.backbone_config` and filled from a pretrained encoder."""
 
+    has_backbone = True
+
     def make_backbone(self) -> torch.nn.Module:
         """Return the encoder with random weights."""
         config = self.config.backbone_config
@@ -111,11 +113,11 @@ class UnconcealBackboneModel(UnconcealPreTrainedModel):
         model.load_backbone(backbone)
         return model
 
-    def load_backbone(self, backbone: str):
-        """Give the encoder pretrained weights, every one of them.
+    def load_backbone(self, source: str):
+        """Load pretrained weights into the encoder, every one of them.
 
         Args:
-            backbone: As in `from_backbone`.
+            source: As in `from_backbone`.
 
         Raises:
             OSError: If there is no such checkpoint.
@@ -123,14 +125,14 @@ class UnconcealBackboneModel(UnconcealPreTrainedModel):
         """
         kind, config = type(self.backbone), self.config.backbone_config
         if config.model_type == "timm_backbone":
-            prefix = "local-dir:" if Path(backbone).is_dir() else "hf-hub:" if "/" in backbone else ""
+            prefix = "local-dir:" if Path(source).is_dir() else "hf-hub:" if "/" in source else ""
             with init.no_init_weights():  # which would reset the running statistics that timm has loaded
-                loaded = kind.from_pretrained(prefix + backbone, config=config)
+                loaded = kind.from_pretrained(prefix + source, config=config)
             lacking = set(self.backbone.state_dict()) ^ set(loaded.state_dict())
         else:
             # Other shapes are told below, by name.
             loaded, report = kind.from_pretrained(
-                backbone, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+                source, config=config, output_loading_info=True, ignore_mismatched_sizes=True
             )
             own = tuple(f"{name}." for name, _ in self.backbone.named_children())
             unused = {
@@ -141,7 +143,7 @@ class UnconcealBackboneModel(UnconcealPreTrainedModel):
             lacking = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]} | unused
         if lacking:
             raise ValueError(
-                f"{backbone} holds other weights than {kind.__name__}: {len(lacking)} are missing, too many or of another "
+                f"{source} holds other weights than {kind.__name__}: {len(lacking)} are missing, too many or of another "
                 f"shape, such as {min(lacking)}; give weights of the same architecture as `backbone_config`."
             )
         self.backbone.load_state_dict(loaded.state_dict())

@@ -557,16 +557,12 @@ class RunPreTrainedModel(UnconcealBackboneModel):
 class RunForImageSegmentation(RunPreTrainedModel):
     """RUN: encoder, neck, a coarse mask, and K stages that turn by turn improve mask and background.
 
-    The encoder starts at random; `from_backbone` and `load_backbone` give it pretrained weights.
-
-    Attributes:
-        training_progress: Share of the training that is done, in [0, 1], on which the weight of the ambiguity loss
-            depends. A training loop sets it before each step; where none does, the weight is the final one.
+    The encoder starts at random; `from_backbone` and `load_backbone` give it pretrained weights. The weight of the
+    ambiguity loss depends on `training_progress`; it is the final one if no training loop sets that.
     """
 
     def __init__(self, config: RunConfig):
         super().__init__(config)
-        self.training_progress = 1.0
         self.backbone = self.make_backbone()
         self.neck = RunNeck(self.backbone.channels, config.hidden_size)
         self.coarse_head = RunCoarseHead(config.hidden_size)
@@ -574,6 +570,11 @@ class RunForImageSegmentation(RunPreTrainedModel):
         self.background_step = RunBackgroundStep(config) if config.use_unfolding and config.use_background else None
         self.stages = nn.ModuleList(RunStage(config) for _ in range(1 if config.share_stages else config.num_stages))
         self.post_init()
+
+    @property
+    def num_stages(self) -> int:
+        """Number of unfolded stages, K in the paper."""
+        return self.config.num_stages
 
     @can_return_tuple
     def forward(

@@ -19,15 +19,23 @@ SEGMENTATION = "AutoModelForImageSegmentation"
 
 
 class UnconcealPreTrainedModel(PreTrainedModel):
-    """A `PreTrainedModel` whose folder opens through several Auto classes without the package.
+    """Base class of every network: saving with code, input checks, training hooks.
 
-    Subclasses set `auto_classes`, the Auto model classes that open their checkpoints, and `min_image_size`.
+    Subclasses override what differs. Training, drawing and the demo rely on these members, never on `hasattr`.
+
+    Attributes:
+        auto_classes: Auto model classes that open a checkpoint of this class.
+        min_image_size: Smallest side of an image, in pixels.
+        has_backbone: Whether the encoder is a backbone, which `load_backbone` fills.
+        training_progress: Share of the training that is done, in [0, 1]. The training loop sets it before each step.
     """
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     auto_classes = ("AutoModel", SEGMENTATION, "AutoModelForSemanticSegmentation")
     min_image_size = 32
+    has_backbone = False
+    training_progress: float = 1.0
     # Being set, it makes `save_pretrained` copy this model's code beside the weights.
     _auto_class = "AutoModel"
 
@@ -37,6 +45,32 @@ class UnconcealPreTrainedModel(PreTrainedModel):
             # By this table alone `pipeline("image-segmentation")` tells which models it supports; of others it logs an
             # error, and works.
             MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES[cls.config_class.model_type] = cls.__name__
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages that `unfold` can show; 0 if the network does not unfold."""
+        return 0
+
+    def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
+        """Return the image in [0, 1], or None if the network does not need it.
+
+        Args:
+            pixel_values: (B, C, H, W), normalized.
+        """
+        return None
+
+    def load_backbone(self, source: str):
+        """Load pretrained weights into the encoder.
+
+        Args:
+            source: Folder or Hub id of a backbone.
+
+        Raises:
+            ValueError: If the network has no backbone.
+        """
+        raise ValueError(
+            f"got backbone {source}, but {type(self).__name__} has no backbone; train it from random weights."
+        )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Save weights, config and code. See `PreTrainedModel.save_pretrained`."""
