@@ -17,23 +17,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
-from ..models.image_processing_unconceal import to_mask
 from ..utils.errors import UserError
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.images import MAX_PIXELS, open_image
+from .masks import UnusablePair, encode_mask, have_one_aspect, open_upright, read_mask  # noqa: F401
 
 
 logger = logging.getLogger(__name__)
 
-FULL_SCALES = (1, 255, 65535)
 DIGEST_ROWS = 64
-
-
-class UnusablePair(UserError):
-    """An image and a mask that cannot be used together. The message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -97,76 +92,6 @@ class Checked:
     num_changed_masks: int = 0
     num_resized_masks: int = 0
     num_empty_masks: int = 0
-
-
-def open_upright(file: Path | io.BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture completely and turn it as its EXIF orientation says.
-
-    Args:
-        file: Path or open bytes.
-        name: What to call it in messages.
-        max_pixels: Width times height above which it is refused.
-
-    Raises:
-        UnusablePair: If it is too large or cannot be read to the last pixel.
-    """
-    try:
-        with open_image(file, max_pixels) as picture:
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)  # else it copies even what needs no turn
-            return picture
-    except Exception as error:  # Pillow's readers raise a dozen types for broken files, struct.error among them
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not a picture"
-        else:
-            reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnusablePair(f"{name} cannot be read: {reason}") from None
-
-
-def _grey_values(picture: Image.Image) -> np.ndarray:
-    """Bring a mask of any mode to one value a pixel, (H, W), by the module's rule; deep grey keeps its own scale."""
-    return np.asarray(picture if picture.mode.startswith(("I", "F")) else to_mask(picture))
-
-
-def read_mask(
-    path: Path, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
-) -> tuple[np.ndarray, bool, bool]:
-    """Read a mask file by the module's rule.
-
-    Args:
-        path: Mask file of any mode: 1-bit, grey, palette, colour, with alpha, 16-bit.
-        size: Width and height to resize a mask of the same aspect to; any other mask keeps its own.
-        max_pixels: As in `open_upright`.
-
-    Returns:
-        (H, W) booleans, whether the file held other values than 0 and 255, and whether it was resized.
-
-    Raises:
-        UnusablePair: If the file cannot be read or its values pass 65535.
-    """
-    values = _grey_values(open_upright(path, path.name, max_pixels))
-    full_scale = next((scale for scale in FULL_SCALES if values.max() <= scale), None)
-    if full_scale is None or values.min() < 0:
-        raise UnusablePair(f"{path.name} holds values from {values.min()} to {values.max()}, expected 0 to 65535")
-    changed = bool(((values != 0) & (values != 255)).any())
-    stored = values.shape[::-1]
-    resized = size is not None and size != stored and have_one_aspect(size, stored)
-    if resized:
-        # Linear, not cubic: it cannot overshoot, and a mask of two values comes nearer to its true outline.
-        values = np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
-    return values > full_scale * 127 / 255, changed, resized
-
-
-def have_one_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two sizes differ by a scale alone, where rounding may have cost either side up to a pixel."""
-    return abs(size[0] * other[1] - size[1] * other[0]) < max(*size, *other)
-
-
-def encode_mask(mask: np.ndarray) -> bytes:
-    """PNG bytes, mode L, {0, 255}, of a (H, W) boolean mask."""
-    buffer = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def digest(picture: Image.Image) -> str:
