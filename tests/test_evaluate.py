@@ -17,7 +17,8 @@ from PIL import Image
 
 from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
 from unconceal.api import Segmenter
-from unconceal.evaluation import PROTOCOLS, evaluate_model
+from unconceal.evaluation.networks import evaluate_model
+from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.evaluation.protocol_segmentation import score_image, summarize
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.utils.errors import UserError

@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from unconceal.evaluation import PROTOCOLS
+from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.hub.metric_space import write_metric_space
 from unconceal.utils.errors import UserError
 

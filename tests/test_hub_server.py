@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from unconceal import SrsConfig, SrsForImageSegmentation, UnconcealImageProcessor
-from unconceal.evaluation import PROTOCOLS
+from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.hub.metric_space import write_metric_space
 
 

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from unconceal.data import generate
-from unconceal.evaluation import PROTOCOLS, format_table, report
+from unconceal.evaluation import report
+from unconceal.evaluation.protocols import PROTOCOLS
+from unconceal.evaluation.report import format_table
 from unconceal.evaluation import protocol_cod as cod
 from unconceal.evaluation import protocol_dis as dis
 from unconceal.evaluation import protocol_infrared as infrared

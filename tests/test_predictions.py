@@ -16,7 +16,9 @@ from PIL import Image
 from test_evaluate import FEATURES, equal, evaluate_script
 
 from unconceal.drawing import gallery
-from unconceal.evaluation import PROTOCOLS, PredictionFolder, workers
+from unconceal.evaluation import workers
+from unconceal.evaluation.mask_files import PredictionFolder
+from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.evaluation.mask_files import read_prediction
 from unconceal.evaluation.report import mean_curves
 from unconceal.utils.errors import UserError

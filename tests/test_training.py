@@ -21,7 +21,7 @@ from unconceal import OpdsConfig, RunForImageSegmentation, SrsConfig, SrsForImag
 from unconceal.data import build_synthetic
 from unconceal.data.loading import load_splits
 from unconceal.data.transforms import TrainingSet, TransformRecipe
-from unconceal.evaluation import PROTOCOLS
+from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.training import load_recipe, train
 from unconceal.training.loop import build_config

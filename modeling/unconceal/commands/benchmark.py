@@ -17,7 +17,9 @@ from typing import Any
 
 from unconceal.api import choose_device
 from unconceal.commands.segment import count
-from unconceal.evaluation import PROTOCOLS, PredictionFolder, format_table
+from unconceal.evaluation.mask_files import PredictionFolder
+from unconceal.evaluation.protocols import PROTOCOLS
+from unconceal.evaluation.report import format_table
 from unconceal.evaluation.cost import distance_from_pysodmetrics, make_masks, profile, time_workers
 from unconceal.evaluation.report import git_commit
 from unconceal.evaluation.timing import (

@@ -22,14 +22,10 @@ from unconceal.commands.segment import count, probability
 from unconceal.data.loading import load_splits
 from unconceal.drawing.gallery import compare_curves, draw_gallery
 from unconceal.drawing.sheets import check_plots
-from unconceal.evaluation import (
-    PROTOCOLS,
-    PredictionFolder,
-    check_report_folder,
-    evaluate_model,
-    format_table,
-    write_report,
-)
+from unconceal.evaluation.mask_files import PredictionFolder
+from unconceal.evaluation.networks import evaluate_model
+from unconceal.evaluation.protocols import PROTOCOLS
+from unconceal.evaluation.report import check_report_folder, format_table, write_report
 from unconceal.evaluation.mask_files import counts, read_truth
 from unconceal.evaluation.networks import checked_options
 from unconceal.evaluation.report import PER_IMAGE, add_images

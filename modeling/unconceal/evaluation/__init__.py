@@ -1,21 +1,12 @@
-"""Evaluation protocols: one module a protocol, whose docstring is the protocol, and what runs them.
+"""Score masks: one module a protocol, and the code that runs protocols.
 
-`evaluate_model` scores a network, `PredictionFolder` mask files of any method; `write_report` keeps the result.
+The docstring of `protocol_NAME.py` is the written protocol. Import names from the modules:
+
+| module | |
+|---|---|
+| `protocols` | `PROTOCOLS`, all protocols by name |
+| `networks` | `evaluate_model` scores a network |
+| `mask_files` | `PredictionFolder` scores mask files of any method |
+| `report` | `write_report` keeps the numbers |
+| `tables` | `results_table` compares results with each other and with papers |
 """
-
-from .base import Protocol
-from .mask_files import PredictionFolder
-from .networks import evaluate_model
-from .protocols import PROTOCOLS
-from .report import check_report_folder, format_table, write_report
-
-
-__all__ = [
-    "PROTOCOLS",
-    "PredictionFolder",
-    "Protocol",
-    "check_report_folder",
-    "evaluate_model",
-    "format_table",
-    "write_report",
-]

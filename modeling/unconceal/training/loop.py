@@ -27,7 +27,9 @@ from transformers.utils import logging as transformers_logging
 from ..api import LOADING_ERRORS
 from ..data.loading import load_splits, readable
 from ..data.transforms import TrainingSet, TransformRecipe
-from ..evaluation import PROTOCOLS, Protocol, evaluate_model
+from ..evaluation.base import Protocol
+from ..evaluation.networks import evaluate_model
+from ..evaluation.protocols import PROTOCOLS
 from ..models import NETWORKS
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..utils.errors import UserError, one_line

@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING
 from yaml import YAMLError
 
 from ..data.transforms import TransformRecipe
-from ..evaluation import PROTOCOLS
+from ..evaluation.protocols import PROTOCOLS
 from ..models import NETWORKS
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..utils.errors import UserError
