@@ -31,6 +31,7 @@ from .pairs import (
     spell,
     split_at_random,
 )
+from .splits import check_fractions
 from .write import Card, Split, make_row, new_data_set, write_card, write_splits
 
 
@@ -418,21 +419,6 @@ def get_builder(name: str) -> Builder:
     if name not in BUILDERS:
         raise UserError(f"no builder named {name!r}; there are {', '.join(sorted(BUILDERS))}")
     return BUILDERS[name]
-
-
-def check_fractions(fractions: dict[str, float]):
-    """Refuse shares that make no split.
-
-    Raises:
-        UserError: If a name cannot name a split, a share is not positive, or they do not add up to 1.
-    """
-    for split, share in fractions.items():
-        if not re.fullmatch(r"\w+", split):
-            raise UserError(f"split name {split!r}; expected letters, digits and _ only")
-        if not share > 0:
-            raise UserError(f"the share of split {split} is {share}; expected a number above 0")
-    if not abs(sum(fractions.values()) - 1) < 1e-6:
-        raise UserError(f"the shares of the splits add up to {sum(fractions.values()):g}; expected 1")
 
 
 def build(

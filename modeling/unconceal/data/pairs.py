@@ -13,7 +13,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from ..utils.errors import UserError
 from ..utils.files import IMAGE_SUFFIXES
 from ..utils.images import MAX_PIXELS, open_image
 from .masks import UnusablePair, encode_mask, have_one_aspect, open_upright, read_mask  # noqa: F401
+from .splits import split_at_random  # noqa: F401
 
 
 logger = logging.getLogger(__name__)
@@ -172,33 +173,6 @@ def check_pairs(pairs: Iterable[Pair], load: Callable[[Pair], LoadedPair] = load
         checked.num_empty_masks += not loaded.mask.any()
         del loaded  # else it stays while the next is opened
     return checked
-
-
-def split_at_random(pairs: Iterable[Pair], fractions: dict[str, float], seed: int) -> list[Pair]:
-    """Deal pairs into splits, keeping the share of each `source`.
-
-    The result depends on the names, the fractions and the seed alone, not on the order in which a disk lists files.
-
-    Args:
-        pairs: Pairs with unique ids.
-        fractions: Share of each split; they add up to 1.
-        seed: Another seed gives another split.
-
-    Returns:
-        The pairs with `split` set, in the order of splits and then of names.
-    """
-    by_source = defaultdict(list)
-    for pair in sorted(pairs, key=lambda pair: pair.id):
-        by_source[pair.source].append(pair)
-    rng = np.random.default_rng(seed)
-    dealt = []
-    for _, group in sorted(by_source.items()):
-        order = rng.permutation(len(group))
-        ends = np.rint(np.cumsum(list(fractions.values())) * len(group)).astype(int)
-        for split, chosen in zip(fractions, np.split(order, ends[:-1]), strict=True):
-            dealt += [replace(group[i], split=split) for i in chosen]
-    places = {split: place for place, split in enumerate(fractions)}
-    return sorted(dealt, key=lambda pair: (places[pair.split], pair.id))
 
 
 def find_repeats(pairs: Iterable[Pair], digests: dict[str, str]) -> list[tuple[str, ...]]:
