@@ -1,27 +1,20 @@
-"""Turn checkpoints that a paper's authors published into checkpoints of this project."""
+"""Convert checkpoints that a paper's authors published."""
 
 import argparse
 from pathlib import Path
 
-from unconceal import SrsConfig
-from unconceal.hub.convert import (
-    convert_mscan,
-    convert_srs_reconstruction,
-    convert_srs_segmentation,
-    load_published,
-    srs_processor,
-)
-from unconceal.utils.errors import UserError, run_main
-from unconceal.utils.files import replacing
+from ..utils.errors import UserError
+from ..utils.files import replacing
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser):
+    """Add the arguments of `unconceal convert`."""
+    parser.description = "Convert checkpoints that a paper's authors published into checkpoints of this project."
     networks = parser.add_subparsers(dest="network", required=True, metavar="NETWORK")
     srs = networks.add_parser(
         "srs",
-        help="SRS: reconstruction network alone, or with the segmentation network that it guides",
-        description="Convert the reconstruction network alone, or with --segmentation the pair.",
+        help="SRS: the reconstruction network, alone or with the segmentation network that it guides",
+        description="Convert the reconstruction network alone, or both networks with --segmentation.",
     )
     srs.add_argument("--reconstruction", required=True, metavar="R.pth", help="published reconstruction network")
     srs.add_argument("--segmentation", metavar="S.pth", help="published segmentation network")
@@ -29,80 +22,78 @@ def make_parser() -> argparse.ArgumentParser:
     srs.add_argument(
         "--reconstruction-out",
         metavar="DIR",
-        help="with --segmentation: folder to make for the whole reconstruction network, of which --out holds the encoder",
+        help="with --segmentation: folder to make for the whole reconstruction network; --out holds only its encoder",
     )
     srs.add_argument(
         "--release-quirks",
         action="store_true",
-        help="repeat what the authors' code does beside its paper: batch statistics in the reconstruction network at "
-        "test time, and a second division of the input by 255",
+        help="repeat what the authors' code does but their paper does not say: batch statistics in the "
+        "reconstruction network at test time, and a second division of the input by 255",
     )
-    srs.add_argument("--bgr", action="store_true", help="blue first, as the authors read the BUS files")
+    srs.add_argument("--bgr", action="store_true", help="blue channel first, as the authors read the BUS files")
     mscan = networks.add_parser(
         "mscan",
-        help="MSCAN: the encoder of OPDS, of any size",
-        description="Convert the ImageNet classifier's encoder, or that of a whole SegNeXt. Name the folder as "
-        "phases.segmentation.init_backbone_from of a recipe.",
+        help="MSCAN of any size: the encoder of OPDS",
+        description="Convert the encoder of an ImageNet classifier or of a whole SegNeXt. Name the new folder as "
+        "phases.segmentation.init_backbone_from in a recipe.",
     )
     mscan.add_argument("weights", metavar="FILE", help="published weights, such as mscan_b.pth")
     mscan.add_argument("--out", required=True, metavar="DIR", help="folder to make")
-    return parser
 
 
-def check_new(out: str):
-    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder; choose another or remove it")
+def run(args: argparse.Namespace):
+    """Convert the networks that the arguments name."""
+    _convert_srs(args) if args.network == "srs" else _convert_mscan(args)
 
 
-def save(out: str, *parts):
-    """Save a model, and its processor if it has one."""
-    with replacing(out) as folder:
-        for part in parts:
-            part.save_pretrained(folder)
-    model = parts[0]
-    print(f"wrote {type(model).__name__} to {out}")
+def _convert_mscan(args: argparse.Namespace):
+    from ..hub.convert import convert_mscan, load_published
 
-
-def report(name: str, state: dict, dropped: list[str]):
-    print(f"{name}: {len(state)} tensors read; dropped, because the network never uses them:")
-    print("  " + (" ".join(dropped) or "none"))
-
-
-def main(argv: list[str] | None = None):
-    args = make_parser().parse_args(argv)
-    {"srs": convert_srs, "mscan": convert_encoder}[args.network](args)
-
-
-def convert_encoder(args: argparse.Namespace):
-    check_new(args.out)
+    _check_new(args.out)
     published = load_published(args.weights)
     encoder, dropped = convert_mscan(published)
-    report("mscan", published, dropped)
-    save(args.out, encoder)
+    _report("mscan", published, dropped)
+    _save(args.out, encoder)
 
 
-def convert_srs(args: argparse.Namespace):
+def _convert_srs(args: argparse.Namespace):
+    from ..hub.convert import convert_srs_reconstruction, convert_srs_segmentation, load_published, srs_processor
+    from ..models.configuration_srs import SrsConfig
+
     if args.reconstruction_out and not args.segmentation:
         raise UserError(
-            "--reconstruction-out goes with --segmentation; for the reconstruction network alone use --out"
+            "got --reconstruction-out without --segmentation; for the reconstruction network alone use --out"
         )
     for out in filter(None, (args.out, args.reconstruction_out)):
-        check_new(out)
+        _check_new(out)
     config = SrsConfig(reconstruction_batch_statistics=args.release_quirks)
     processor = srs_processor(args.release_quirks, args.bgr)
     published = load_published(args.reconstruction)
     reconstruction, dropped = convert_srs_reconstruction(published, config)
-    report("reconstruction", published, dropped)
+    _report("reconstruction", published, dropped)
     if not args.segmentation:
-        save(args.out, reconstruction, processor)
+        _save(args.out, reconstruction, processor)
         return
     published = load_published(args.segmentation)
     segmentation, dropped = convert_srs_segmentation(published, reconstruction)
-    report("segmentation", published, dropped)
+    _report("segmentation", published, dropped)
     if args.reconstruction_out:
-        save(args.reconstruction_out, reconstruction, processor)
-    save(args.out, segmentation, processor)
+        _save(args.reconstruction_out, reconstruction, processor)
+    _save(args.out, segmentation, processor)
 
 
-if __name__ == "__main__":
-    run_main(main)
+def _check_new(out: str):
+    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder; choose another or remove it")
+
+
+def _save(out: str, *parts):
+    with replacing(out) as folder:
+        for part in parts:
+            part.save_pretrained(folder)
+    print(f"wrote {type(parts[0]).__name__} to {out}")
+
+
+def _report(name: str, published: dict, dropped: list[str]):
+    print(f"{name}: {len(published)} tensors read; dropped, because the network never uses them:")
+    print("  " + (" ".join(dropped) or "none"))

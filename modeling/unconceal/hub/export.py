@@ -38,14 +38,11 @@ from ..api import Segmenter
 from ..models import NETWORKS
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_folder, make_folder, replacing, restore
+from .formats import FORMATS, LAST_OPSET, LEAST_OPSET, OPSET
 
 
-# The file of each format.
-FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 # All that a folder may hold that is overwritten. Weights beyond ONNX's limit of 2 GB for one file lie in model.onnx.data.
 FILES = {*FORMATS.values(), "model.onnx.data", "config.json", "preprocessor_config.json"}
-# Versions of ONNX's operator set that torch's exporter writes.
-OPSET, LEAST_OPSET, LAST_OPSET = 20, 18, 23
 TOLERANCE, LAST_TOLERANCE, ROUNDING_MARGIN = 1e-4, 1e-2, 10
 STRAY_SHARE = 1e-2
 BATCH_SIZES = (1, 3)
