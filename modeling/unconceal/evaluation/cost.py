@@ -1,99 +1,312 @@
-"""What scoring costs: time by the number of workers, where it goes, and the distance from pysodmetrics called directly."""
+"""Count and measure what networks and operators cost.
 
-import cProfile
-import pstats
-import resource
+Counts are parameters and multiply-adds. Measurements are seconds and peak memory, on random pixels. Each measurement runs
+in a fresh process, because the peak memory of a process never falls. Compare speeds within one run on one machine only.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import py_sod_metrics
-from PIL import Image, ImageFilter
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from ..data.synthetic import generate
-from .base import Protocol
-from .mask_files import PredictionFolder, read_prediction, read_truth
+from ..models.configuration_opds import OpdsConfig
+from ..models.configuration_run import RunConfig
+from ..models.configuration_srs import SrsConfig
+from ..models.modeling_opds import OpdsForImageSegmentation
+from ..models.modeling_run import RunForImageSegmentation, RunScan2d
+from ..models.modeling_srs import SrsDynamicConv, SrsForImageSegmentation, SrsForReconstruction, srs_dynamic_conv_ref
+from ..models.modeling_unconceal import padding_to
+from ..models.selective_scan import selective_scan, selective_scan_ref
 
 
-def make_masks(out: Path, num_images: int, size: tuple[int, int]):
-    """Generate truths of intricate shapes in `out/gt`, and predictions as a network may make them in `out/pred`.
+PVTV2_B4 = {"model_type": "pvt_v2", "hidden_sizes": [64, 128, 320, 512], "depths": [3, 8, 27, 3]}
+# The networks that can be measured, at their default size.
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "srs": lambda: SrsForImageSegmentation(SrsConfig()),
+    "run": lambda: RunForImageSegmentation(RunConfig()),
+    "run-pvtv2-b4": lambda: RunForImageSegmentation(RunConfig(backbone_config=PVTV2_B4)),
+    "opds": lambda: OpdsForImageSegmentation(OpdsConfig()),
+    "opds-single-head": lambda: OpdsForImageSegmentation(OpdsConfig(decoder_hidden_sizes=[128])),
+}
+# Longest scan whose backward pass is compared. The reference's backward pass takes time by the square of the length.
+MAX_BACKWARD_LENGTH = 576
+
+
+@dataclass(frozen=True)
+class Part:
+    """The size of a part of a network.
+
+    Attributes:
+        name: The part.
+        parameters: Number of parameters.
+        multiply_adds: Of convolutions, matrix products and scans for one image. Exponentials are not counted.
+        published: Parameters in millions and multiply-adds in billions, as the authors published them.
+    """
+
+    name: str
+    parameters: int
+    multiply_adds: int
+    published: tuple[float | None, float | None] = (None, None)
+
+
+def count_parts(model: str, image_size: int) -> list[Part]:
+    """Count parameters and multiply-adds on the meta device.
 
     Args:
-        out: Folder.
-        num_images: Pairs.
-        size: (height, width).
+        model: Key of `MODELS`.
+        image_size: Side of the image in pixels.
     """
-    for folder in ("gt", "pred"):
-        (out / folder).mkdir(parents=True)
-    for index in range(num_images):
-        truth = generate("intricate", size, seed=0, index=index)[1]
-        truth.save(out / "gt" / f"{index}.png")
-        seen = truth.resize((size[1] // 4, size[0] // 4)).filter(ImageFilter.GaussianBlur(3))
-        seen.resize(truth.size, Image.Resampling.BICUBIC).save(out / "pred" / f"{index}.png")
+    with torch.device("meta"):
+        network = MODELS[model]()
+        counts = _multiply_adds(network, image_size)
+        if model == "srs":
+            return _count_srs(network, counts, image_size)
+    whole = Part("whole", network.num_parameters(), counts[""], {"opds": (28.0, 129.2)}.get(model, (None, None)))
+    encoder = Part("encoder", network.backbone.num_parameters(), counts["backbone"])
+    rest = (whole.parameters - encoder.parameters, whole.multiply_adds - encoder.multiply_adds)
+    return [whole, encoder, Part("without encoder", *rest, {"run": (55.65, 156)}.get(model, (None, None)))]
 
 
-def time_workers(
-    folder: PredictionFolder, protocol: Protocol, numbers: Sequence[int]
-) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Score the folder with each number of workers; return its numbers, and seconds and a worker's peak in GiB of each.
-
-    Raises:
-        RuntimeError: If the numbers of the data set depend on the number of workers.
-    """
-    results, summaries = [], []
-    for num_workers in numbers:
-        start = time.perf_counter()
-        rows = folder.evaluate(protocol, num_workers, progress=False, **protocol.report_options)
-        seconds = time.perf_counter() - start
-        who = resource.RUSAGE_CHILDREN if num_workers else resource.RUSAGE_SELF
-        peak = resource.getrusage(who).ru_maxrss / 2**20  # of the largest child so far; they do the same work
-        results.append({"metric_workers": num_workers, "seconds": seconds, "peak_gib": peak})
-        summaries.append(protocol.summarize(rows))
-    if any(summary != summaries[0] for summary in summaries):
-        raise RuntimeError(f"the numbers depend on the number of workers: {summaries}")
-    return summaries[0], results
-
-
-def profile(folder: PredictionFolder, protocol: Protocol, num_functions: int = 8) -> list[dict[str, Any]]:
-    """Score the folder in this process; return the functions that take the most time themselves, and their share."""
-    profiler = cProfile.Profile()
-    profiler.enable()
-    folder.evaluate(protocol, 0, progress=False, **protocol.report_options)
-    profiler.disable()
-    stats = pstats.Stats(profiler)
-    functions = sorted(stats.stats.items(), key=lambda item: -item[1][2])[:num_functions]
+def _count_srs(network: SrsForImageSegmentation, counts: dict[str, int], image_size: int) -> list[Part]:
+    reconstruction = SrsForReconstruction(network.config)
+    guide, dynamic = network.reconstruction_encoder, network.dynamic_conv
+    whole, own = _num_parameters(network), _num_parameters(network) - _num_parameters(guide)
+    guide_count = counts["reconstruction_encoder"]
     return [
-        {"function": _name(*function), "calls": calls, "share": own / stats.total_tt}
-        for function, (_, calls, own, *_) in functions
+        Part(
+            "reconstruction network",
+            _num_parameters(reconstruction),
+            _multiply_adds(reconstruction, image_size)[""],
+            (0.734, 5.43),
+        ),
+        Part("its encoder", _num_parameters(guide), guide_count, (0.482, 1.58)),
+        Part("segmentation network", own, counts[""] - guide_count, (9.87, 45.94)),
+        Part("its dynamic convolution", _num_parameters(dynamic), counts["dynamic_conv"], (1.18, 0.61)),
+        Part("inference: encoder and segmentation", whole, counts[""], (None, 47.5)),
     ]
 
 
-def distance_from_pysodmetrics(folder: PredictionFolder, protocol: Protocol) -> dict[str, float]:
-    """Return how far the data set's numbers of `dis` are from those of pysodmetrics on the same 8-bit pictures."""
-    measures = {
-        "weighted_f_measure": (py_sod_metrics.WeightedFmeasure(), lambda results: results["wfm"]),
-        "mae": (py_sod_metrics.MAE(), lambda results: results["mae"]),
-        "s_measure": (py_sod_metrics.Smeasure(), lambda results: results["sm"]),
-        "e_measure_mean": (py_sod_metrics.Emeasure(), lambda results: results["em"]["curve"].mean()),
-        "f_measure_max": (
-            py_sod_metrics.FmeasureV2({"f": py_sod_metrics.FmeasureHandler(True, False, beta=0.3)}),
-            lambda results: results["f"]["dynamic"].max(),
-        ),
-        "hce": (py_sod_metrics.HumanCorrectionEffortMeasure(relax=5, epsilon=2.0), lambda results: results["hce"]),
-    }
-    for entry in folder.entries:
-        target, _ = read_truth(entry.truth)
-        probs, *_ = read_prediction(entry.prediction, target.shape)
-        for measure, _ in measures.values():
-            measure.step(probs, target.astype(np.uint8) * 255)
-    rows = folder.evaluate(protocol, 0, progress=False, **protocol.report_options)
-    summary = protocol.summarize(rows)
+def scan_multiply_adds(length: int, channels: int, states: int) -> int:
+    """Return the elementwise multiply-adds of a selective scan.
+
+    Per step, channel and state: the products delta A and (delta x) B, and exp(delta A) h + .... Per step and channel:
+    delta x and D x. The products C h are matrix products, which torch's counter sees.
+    """
+    return length * channels * (3 * states + 2)
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _multiply_adds(model: nn.Module, image_size: int) -> dict[str, int]:
+    """Count the multiply-adds of the model, under "", and of its children that are called."""
+    pixel_values = torch.empty(1, model.config.num_channels, image_size, image_size, device="meta")
+    scans = []
+
+    def count_scan(scan: RunScan2d, inputs: tuple[torch.Tensor], _):
+        height, width = inputs[0].shape[-2:]
+        _, right, _, bottom = padding_to(scan.window_size or 1, height, width)  # windows beyond the border are scanned
+        scans.append(scan_multiply_adds((height + bottom) * (width + right), 4 * scan.inner_size, scan.state_size))
+
+    hooks = [each.register_forward_hook(count_scan) for each in model.modules() if isinstance(each, RunScan2d)]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(pixel_values)
+    for hook in hooks:
+        hook.remove()
+    counts = {module: sum(operations.values()) // 2 for module, operations in counter.get_flop_counts().items()}
+    children = {name: counts.get(f"{type(model).__name__}.{name}", 0) for name, _ in model.named_children()}
+    return {"": counts["Global"] + sum(scans), **children}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One thing to measure.
+
+    Attributes:
+        task: "inference", "training" (forward, backward, optimizer step), or an operator: "scan", "dynamic_conv".
+        model: Key of `MODELS`; operators ignore it.
+        batch_size: Images at once.
+        image_size: Side in pixels; for the scan, side of the map.
+        gradient_checkpointing: Whether activations are recomputed in the backward pass.
+        device: As torch names it.
+        dtype: "float32", or the type for autocast.
+        steps: Timed repetitions after one warm-up. The median counts.
+    """
+
+    task: str
+    model: str = "srs"
+    batch_size: int = 1
+    image_size: int = 256
+    gradient_checkpointing: bool = False
+    device: str = "cpu"
+    dtype: str = "float32"
+    steps: int = 3
+
+
+def run_measurement(measurement: Measurement) -> dict[str, Any]:
+    """Measure in a fresh process.
+
+    Returns:
+        The fields of the measurement with `seconds` and `peak_gib`; or with `error`, if memory did not suffice. Operators
+        add `seconds_ref`, and `seconds_backward` and `seconds_backward_ref` for forward and backward. Peak memory is that
+        of the process on the CPU, and of torch's tensors on an accelerator.
+
+    Raises:
+        RuntimeError: If the process fails for another reason.
+    """
+    command = [sys.executable, "-m", __name__, json.dumps(asdict(measurement))]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode == 0:
+        return {**asdict(measurement), **json.loads(answer.stdout.splitlines()[-1])}
+    # The kernel ends a process that needs too much memory with signal 9.
+    words = ("OutOfMemoryError", "not enough memory", "can't allocate memory")
+    if answer.returncode == -9 or any(word in answer.stderr for word in words):
+        return {**asdict(measurement), "error": "out of memory"}
+    raise RuntimeError(f"{measurement} failed:\n{answer.stderr}")
+
+
+def measure(measurement: Measurement) -> dict[str, float]:
+    """Measure in this process; see `run_measurement`."""
+    torch.manual_seed(0)
+    tasks = {"inference": _inference, "training": _training, "dynamic_conv": _dynamic_conv, "scan": _scan}
+    steps = tasks[measurement.task](measurement)
+    seconds = {name: _median_seconds(step, measurement) for name, step in steps.items()}
+    return {**seconds, "peak_gib": _peak_bytes(measurement.device) / 2**30}
+
+
+def _inference(measurement: Measurement) -> dict[str, Callable]:
+    model = MODELS[measurement.model]().eval().to(measurement.device)
+    pixel_values = _random_images(measurement)
+
+    def step():
+        with torch.inference_mode(), _autocast(measurement):
+            model(pixel_values)
+
+    return {"seconds": step}
+
+
+def _training(measurement: Measurement) -> dict[str, Callable]:
+    model = MODELS[measurement.model]().train().to(measurement.device)
+    if measurement.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    pixel_values = _random_images(measurement)
+    labels = (torch.rand_like(pixel_values[:, 0]) < 0.1).float()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+
+    def step():
+        with _autocast(measurement):
+            loss = model(pixel_values, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {"seconds": step}
+
+
+def _dynamic_conv(measurement: Measurement) -> dict[str, Callable]:
+    config, device = SrsConfig(), measurement.device
+    channels, guides = config.hidden_sizes[-1], config.reconstruction_hidden_sizes[-1]
+    conv = SrsDynamicConv(channels, guides, config.attention_reduction_ratio).to(device)
+    batch_size, side = measurement.batch_size, measurement.image_size // 8
+    hidden_states = torch.randn(batch_size, channels, side, side, device=device, requires_grad=True)
+    guidance = torch.randn(batch_size, guides, side, side, device=device)
+    return _compare(conv, lambda *inputs: srs_dynamic_conv_ref(conv, *inputs), (hidden_states, guidance), measurement)
+
+
+def _scan(measurement: Measurement) -> dict[str, Callable]:
+    config, device, batch_size = RunConfig(), measurement.device, measurement.batch_size
+    groups, length = 4, measurement.image_size**2
+    channels = groups * config.expand * config.hidden_size
+    x, delta = torch.randn(2, batch_size, channels, length, device=device)
+    B, C = torch.randn(2, batch_size, groups, config.state_size, length, device=device)
+    A = -torch.arange(1.0, config.state_size + 1, device=device).repeat(channels, 1)
+    D = torch.ones(channels, device=device)
+    inputs = [each.requires_grad_() for each in (x, delta.sigmoid() / 10, A, B, C, D)]
+    steps = _compare(selective_scan, selective_scan_ref, inputs, measurement)
+    if length > MAX_BACKWARD_LENGTH:
+        del steps["seconds_backward"], steps["seconds_backward_ref"]
+    return steps
+
+
+def _compare(
+    function: Callable, reference: Callable, inputs: Sequence[torch.Tensor], measurement: Measurement
+) -> dict[str, Callable]:
+    """Return the steps that measure an operator and its reference."""
+
+    def forward(operator: Callable):
+        with torch.inference_mode(), _autocast(measurement):
+            operator(*inputs)
+
+    def backward(operator: Callable):
+        with _autocast(measurement):
+            output = operator(*inputs)
+        output.sum().backward()
+
     return {
-        name: abs(summary[name] - float(result(measure.get_results()))) for name, (measure, result) in measures.items()
+        "seconds": lambda: forward(function),
+        "seconds_ref": lambda: forward(reference),
+        "seconds_backward": lambda: backward(function),
+        "seconds_backward_ref": lambda: backward(reference),
     }
 
 
-def _name(file: str, line: int, function: str) -> str:
-    return function.strip("<>") if file.startswith("~") else f"{Path(file).stem}.{function}"
+def _random_images(measurement: Measurement) -> torch.Tensor:
+    side = measurement.image_size
+    return torch.randn(measurement.batch_size, 3, side, side, device=measurement.device)
+
+
+def _autocast(measurement: Measurement) -> AbstractContextManager:
+    dtype = getattr(torch, measurement.dtype)
+    return torch.autocast(torch.device(measurement.device).type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def _median_seconds(step: Callable, measurement: Measurement) -> float:
+    seconds = []
+    for _ in range(measurement.steps + 1):
+        start = time.perf_counter()
+        step()
+        if measurement.device != "cpu":
+            torch.accelerator.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def _peak_bytes(device: str) -> int:
+    if device != "cpu":
+        return torch.get_device_module(device).max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not `ru_maxrss`: Linux passes it on from the process that started this one.
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def machine() -> dict[str, Any]:
+    """Return the processors, accelerator, threads and torch version."""
+    return {
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(measure(Measurement(**json.loads(sys.argv[1])))))

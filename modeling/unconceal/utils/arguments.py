@@ -1,0 +1,27 @@
+"""Types of command-line arguments. argparse shows a function's name in its messages."""
+
+import argparse
+
+
+def probability(text: str) -> float:
+    """Parse a threshold in [0, 1). Nothing can be above 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 0 to below 1")
+    return value
+
+
+def count(text: str) -> int:
+    """Parse a whole number from 0."""
+    return _whole_number(text, least=0)
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number from 1."""
+    return _whole_number(text, least=1)
+
+
+def _whole_number(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
+    return int(text)
