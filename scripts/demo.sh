@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job end to end on generated data: install, generate, train, evaluate, open, segment, explain.
-# Everything is written to the folder that is given (default: demo). Running it again goes on where it stopped.
+# Show the whole path on generated data: install, generate, train, evaluate, load, segment, explain.
+# Everything goes into the folder that is given (default: demo). Run it again to continue where it stopped.
 set -euo pipefail
 here="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,14 +11,14 @@ case "${1:-}" in
   *) out="$here/$1" ;;
 esac
 export PATH="$PWD/.venv/bin:$PATH"
-export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 # nothing here needs the Hub
+export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 # the demo needs no Hub
 
-# Another recipe is another run: an old one could not be resumed with it.
+# A changed recipe starts another run, because the old one cannot resume with it.
 run="$out/run-$(cksum < configs/run/smoke.yaml | cut -d ' ' -f 1)"
 
-echo "1/6 generate camouflage: objects whose texture is the background's, at another angle"
+echo "1/6 generate camouflage: objects with the texture of their background, turned to another angle"
 if [ ! -d "$out/data" ]; then
-  python scripts/prepare_data.py synthetic --kind camouflage --size 64 --train 800 --val 40 --out "$out/data"
+  unconceal prepare synthetic --kind camouflage --size 64 --train 800 --val 40 --out "$out/data"
 fi
 
 echo "2/6 train a tiny RUN"
@@ -26,9 +26,10 @@ accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision n
   scripts/train.py configs/run/smoke.yaml --resume "data.path='$out/data'" "output_dir='$run'"
 
 echo "3/6 evaluate it"
-python scripts/evaluate.py --model "$run/segmentation/best" --data "$out/data" --split val --protocol cod --out "$out/results" --overwrite --pictures 4
+unconceal evaluate --model "$run/segmentation/best" --data "$out/data" --split val --protocol cod \
+  --out "$out/results" --overwrite --pictures 4
 
-echo "4/6 open it as a user of transformers would"
+echo "4/6 load it with transformers"
 python - "$out" "$run" <<'PY'
 import sys
 from pathlib import Path
@@ -39,16 +40,16 @@ from transformers import AutoModel
 out = Path(sys.argv[1])
 model = AutoModel.from_pretrained(Path(sys.argv[2]) / "segmentation" / "best", trust_remote_code=True)
 print(f"{type(model).__name__}, {model.num_parameters():,} parameters")
-pictures = out / "pictures"
-pictures.mkdir(exist_ok=True)
+images = out / "images"
+images.mkdir(exist_ok=True)
 for row in load_dataset(str(out / "data"), split="val").select(range(8)):
-    row["image"].save(pictures / f"{row['id'].replace('/', '-')}.png")
+    row["image"].save(images / f"{row['id'].replace('/', '-')}.png")
 PY
 
-echo "5/6 segment pictures that it has not seen"
-unconceal segment "$out/pictures" --model "$run/segmentation/best" --out "$out/segmented" --output mask overlay --overwrite
-echo "6/6 show how it comes to one of the masks"
-first="$(find "$out/pictures" -name '*.png' | sort | head -n 1)"
+echo "5/6 segment images that it has not seen"
+unconceal segment "$out/images" --model "$run/segmentation/best" --out "$out/segmented" --output mask overlay --overwrite
+echo "6/6 explain one of the masks"
+first="$(find "$out/images" -name '*.png' | sort | head -n 1)"
 unconceal explain "$first" --model "$run/segmentation/best" --out "$out/explained.png" --overwrite
-echo "done: pictures in $out/pictures, masks and overlays in $out/segmented, numbers, curves, best and worst cases in $out/results, one unfolding in $out/explained.png"
+echo "done. images: $out/images; masks and overlays: $out/segmented; scores and best and worst cases: $out/results; one unfolding: $out/explained.png"
 echo "in a browser: .venv/bin/python space/app.py --model camouflaged=$run/segmentation/best"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Test with other versions of transformers: scripts/test_versions.sh [--bare-only] [VERSION ...]
-# By default the oldest and the newest that pyproject.toml allows. For each of them
-#   1. saved networks are opened where there is only torch, transformers, Pillow and NumPy;
-#   2. the tests that lean on transformers run, if it is not the version of constraints.txt, which scripts/test.sh tests.
-# Environments are kept as .venv-transformers-VERSION and .venv-transformers-VERSION-full.
+# The default is the oldest and the newest version that pyproject.toml allows. For each version,
+#   1. load saved networks in an environment of torch, transformers, Pillow and NumPy alone;
+#   2. run the tests that depend on transformers, unless scripts/test.sh already tests this version.
+# The environments stay: .venv-transformers-VERSION and .venv-transformers-VERSION-full.
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,18 +27,18 @@ trap 'rm -rf "$work"' EXIT
 version="of the range in pyproject.toml"
 trap 'echo "FAILED: transformers $version: $step" >&2' ERR
 
-# The version that pip chooses for ==5.17 or >=5.17,<6.
+# Print the version that pip chooses for ==5.17 or >=5.17,<6.
 resolve() {
   .venv/bin/python -m pip install --quiet --dry-run --ignore-installed --no-deps --report "$work/report.json" "transformers$1"
   .venv/bin/python -c 'import json, sys; print(json.load(open(sys.argv[1]))["install"][0]["metadata"]["version"])' \
     "$work/report.json"
 }
 
-# Make FOLDER an environment with these packages: make_environment FOLDER CONSTRAINTS PACKAGE...
+# Install packages into an environment: make_environment FOLDER CONSTRAINTS PACKAGE...
 make_environment() {
   local folder="$1" constraints="$2" wanted
   shift 2
-  # With this folder: a moved environment is of no use.
+  # With the folder, because a moved environment does not work.
   wanted="$(pwd; echo "$@"; cat pyproject.toml "$constraints" | cksum)"
   if [ "$(cat "$folder/.installed" 2>/dev/null)" = "$wanted" ]; then
     return
@@ -46,7 +46,7 @@ make_environment() {
   echo "transformers $version: install into $folder"
   if [ "$(head -n 1 "$folder/.installed" 2>/dev/null)" != "$PWD" ] || ! "$folder/bin/python" -m pip --version >/dev/null 2>&1; then
     rm -rf "$folder" .venv-bootstrap
-    # Some systems ship Python without its venv module; virtualenv needs none.
+    # Some systems ship Python without its venv module. virtualenv does not need it.
     "$PYTHON" -m venv "$folder" 2>/dev/null || {
       rm -rf "$folder"
       "$PYTHON" -m pip install --quiet --target .venv-bootstrap virtualenv
@@ -74,14 +74,14 @@ step="save the networks"
 echo "transformers $version: $step"
 .venv/bin/python tests/save_tiny_models.py "$work/saved" 2>"$work/log" || { cat "$work/log" >&2; false; }
 grep '^torch==' constraints.txt > "$work/torch.txt"
-# These three go together.
+# These three depend on each other.
 grep -vE '^(transformers|huggingface_hub|tokenizers)==' constraints.txt > "$work/others.txt"
 
 for version in "${versions[@]}"; do
   folder=".venv-transformers-$version"
   step="install into $folder"
   make_environment "$folder" "$work/torch.txt" torch "transformers==$version" pillow numpy
-  step="open the saved networks where little else is installed"
+  step="load the saved networks without the package"
   echo "transformers $version: $step"
   HF_HOME="$work/home-$version" "$folder/bin/python" -I tests/bare_environment.py "$work"/saved/*
 

@@ -1,0 +1,110 @@
+"""The command line as a whole: help without heavy imports, exit codes, scripts and `python -m unconceal`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unconceal import __version__
+from unconceal.__main__ import main
+from unconceal.commands import COMMANDS
+
+
+ROOT = Path(__file__).parents[1]
+# Each takes a second or more to import.
+HEAVY = ["accelerate", "datasets", "gradio", "huggingface_hub", "matplotlib", "pandas", "pyarrow", "scipy", "skimage"]
+HEAVY += ["torch", "transformers"]
+# Prints which of these are imported after the help of a command.
+HELP = """
+import contextlib, io, json, sys
+
+sys.argv = ["unconceal"]
+from unconceal.__main__ import main
+
+imported = {}
+for command in json.loads(sys.stdin.read()):
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+    assert text.getvalue().startswith("usage: unconceal"), text.getvalue()
+    imported[" ".join(command)] = sorted(set(sys.modules) & set(HEAVY))
+print(json.dumps(imported))
+"""
+SCRIPTS = {
+    "benchmark.py": "benchmark",
+    "convert_checkpoint.py": "convert",
+    "evaluate.py": "evaluate",
+    "export.py": "export",
+    "predict.py": "segment",
+    "prepare_data.py": "prepare",
+    "push_to_hub.py": "push",
+    "train.py": "train",
+}
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def test_help_imports_nothing_heavy():
+    commands = [[], *([name] for name in COMMANDS), ["evaluate", "table"], ["prepare", "folder"], ["push", "model"]]
+    done = run("-c", HELP.replace("HEAVY", repr(HEAVY)), input=json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {" ".join(command): [] for command in commands}
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert [name for name in COMMANDS if f"\n    {name}" not in printed] == []
+
+
+def test_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"unconceal {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["find"], ["train"], ["segment", "--frobnicate"]])
+def test_wrong_command_lines_print_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: unconceal")
+
+
+def test_every_script_is_a_command():
+    """Documented commands such as `accelerate launch scripts/train.py` keep working."""
+    assert {path.name for path in (ROOT / "scripts").glob("*.py")} - {"build_docs.py"} == set(SCRIPTS)
+    for script, command in SCRIPTS.items():
+        done = run(f"scripts/{script}", "--help")
+        assert done.stdout.startswith(f"usage: unconceal {command} "), (script, done.stderr)
+
+
+def test_scripts_do_not_hide_the_library_evaluate():
+    code = "import runpy, sys; sys.argv = ['train.py']; sys.path.insert(0, 'scripts')\n"
+    code += "runpy.run_path('scripts/train.py'); import evaluate; print(evaluate.load)"
+    pytest.importorskip("evaluate")
+    done = run("-c", code)
+    assert done.stdout.startswith("<function load"), done.stderr
+
+
+@pytest.mark.parametrize("start", [["-m", "unconceal"], ["scripts/train.py"]])
+def test_users_mistakes_give_one_line(start):
+    arguments = ["train"] if start[0] == "-m" else []
+    done = run(*start, *arguments, "nowhere.yaml")
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot read recipe nowhere.yaml: No such file or directory\n"
+
+
+def test_debug_shows_the_traceback():
+    environment = {**os.environ, "UNCONCEAL_DEBUG": "1"}
+    done = run("-m", "unconceal", "train", "nowhere.yaml", env=environment)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "FileNotFoundError" in done.stderr
