@@ -1,8 +1,8 @@
-"""Web demo: find what hides in a picture, and watch a network come to its mask.
+"""Web demo: find what hides in an image, and see how.
 
     python space/app.py --model camouflaged=FOLDER_OR_ID lesion=FOLDER_OR_ID ...
 
-On a Space the variable UNCONCEAL_MODELS names the networks: "camouflaged=owner/run-cos, lesion=owner/srs-bus".
+On a Space, set the variable UNCONCEAL_MODELS: "camouflaged=owner/run-cos, lesion=owner/srs-bus".
 """
 
 import argparse
@@ -19,38 +19,41 @@ from pathlib import Path
 
 
 with contextlib.suppress(ImportError):
-    import spaces  # noqa: F401  which must come before torch, on a ZeroGPU Space
+    import spaces  # noqa: F401  must come before torch on a ZeroGPU Space
 
-# Before gradio reads it: uploads and results lie in a folder of this process, which goes with it.
+# Set before gradio reads it. The folder of uploads and results is removed when the process ends.
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="unconceal-space-")
 atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 
 import gradio as gr
-from answers import MAX_FILES, REPORT_COLUMNS, Demo, as_text
+from answers import MAX_FILES, REPORT_COLUMNS, Demo, to_data_url
+from catalog import Catalog, choose_sources, examples_of, use_of
 from guard import Guard, keep_swept
-from networks import Networks, choose_sources, examples_of, task_of
-from pictures import (
+from PIL import Image
+from starlette.middleware import Middleware
+from uploads import (
     MAX_BYTES,
     Download,
-    PictureFiles,
-    PictureInput,
+    ImageFiles,
+    ImageInput,
     Refused,
     fetch,
     limit_pillow,
-    read_picture,
+    read_image,
     upload_folder,
 )
-from PIL import Image
-from starlette.middleware import Middleware
 
 
 HERE = Path(__file__).parent
 ON_SPACE = "SPACE_ID" in os.environ
 MAX_PIXELS = 50_000_000
-MAX_WAITING = 100  # requests; further ones are told to come again
-MAX_SESSIONS = 64  # whose last result gradio holds in memory
+MAX_WAITING = 100  # requests in the queue; more are refused
+MAX_SESSIONS = 64  # visitors whose last result gradio keeps in memory
 DOWNLOAD = """
-(file) => Object.assign(document.createElement("a"), { href: file.url, download: file.orig_name || "cutout.png" }).click()
+(file) => {
+  const name = file.orig_name || "cutout.png";
+  Object.assign(document.createElement("a"), { href: file.url, download: name }).click();
+}
 """
 CHOOSE_EXAMPLE = """
 element.addEventListener("click", (event) => {
@@ -61,35 +64,35 @@ element.addEventListener("click", (event) => {
 
 
 def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
-    """Lay out the page and say what each part of it does."""
-    sources = demo.networks.sources
-    choices = [(task_of(name).title, name) for name in sources]
+    """Lay out the page and connect its parts."""
+    sources = demo.catalog.sources
+    choices = [(use_of(name).title, name) for name in sources]
     shown_examples = [(path, name) for name in sources for path in examples_of(name)]
     busy = {"concurrency_id": "network", "api_visibility": "private"}
     with gr.Blocks(title="Unconceal", analytics_enabled=False) as page:
         gr.HTML(read_part("header.html"), elem_id="masthead")
-        with gr.Tab("One picture", id="one"), gr.Row(elem_id="one", equal_height=False):
+        with gr.Tab("One image", id="one"), gr.Row(elem_id="one", equal_height=False):
             with gr.Column(scale=4, min_width=320, elem_id="ask"):
                 network = gr.Radio(choices, value=choices[0][1], label="What are you looking for?", elem_id="network")
-                picture = PictureInput(
-                    label="Picture",
+                image = ImageInput(
+                    label="Image",
                     sources=["upload", "webcam", "clipboard"],
                     format="png",
                     height=260,
                     buttons=[],
-                    placeholder="Drop a picture here\n- or -\nChoose one",
-                    elem_id="picture",
+                    placeholder="Drop an image here\n- or -\nChoose a file",
+                    elem_id="image",
                 )
                 url = gr.Textbox(
-                    label="Or its address",
+                    label="Or a web address",
                     placeholder="https://…",
                     max_lines=1,
-                    submit_btn="Fetch",
+                    submit_btn="Load",
                     elem_id="address",
                 )
                 examples = gr.HTML(
                     [
-                        {"title": f"{task_of(name).title}: {path.stem}", "picture": thumbnail(path)}
+                        {"title": f"{use_of(name).title}: {path.stem}", "image": thumbnail(path)}
                         for path, name in shown_examples
                     ],
                     html_template=read_part("examples.html"),
@@ -101,7 +104,7 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
                 fine = gr.Checkbox(
                     True,
                     label="Fine edges",
-                    info="Looks at the edges of a large picture again, in tiles, which takes longer",
+                    info="Refines the edges of large images in tiles. Takes longer.",
                     elem_id="fine",
                 )
                 run = gr.Button("Find it", variant="primary", elem_id="run")
@@ -115,33 +118,33 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
                     elem_id="viewer",
                 )
                 with gr.Row(elem_id="downloads"):
-                    mask = Download("Mask, PNG", interactive=False, elem_id="mask", size="md")
-                    ask_cutout = gr.Button("Cut-out, PNG", elem_id="ask-cutout", size="md", interactive=False)
+                    mask = Download("Mask (PNG)", interactive=False, elem_id="mask", size="md")
+                    ask_cutout = gr.Button("Cut-out (PNG)", elem_id="ask-cutout", size="md", interactive=False)
                     cutout = gr.DownloadButton("Cut-out", visible="hidden")
-                    seen = PictureInput(visible=False, format="png")  # what the result is of
-        with gr.Tab("Many pictures", id="many"), gr.Row(elem_id="many", equal_height=False):
+                    seen = ImageInput(visible=False, format="png")  # the image of the result
+        with gr.Tab("Many images", id="many"), gr.Row(elem_id="many", equal_height=False):
             with gr.Column(scale=4, min_width=320):
                 batch_network = gr.Radio(choices, value=choices[0][1], label="What are you looking for?")
-                pictures = PictureFiles(
-                    label=f"Pictures, up to {MAX_FILES}", file_count="multiple", height=220, elem_id="pictures"
+                images = ImageFiles(
+                    label=f"Images, up to {MAX_FILES}", file_count="multiple", height=220, elem_id="images"
                 )
                 outputs = gr.CheckboxGroup(
-                    [("Masks", "mask"), ("Cut-outs", "cutout")], value=["mask"], label="What do you want of each?"
+                    [("Masks", "mask"), ("Cut-outs", "cutout")], value=["mask"], label="What do you need?"
                 )
-                batch_fine = gr.Checkbox(True, label="Fine edges", info="Takes longer for large pictures")
+                batch_fine = gr.Checkbox(True, label="Fine edges", info="Takes longer for large images.")
                 run_batch = gr.Button("Find all", variant="primary", elem_id="run-batch")
             with gr.Column(scale=8, min_width=320):
-                archive = gr.File(label="All results, ZIP", elem_id="archive", height=130, interactive=False)
+                archive = gr.File(label="All results (ZIP)", elem_id="archive", height=130, interactive=False)
                 report = gr.Dataframe(
                     headers=REPORT_COLUMNS,
-                    label="What became of each",
+                    label="Report",
                     interactive=False,
                     wrap=True,
                     column_widths=["24%", "36%", "10%", "10%", "10%", "10%"],
                     elem_id="report",
                     buttons=["copy"],
                 )
-        with gr.Tab("From a program", id="program"):
+        with gr.Tab("API", id="program"):
             limits = {
                 "MINUTES": f"{kept_seconds / 60:g}",
                 "MEGAPIXELS": f"{MAX_PIXELS / 1e6:g}",
@@ -150,21 +153,15 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
             gr.Markdown(re.sub("|".join(limits), lambda found: limits[found[0]], read_part("program.md")))
 
         show = {
-            "fn": demo.show_all,
-            "inputs": [picture, network, fine],
-            "outputs": [viewer, mask, ask_cutout, picture, seen],
+            "fn": demo.show,
+            "inputs": [image, network, fine],
+            "outputs": [viewer, mask, ask_cutout, image, seen],
             "show_progress_on": viewer,
             **busy,
         }
-        clear = {
-            "fn": lambda: (None, *[gr.update(interactive=False)] * 2, None),
-            "outputs": [viewer, mask, ask_cutout, seen],
-            "queue": False,
-            "api_visibility": "private",
-        }
-        found = [gr.on([picture.input, network.input, fine.input, run.click], trigger_mode="always_last", **show)]
+        found = [gr.on([image.input, network.input, fine.input, run.click], trigger_mode="always_last", **show)]
         fetching = {"show_progress_on": viewer, "api_visibility": "private", "concurrency_limit": 8}
-        found.append(url.submit(take_address, url, [picture, viewer], **fetching).then(**show))
+        found.append(url.submit(take_address, url, [image, viewer], **fetching).then(**show))
 
         def choose_example(event: gr.EventData) -> tuple[str, str]:
             path, name = shown_examples[event.index]
@@ -173,7 +170,7 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
         chosen = examples.choose(
             choose_example,
             None,
-            [picture, network],
+            [image, network],
             queue=False,
             show_progress="hidden",
             api_visibility="private",
@@ -186,14 +183,19 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
                 return gr.skip(), gr.skip(), known, gr.skip()
             return *await take_address(event.url), known, event.url
 
-        # Sent by the viewer if the page was opened with ?url= or ?network=.
-        opened = viewer.open(open_address, None, [picture, viewer, network, url], **fetching)
+        # The viewer sends this if the page was opened with ?url= or ?network=.
+        opened = viewer.open(open_address, None, [image, viewer, network, url], **fetching)
         found.append(opened.then(**show))
-        # What is under way is of a picture that is gone.
-        picture.clear(cancels=found, **clear)
+        image.clear(
+            lambda: (None, *[gr.update(interactive=False)] * 2, None),
+            outputs=[viewer, mask, ask_cutout, seen],
+            cancels=found,  # running requests belong to the image that was removed
+            queue=False,
+            api_visibility="private",
+        )
 
-        def unfold_seen(image: str | None, name: str) -> dict:
-            return gr.update(stages=demo.show_stages(image, name))
+        def unfold_seen(path: str | None, name: str) -> dict:
+            return gr.update(stages=demo.show_stages(path, name))
 
         viewer.unfold(unfold_seen, [seen, network], viewer, show_progress="hidden", **busy)
         ask_cutout.click(demo.show_cutout, [seen, mask, network], cutout, show_progress_on=ask_cutout, **busy).success(
@@ -201,37 +203,37 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
         )
         run_batch.click(
             demo.segment_batch,
-            [pictures, batch_network, outputs, batch_fine],
+            [images, batch_network, outputs, batch_fine],
             [archive, report],
             show_progress_on=archive,
             api_name="segment_batch",
             concurrency_id="network",
         )
-        add_interface(demo, picture, network, fine)
+        add_interface(demo, image, network, fine)
     return page
 
 
-def add_interface(demo: Demo, picture: PictureInput, network: gr.Radio, fine: gr.Checkbox):
-    """Give programs what the page gives people: the same methods, by name."""
+def add_interface(demo: Demo, image: ImageInput, network: gr.Radio, fine: gr.Checkbox):
+    """Offer the API endpoints, named after the methods of `Demo`."""
     mask, cut = (gr.Image(format="png", label=label, visible=False) for label in ("mask", "cutout"))
     report = gr.JSON(label="report", visible=False)
     maps = gr.Gallery(format="png", label="maps", visible=False)
     for method, inputs, returned in (
-        (demo.segment, [picture, network, fine], [mask, report]),
-        (demo.cutout, [picture, network, fine], cut),
-        (demo.unfold, [picture, network], maps),
+        (demo.segment, [image, network, fine], [mask, report]),
+        (demo.cutout, [image, network, fine], cut),
+        (demo.unfold, [image, network], maps),
     ):
         gr.Button(visible=False).click(method, inputs, returned, api_name=method.__name__, concurrency_id="network")
 
 
 async def take_address(url: str) -> tuple:
-    """Fetch a picture for the page. Returns what becomes of picture and viewer, which shows why where there is none."""
+    """Fetch an image and return new values of image and viewer."""
     try:
         path = await fetch(url, upload_folder())
     except Refused as error:
         return None, {"error": error.message}
     try:
-        await asyncio.to_thread(read_picture, path)
+        await asyncio.to_thread(read_image, path)
     except Refused as error:
         shutil.rmtree(Path(path).parent)
         return None, {"error": error.message}
@@ -239,22 +241,22 @@ async def take_address(url: str) -> tuple:
 
 
 def thumbnail(path: Path) -> str:
-    """Return a small version of a picture as text."""
+    """Return a small version of an image as a data URL."""
     with Image.open(path) as image:
         small = image.convert("RGB")
     small.thumbnail((144, 144))
-    return as_text(small, "JPEG")
+    return to_data_url(small, "JPEG")
 
 
 def read_part(name: str) -> str:
-    """Return a file of the page."""
+    """Return the text of a file in `page/`."""
     return (HERE / "page" / name).read_text(encoding="utf-8")
 
 
 def build_notice(reason: str) -> gr.Blocks:
-    """Lay out the page of a Space that has no network yet."""
+    """Lay out the page of a Space without a network."""
     with gr.Blocks(title="Unconceal", analytics_enabled=False) as page:
-        gr.Markdown(f"# Unconceal\n\nThis Space has {reason}.")
+        gr.Markdown(f"# Unconceal\n\nThis Space is not set up yet: {reason}.")
     return page
 
 
@@ -281,35 +283,36 @@ THEME = gr.themes.Base(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Show networks that find hidden objects, in a browser.")
+    parser = argparse.ArgumentParser(description="Show networks that find hidden objects in a browser.")
     parser.add_argument(
         "--model",
         nargs="+",
         metavar="NAME=ID",
-        help="networks: folders, or owner/name[@revision] on the Hub, by name: camouflaged, lesion, small-target, cut-out, or "
-        "any other (default: $UNCONCEAL_MODELS, pairs with commas between them; else that of the last scripts/demo.sh run)",
+        help="networks to offer. NAME: camouflaged, lesion, small-target, cut-out or any other. ID: folder or "
+        "owner/name[@revision] on the Hub. Default: $UNCONCEAL_MODELS (pairs separated by commas), otherwise the "
+        "network of the last run of scripts/demo.sh",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
-    parser.add_argument("--port", type=int, help="port to listen on (the first free one from 7860)")
-    parser.add_argument("--held", type=int, default=2, metavar="N", help="networks held in memory at a time (2)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 allows other machines")
+    parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    parser.add_argument("--held", type=int, default=2, metavar="N", help="networks kept in memory (default: 2)")
     parser.add_argument(
-        "--kept", type=int, default=900, metavar="SECONDS", help="how long uploads and results stay on disk (900)"
+        "--kept", type=int, default=900, metavar="SECONDS", help="time until uploads are deleted (default: 900)"
     )
     args = parser.parse_args()
     pairs = args.model or [pair for pair in re.split(r"[,\n]", os.environ.get("UNCONCEAL_MODELS", "")) if pair.strip()]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder of uploads is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs atexit, which removes uploads
     limit_pillow(MAX_PIXELS)
     try:
-        networks = Networks(choose_sources(pairs), max(1, args.held))
+        catalog = Catalog(choose_sources(pairs), max(1, args.held))
     except ValueError as error:
         if ON_SPACE and not pairs:
             build_notice(str(error)).launch(theme=THEME)
             return 0
         print(f"error: {error}", file=sys.stderr)
         return 2
-    page = build(Demo(networks), max(1, args.kept))
+    page = build(Demo(catalog), max(1, args.kept))
     keep_swept(upload_folder(), max(1, args.kept))
-    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)  # none may pass by the queue
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)  # no request skips the queue
     page.launch(
         server_name=None if ON_SPACE else args.host,
         server_port=args.port,

@@ -1,4 +1,4 @@
-"""What keeps one visitor from harming the others: limits on requests, closed routes, and a folder that is swept."""
+"""Protect visitors from each other: request limits, closed routes, automatic deletion."""
 
 import os
 import re
@@ -6,25 +6,25 @@ import threading
 import time
 from pathlib import Path
 
-from pictures import MAX_BYTES, upload_folder
 from starlette.responses import PlainTextResponse
+from uploads import MAX_BYTES, upload_folder
 
 
-MAX_UPLOAD_BYTES = 8 * MAX_BYTES  # of one request, which may bring many files
+MAX_UPLOAD_BYTES = 8 * MAX_BYTES  # of one request, which may hold many files
 MAX_MESSAGE_BYTES = 2**20  # of any other request
 MAX_FOLDER_BYTES = 8 * 2**30
-# Of gradio's, that nothing here needs: two that fetch any public address for anybody, and one that writes what a page shows.
+# Routes of gradio that the demo does not need. Two fetch public addresses for anyone; one saves the state of a page.
 CLOSED = re.compile(r"/(file=https?:|proxy=|deep_link)", re.IGNORECASE)
 
 
 class Guard:
-    """ASGI middleware that answers what is closed or too large itself."""
+    """ASGI middleware that refuses closed routes and large requests."""
 
     def __init__(self, app):
         self.app = app
 
     async def __call__(self, scope, receive, send):
-        """Pass a request on, or refuse it."""
+        """Forward a request or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -33,11 +33,11 @@ class Guard:
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         refusal = None
         if CLOSED.search(scope["path"]):
-            refusal = PlainTextResponse("This is closed here.", 403)
+            refusal = PlainTextResponse("This route is closed.", 403)
         elif not stated.isdigit() or int(stated) > limit:
-            refusal = PlainTextResponse(f"A request may bring up to {limit >> 20} MB.", 413)
+            refusal = PlainTextResponse(f"The request is too large. The limit is {limit >> 20} MB.", 413)
         elif uploads and used_bytes(upload_folder()) > MAX_FOLDER_BYTES:
-            refusal = PlainTextResponse("There is no room at the moment. Try again in a quarter of an hour.", 503)
+            refusal = PlainTextResponse("The disk is full right now. Try again in a quarter of an hour.", 503)
         if refusal:
             await refusal(scope, receive, send)
             return
@@ -45,7 +45,7 @@ class Guard:
         size = 0
 
         async def counted():
-            # A body that comes in parts states no length.
+            # A chunked body does not state its length.
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
@@ -55,21 +55,21 @@ class Guard:
 
 
 def used_bytes(folder: Path) -> int:
-    """Return how much lies in a folder."""
+    """Return the size of all files in a folder."""
     total = 0
     for directory, _, names in os.walk(folder):
         for name in names:
             try:
                 total += (Path(directory) / name).lstat().st_size
-            except FileNotFoundError:  # swept meanwhile
+            except FileNotFoundError:  # deleted meanwhile
                 continue
     return total
 
 
 def keep_swept(folder: Path, kept_seconds: float):
-    """Start a thread that deletes what has lain in a folder for so long, whoever put it there.
+    """Start a thread that deletes files older than `kept_seconds`.
 
-    gradio's own sweep passes over files that it did not write down, such as of uploads that were broken off.
+    gradio's own sweep misses files it has no record of, such as interrupted uploads.
     """
 
     def sweep_always():
@@ -81,16 +81,16 @@ def keep_swept(folder: Path, kept_seconds: float):
 
 
 def sweep(folder: Path, kept_seconds: float):
-    """Delete the files of a folder that did not change for so long, and then its empty folders."""
+    """Delete files unchanged for `kept_seconds`, then empty folders."""
     limit = time.time() - kept_seconds
     for directory, _, names in os.walk(folder, topdown=False):
         for path in (*(Path(directory) / name for name in names), Path(directory)):
             try:
-                # Not the time of content, which a copy has from its original.
+                # Not the modification time, which a copy takes from its original.
                 if path == folder or path.lstat().st_ctime > limit:
                     continue
                 if path.is_dir():
-                    path.rmdir()  # which fails for one that is not empty
+                    path.rmdir()  # fails if not empty
                 else:
                     path.unlink()
             except OSError:  # gone or in use: next time

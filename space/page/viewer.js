@@ -1,23 +1,23 @@
-// The viewer draws everything from two pictures, the photograph and its soft mask, so that colour, threshold and split
-// follow the hand without asking the server. `element`, `props`, `trigger` and `watch` are gradio's.
+// The viewer draws everything from two images, the photo and its soft mask. So color, threshold and split change at once,
+// without the server. `element`, `props`, `trigger` and `watch` come from gradio.
 const root = element.querySelector(".uc");
 const find = (selector) => root.querySelector(selector);
 const canvas = find(".uc-drawn");
-const ink = find(".uc-ink"); // of the screen's resolution, over the other
+const ink = find(".uc-ink"); // lies on top, in the resolution of the screen
 const context = canvas.getContext("2d", { willReadFrequently: true });
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 const STAGE_MILLISECONDS = 900;
 const REVEAL_MILLISECONDS = 1100;
-const DARK = [18, 22, 21]; // what surrounds a revealed object
-const KEPT_LIGHT = 0.26; // of its surroundings
+const DARK = [18, 22, 21]; // around a revealed object
+const KEPT_LIGHT = 0.26; // of the pixels around it
 
-let result = null; // what the server sent
-let pixels = null; // of the photograph, RGBA
-let mask = null; // 0 to 255, one value for each pixel
+let result = null; // from the server
+let pixels = null; // of the photo, RGBA
+let mask = null; // 0 to 255, one value per pixel
 let stages = null;
 let clock = null; // of an animation
-let turns = 0; // answers so far
+let turns = 0; // number of answers so far
 
 const read = async (address) => {
   const image = new Image();
@@ -40,7 +40,7 @@ const color = find(".uc-color");
 const stage = find(".uc-stage");
 const play = find(".uc-play");
 
-// Share of the object in a pixel, after the threshold: soft at 0, else all or nothing.
+// Share of the object in a pixel, by mask value. Threshold 0 keeps it soft, any other makes it 0 or 1.
 const shares = () => {
   const table = new Float32Array(256);
   const limit = (Number(threshold.value) / 100) * 255;
@@ -70,10 +70,10 @@ const draw = () => {
       out[at + 2] = b + weight * (tint[2] - b);
     } else if (mode === "reveal" && index % width >= edge) {
       const share = mask[index] / 255;
-      const grey = KEPT_LIGHT * (0.299 * r + 0.587 * g + 0.114 * b);
-      out[at] = share * r + (1 - share) * (grey + (1 - KEPT_LIGHT) * DARK[0]);
-      out[at + 1] = share * g + (1 - share) * (grey + (1 - KEPT_LIGHT) * DARK[1]);
-      out[at + 2] = share * b + (1 - share) * (grey + (1 - KEPT_LIGHT) * DARK[2]);
+      const gray = KEPT_LIGHT * (0.299 * r + 0.587 * g + 0.114 * b);
+      out[at] = share * r + (1 - share) * (gray + (1 - KEPT_LIGHT) * DARK[0]);
+      out[at + 1] = share * g + (1 - share) * (gray + (1 - KEPT_LIGHT) * DARK[1]);
+      out[at + 2] = share * b + (1 - share) * (gray + (1 - KEPT_LIGHT) * DARK[2]);
     } else {
       out[at] = r;
       out[at + 1] = g;
@@ -94,7 +94,7 @@ const drawBoxes = () => {
   const scale = ink.width / result.width;
   pen.font = `600 ${13 * unit}px system-ui, sans-serif`;
   result.boxes.forEach((box, index) => {
-    // Around the part, not on it: a target may be one pixel.
+    // Around the part, not on it: a target may be a single pixel.
     const gap = 3 * unit;
     const [x, y] = [box.x * scale - gap, box.y * scale - gap];
     const [width, height] = [box.width * scale + 2 * gap, box.height * scale + 2 * gap];
@@ -103,7 +103,7 @@ const drawBoxes = () => {
       pen.strokeStyle = color;
       pen.strokeRect(x, y, width, height);
     }
-    if (index >= 9) return; // further numbers would cover the picture
+    if (index >= 9) return; // more numbers would cover the image
     const label = String(index + 1);
     const wide = pen.measureText(label).width + 8 * unit;
     const left = Math.min(Math.max(x, 0), ink.width - wide);
@@ -124,15 +124,15 @@ const listBoxes = () => {
       return item;
     }),
   );
-  list.dataset.empty = result.boxes.length ? "" : "Nothing is above a probability of 50 %.";
+  list.dataset.empty = result.boxes.length ? "" : "Nothing has a probability above 50%.";
 };
 
 const facts = () => {
   const percent = 100 * result.share;
   const found =
     percent === 0
-      ? "Nothing found above 50 %"
-      : `Object: ${percent < 0.1 ? "under 0.1" : percent.toFixed(1)} % of the picture`;
+      ? "Nothing found above 50%"
+      : `Object: ${percent < 0.1 ? "under 0.1" : percent.toFixed(1)}% of the image`;
   const took = result.seconds < 10 ? result.seconds.toFixed(2) : result.seconds.toFixed(0);
   const items = [found, `${result.width} × ${result.height} px`, `${took} s on ${result.device}`, result.model];
   find(".uc-facts").replaceChildren(
@@ -215,7 +215,7 @@ const tell = (input) => {
   const output = input.parentElement.querySelector("output");
   if (!output) return;
   if (input === stage) output.textContent = stages ? `${stage.value} of ${stages.length - 1}` : "–";
-  else output.textContent = input === threshold && input.value === "0" ? "soft" : `${input.value} %`;
+  else output.textContent = input === threshold && input.value === "0" ? "soft" : `${input.value}%`;
 };
 
 const choose = (name) => {
@@ -245,23 +245,23 @@ const show = async () => {
     return;
   }
   const turn = ++turns;
-  const [photograph, grey] = await Promise.all([read(value.picture), read(value.mask)]);
-  if (turn !== turns) return; // a later answer has come
+  const [photo, gray] = await Promise.all([read(value.image), read(value.mask)]);
+  if (turn !== turns) return; // a newer answer has arrived
   const first = !result;
   result = value;
-  canvas.width = photograph.naturalWidth;
-  canvas.height = photograph.naturalHeight;
-  pixels = dataOf(photograph);
-  mask = dataOf(grey).filter((_, index) => index % 4 === 0);
+  canvas.width = photo.naturalWidth;
+  canvas.height = photo.naturalHeight;
+  pixels = dataOf(photo);
+  mask = dataOf(gray).filter((_, index) => index % 4 === 0);
   root.style.setProperty("--ratio", canvas.width / canvas.height);
   root.dataset.state = "result";
   listBoxes();
   facts();
-  // The view that somebody chose stays; the first result opens in that of its task.
+  // Keep a view that the visitor chose. Otherwise open the first result in the view of its use.
   if (first && !root.dataset.chosen) choose(value.view);
   else if (view() === "unfold") choose(value.unfolds ? "unfold" : value.view);
   reveal();
-  // On a phone the result lies below the question.
+  // On a phone the result is below the form.
   const { top, bottom } = root.getBoundingClientRect();
   if (top > 0.6 * innerHeight || bottom < 0) root.scrollIntoView({ behavior: calm ? "auto" : "smooth" });
 };

@@ -1,4 +1,4 @@
-"""What people send: files and addresses of pictures, read under limits. Anyone may call; nothing here trusts the caller."""
+"""Read uploaded files and web addresses under limits. Never trust the caller."""
 
 import asyncio
 import contextlib
@@ -19,78 +19,78 @@ from gradio_client.utils import is_http_url_like, strip_invalid_filename_charact
 from PIL import Image, UnidentifiedImageError
 
 
-# Every other decoder of Pillow stays shut: some run programs (EPS), and few know them. JPEG includes MPO.
+# All other decoders of Pillow stay closed: some run programs (EPS), and most are rarely used. JPEG includes MPO.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 MAX_BYTES = 128 * 2**20
 MAX_REDIRECTS = 5
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 HEADERS = {"User-Agent": "unconceal", "Accept-Encoding": "identity"}
-SECONDS = 10  # for an address to answer, and again for all of its bytes
+SECONDS = 10  # to connect and for each read; a whole download may take twice as long
 
 
 class Refused(gr.Error):
-    """A picture that is not taken, with the reason in one line."""
+    """A refused request, with the reason in one line."""
 
     def __init__(self, message: str):
-        super().__init__(message, title="Not taken", print_exception=False)
+        super().__init__(message, title="Not accepted", print_exception=False)
 
 
 def limit_pillow(max_pixels: int):
-    """Let no picture above `max_pixels` be opened anywhere in this process, gradio's own code included."""
+    """Forbid images above `max_pixels` in this process, including gradio's own code."""
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def read_picture(path: str | Path) -> Image.Image:
-    """Open and decode a picture, within the limit of `limit_pillow`.
+def read_image(path: str | Path) -> Image.Image:
+    """Open and decode an image within the limit of `limit_pillow`.
 
     Raises:
-        Refused: If it is none, is damaged or too large.
+        Refused: If the file is not an image, is damaged or is too large.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            # Once more: what other threads do with warnings can silence Pillow's.
+            # Check again: another thread that changes warning filters can silence Pillow's warning.
             if math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
             return image
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = Image.MAX_IMAGE_PIXELS / 1e6
-        raise Refused(f"This picture has more than {limit:g} megapixels. Make it smaller and try again.") from None
-    except UnidentifiedImageError:
-        raise Refused("This is no picture that can be read. JPEG, PNG, WebP, TIFF and most others work.") from None
-    except FileNotFoundError:
-        raise Refused("This picture is no longer here: uploads are deleted soon. Add it again.") from None
+        raise Refused(f"This image has more than {limit:g} megapixels. Make it smaller and try again.") from error
+    except UnidentifiedImageError as error:
+        raise Refused("This file is not an image we can read. Use JPEG, PNG, WebP, TIFF or another format.") from error
+    except FileNotFoundError as error:
+        raise Refused("This image was deleted, as all uploads are after a while. Upload it again.") from error
     # Pillow's decoders raise nearly any class on damaged files: SyntaxError, struct.error, IndexError, ...
-    except Exception:
-        raise Refused("This picture is damaged and cannot be read to its end.") from None
+    except Exception as error:
+        raise Refused("This image is damaged and cannot be read. Try another file.") from error
 
 
 def read_header(path: str | Path) -> tuple[str, int]:
-    """Return Pillow's name of the format and the number of pixels of a picture; of anything else "" and 0."""
+    """Return format and number of pixels, or "" and 0 if unreadable."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return image.format, math.prod(image.size)
-    except Exception:  # see `read_picture`
+    except Exception:  # see `read_image`
         return "", 0
 
 
-def hold(paths: list[str]):
-    """Let the sweeping of uploads begin to count anew, since a request has begun to use them."""
+def keep_longer(paths: list[str]):
+    """Restart the time after which uploads are deleted."""
     for path in paths:
         with contextlib.suppress(OSError):
             os.utime(path)
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address belongs to the open internet."""
+    """Return whether an IP address belongs to the open internet."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return False
     if ip.version == 6:
-        # Addresses that lead to one of version 4: what counts is that.
+        # Some addresses wrap one of version 4. Judge that one.
         inner = ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else ip.ipv4_mapped)
         if inner is not None:
             return is_public(str(inner))
@@ -99,31 +99,31 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
-# For what gradio fetches by itself, too: its own rule lets shared address space (100.64.0.0/10) pass.
+# Also for what gradio itself fetches: its own rule lets shared address space (100.64.0.0/10) pass.
 safehttpx.is_public_ip = is_public
 
 
 async def fetch(url: str, folder: str | Path) -> str:
-    """Download a picture from the open internet into a folder and return its path.
+    """Download an image from the open internet and return its path.
 
-    Every hop of a redirect is resolved, checked and then connected to by that very IP address, so that a name cannot
-    point elsewhere a moment later.
+    Every redirect is resolved and checked, and the connection uses the checked IP address. So a host name cannot point
+    elsewhere a moment later.
 
     Raises:
-        Refused: If the address is not http(s), not public, does not answer in time with a file, or the file is too large.
+        Refused: If the address is not http(s) or not public, does not answer in time, or returns too large a file.
     """
     url = url.strip()
     if not is_http_url_like(url):
-        raise Refused("Expected an address that begins with http:// or https://.")
+        raise Refused("The address must begin with http:// or https://.")
     try:
         async with asyncio.timeout(2 * SECONDS):
             return await _fetch(url, Path(folder))
-    except (TimeoutError, httpx.TimeoutException):
-        raise Refused("The address did not answer in time.") from None
+    except (TimeoutError, httpx.TimeoutException) as error:
+        raise Refused("The address did not answer in time.") from error
     except Refused:
         raise
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
-        raise Refused("The address could not be reached.") from None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise Refused("The address could not be reached.") from error
 
 
 async def _fetch(url: str, folder: Path) -> str:
@@ -137,26 +137,26 @@ async def _fetch(url: str, folder: Path) -> str:
             if response.has_redirect_location:
                 url = urljoin(url, response.headers["Location"])
                 if not is_http_url_like(url):
-                    raise Refused("The address leads on to something that is no web address.")
+                    raise Refused("The address redirects to something other than a web address.")
                 continue
             if response.status_code != httpx.codes.OK:
-                raise Refused(f"The address answered with {response.status_code} instead of a picture.")
+                raise Refused(f"The address answered with status {response.status_code} instead of an image.")
             if response.headers.get("Content-Encoding", "identity") != "identity":
-                # A few bytes could unfold into any number.
-                raise Refused("The address answered with compressed bytes, which are not taken.")
+                # A few bytes could expand to any size.
+                raise Refused("The address answered with compressed data, which is not accepted.")
             return await _save(response, folder / secrets.token_hex(16) / _file_name(url))
-    raise Refused(f"The address leads on more than {MAX_REDIRECTS} times.")
+    raise Refused(f"The address redirects more than {MAX_REDIRECTS} times.")
 
 
 async def _public_address(host: str) -> str:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise Refused("There is no such address.") from None
+    except (OSError, UnicodeError) as error:
+        raise Refused("There is no such address.") from error
     addresses = [entry[4][0] for entry in found]
-    # One private address among public ones is how a name is made to lead inside.
+    # A private address among public ones is a trick to reach the inside.
     if not addresses or not all(map(is_public, addresses)):
-        raise Refused("This address is not on the open internet; it is not fetched.")
+        raise Refused("This address is not on the open internet, so it is not fetched.")
     return addresses[0]
 
 
@@ -168,7 +168,7 @@ async def _save(response: httpx.Response, path: Path) -> str:
             async for chunk in response.aiter_raw():
                 size += len(chunk)
                 if size > MAX_BYTES:
-                    raise Refused(f"The file behind this address has more than {MAX_BYTES // 2**20} MB.")
+                    raise Refused(f"The file at this address is larger than {MAX_BYTES // 2**20} MB.")
                 file.write(chunk)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -178,46 +178,44 @@ async def _save(response: httpx.Response, path: Path) -> str:
 
 
 def _file_name(url: str) -> str:
-    name = strip_invalid_filename_characters(Path(httpx.URL(url).path).name or "picture")
-    return "picture" if name == ".." else name
+    name = strip_invalid_filename_characters(Path(httpx.URL(url).path).name or "image")
+    return "image" if name == ".." else name
 
 
 class _Guarded:
-    """Of components that take files: only such as were uploaded, or where it says so, an address, which `fetch` gets."""
+    """Accept only uploaded files and, where allowed, addresses fetched by `fetch`."""
 
     takes_addresses = False
     shown_as: str
 
     def get_block_name(self) -> str:
-        """Tell the browser which of gradio's own components this is."""
+        """Name the gradio component that the browser shows."""
         return self.shown_as
 
     get_block_class = get_block_name
 
     async def async_move_resource_to_block_cache(self, url_or_file_path):
-        """Return the path of what a visitor names or a request gives."""
+        """Return the path of a file that a request names."""
         given = str(url_or_file_path or "")
         if is_http_url_like(given):
             if not self.takes_addresses:
-                raise Refused("Addresses are taken one by one; many pictures at once must be files.")
+                raise Refused("A batch accepts files only, no addresses.")
             url_or_file_path = await fetch(given, self.GRADIO_CACHE)
         return await super().async_move_resource_to_block_cache(url_or_file_path)
 
 
-class PictureInput(_Guarded, gr.Image):
-    """gradio's picture input that hands on the file as it came: no decoding before the limits are known."""
+class ImageInput(_Guarded, gr.Image):
+    """Image input that returns the file undecoded, so limits are checked first."""
 
     shown_as = "image"
     takes_addresses = True
 
     def preprocess(self, payload) -> str | None:
-        if payload is None:
-            return None
-        return _uploaded(payload.path)
+        return _uploaded(payload.path) if payload else None
 
 
-class PictureFiles(_Guarded, gr.File):
-    """gradio's input of many files, handed on likewise."""
+class ImageFiles(_Guarded, gr.File):
+    """Input of many files, returned undecoded."""
 
     shown_as = "file"
 
@@ -226,7 +224,7 @@ class PictureFiles(_Guarded, gr.File):
 
 
 class Download(_Guarded, gr.DownloadButton):
-    """gradio's download, which can also be asked for its file without leaving another on disk."""
+    """Download button whose file can be an input without another copy."""
 
     shown_as = "downloadbutton"
 
@@ -235,17 +233,11 @@ class Download(_Guarded, gr.DownloadButton):
 
 
 def _uploaded(path: str | None) -> str:
-    # A picture as text has no path; gradio's own check passes over files that a caller describes in an unusual way.
+    # Data URLs have no path, and gradio's own check misses files that a caller describes in an unusual way.
     folder = upload_folder().resolve()
     if not path or folder not in Path(path).resolve().parents:
-        raise Refused("Expected an uploaded file or an address.")
+        raise Refused("Expected an uploaded file or a web address.")
     return path
-
-
-def preview_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Return (width, height) shrunk so that neither passes `side`."""
-    scale = min(1, side / max(size))
-    return tuple(max(1, math.floor(length * scale + 0.5)) for length in size)
 
 
 def upload_folder() -> Path:
@@ -253,19 +245,5 @@ def upload_folder() -> Path:
     return Path(utils.get_upload_folder())
 
 
-# gradio writes a stub beside every module that makes a component.
+# gradio writes a stub next to every module that defines a component.
 Path(__file__).with_suffix(".pyi").unlink(missing_ok=True)
-
-__all__ = [
-    "Download",
-    "PictureFiles",
-    "PictureInput",
-    "Refused",
-    "fetch",
-    "hold",
-    "limit_pillow",
-    "preview_size",
-    "read_header",
-    "read_picture",
-    "upload_folder",
-]

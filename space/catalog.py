@@ -1,0 +1,158 @@
+"""Offer networks by name and load each on first use."""
+
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import gradio as gr
+import torch
+from transformers import Pipeline, pipeline
+
+
+@dataclass(frozen=True)
+class Use:
+    """Describe what a visitor looks for.
+
+    Attributes:
+        title: Text in the choice of networks.
+        view: First view of a result: "reveal", "overlay", "mask", "cutout" or "targets".
+        examples: File name pattern of its images in `examples/`.
+    """
+
+    title: str
+    view: str
+    examples: str = ""
+
+
+# Keyed by the names in UNCONCEAL_MODELS. Any other name is shown as it is.
+USES = {
+    "camouflaged": Use("Camouflaged object", "reveal", "camouflage-*"),
+    "lesion": Use("Lesion or polyp", "overlay", "ultrasound-*"),
+    "small-target": Use("Small target", "targets", "infrared-*"),
+    "cut-out": Use("Fine cut-out", "cutout", "intricate-*"),
+}
+DEMO_RUNS = "demo/run-*/segmentation/best"  # written by scripts/demo.sh
+
+
+def use_of(name: str) -> Use:
+    """Return the use of a network by its name."""
+    return USES.get(name) or Use(name[:1].upper() + name[1:].replace("-", " "), "reveal")
+
+
+def examples_of(name: str) -> list[Path]:
+    """Return the example images of a network by its name."""
+    pattern = use_of(name).examples
+    return sorted((Path(__file__).parent / "examples").glob(pattern)) if pattern else []
+
+
+def choose_sources(pairs: list[str]) -> dict[str, str]:
+    """Return the source of each network by name.
+
+    Args:
+        pairs: NAME=ID. A bare ID is named "camouflaged". ID is a folder or OWNER/NAME[@REVISION] on the Hub. An empty
+            list means the network of the last run of scripts/demo.sh.
+
+    Raises:
+        ValueError: If a pair is wrong or there is no network. The message is one line.
+    """
+    sources = {}
+    for pair in pairs:
+        name, has_name, source = (part.strip() for part in pair.partition("="))
+        if not has_name:
+            name, source = "camouflaged", name
+        if not (name and source):
+            raise ValueError(f"got the network {pair!r}, expected NAME=ID; write e.g. camouflaged=owner/run-cos")
+        if name in sources:
+            raise ValueError(f"got two networks named {name}: {sources[name]} and {source}; rename one")
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise ValueError(
+                    f"got the folder {source} without config.json; give a folder written by save_pretrained"
+                )
+            source = str(folder)
+        elif not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source):
+            raise ValueError(f"got {source!r}, expected a folder or an id on the Hub; write owner/name[@revision]")
+        sources[name] = source
+    if not sources:
+        runs = sorted(Path(__file__).parent.parent.glob(DEMO_RUNS), key=lambda run: run.stat().st_mtime)
+        if not runs:
+            raise ValueError(
+                "got no network to show, expected NAME=ID pairs such as camouflaged=owner/run-cos; "
+                "set UNCONCEAL_MODELS or --model, or train a tiny network with scripts/demo.sh"
+            )
+        sources = {"camouflaged": str(runs[-1])}
+    return sources
+
+
+def choose_device() -> torch.device:
+    """Return the accelerator if there is one, otherwise the CPU."""
+    if torch.cuda.is_available():  # asked first: ZeroGPU answers only this
+        return torch.device("cuda")
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+class Catalog:
+    """Networks by name, loaded on first use.
+
+    At most `num_held` stay in memory; the least recently used goes first.
+
+    Attributes:
+        sources: Folder or id of each, by name.
+        device: Device that runs them.
+    """
+
+    def __init__(self, sources: dict[str, str], num_held: int):
+        self.sources = sources
+        self.device = choose_device()
+        self._num_held = num_held
+        self._held: OrderedDict[str, Pipeline] = OrderedDict()
+        self._lock = Lock()
+
+    def __getitem__(self, name: str) -> Pipeline:
+        """Return the network's pipeline, a `SoftMaskPipeline`.
+
+        Raises:
+            gr.Error: If there is no such network, or it cannot be loaded.
+        """
+        if name not in self.sources:
+            names = ", ".join(self.sources)
+            raise gr.Error(f"There is no such network here. Choose one of: {names}.", print_exception=False)
+        with self._lock:
+            if name not in self._held:
+                while len(self._held) >= self._num_held:
+                    self._held.popitem(last=False)
+                self._held[name] = self._load(self.sources[name])
+            self._held.move_to_end(name)
+            return self._held[name]
+
+    def _load(self, source: str) -> Pipeline:
+        model, _, revision = (source, "", "") if Path(source).is_dir() else source.partition("@")
+        try:
+            return pipeline(
+                "soft-image-segmentation",
+                model=model,
+                revision=revision or None,
+                device=self.device,
+                trust_remote_code=True,  # the owner of this page chose the checkpoint
+            )
+        except Exception as error:  # nearly any class: files, network, code of the checkpoint
+            print(f"cannot load {source}: {type(error).__name__}: {error}", flush=True)
+            message = "This network cannot be loaded right now. The log of the Space says why."
+            raise gr.Error(message, print_exception=False) from error
+
+    def may_unfold(self, name: str) -> bool:
+        """Return False if the network is known to have no stages.
+
+        The pipeline of an old checkpoint cannot tell. Asking it to unfold explains what to do.
+        """
+        find = self[name]
+        return not hasattr(find, "unfold") or getattr(find.model, "num_stages", 0) > 0
+
+    def describe(self, name: str) -> str:
+        """Return the kind of network and its id on the Hub, but never a local path."""
+        kind = self[name].model.config.model_type.partition("_")[0].upper()
+        source = self.sources[name]
+        return kind if Path(source).is_dir() else f"{kind}, {source}"
