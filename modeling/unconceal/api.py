@@ -17,11 +17,12 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from transformers import AutoModelForImageSegmentation, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # see __init__.py of this package
-from transformers.utils import ModelOutput
 
 from .models.cutout import make_cutout, mask_to_image
 from .models.image_processing_unconceal import UnconcealImageProcessor, to_rgb
-from .models.refine import check_refine, make_mask
+from .models.predict import predict_masks
+from .models.refine import check_refine
+from .models.unfolding import Unfolding, unfold
 from .utils.errors import UserError, one_line
 from .utils.files import is_hub_id
 from .utils.images import MAX_PIXELS, open_image
@@ -57,36 +58,35 @@ class Segmenter:
         return list(self.stream(images, batch_size, refine))
 
     def stream(self, images: Iterable[Image.Image], batch_size: int = 1, refine: str = "auto") -> Iterator[np.ndarray]:
-        """Yield what `segment` returns, one by one; `batch_size` pictures and one mask are held at a time."""
+        """Yield what `segment` returns, one by one; `batch_size` images and one mask are held at a time."""
         try:
             check_refine(refine)
         except ValueError as error:
-            raise UserError(str(error)) from None
+            raise UserError(str(error)) from error
         images = iter(images)
         while batch := [to_rgb(image) for image in islice(images, batch_size)]:
             with self.memory_explained(batch):
-                yield from self._segment_batch(batch, batch_size, refine)
+                for mask in predict_masks(self.model, self.processor, batch, refine, batch_size):
+                    yield mask.cpu().numpy()
 
-    @torch.inference_mode()
-    def _segment_batch(self, images: list[Image.Image], batch_size: int, refine: str) -> Iterator[np.ndarray]:
-        for image, logits in zip(images, self.run(images)[1].logits.split(1), strict=True):
-            size = (image.height, image.width)
-            mask = make_mask(logits, size, image, refine, self.processor, self._look, batch_size)
-            yield mask.cpu().numpy()
-
-    def _look(self, images: list[Image.Image]) -> torch.Tensor:
-        return self.run(images)[1].logits
-
-    @torch.inference_mode()
-    def run(self, images: list[Image.Image], **options) -> tuple[torch.Tensor, ModelOutput]:
-        """Return `pixel_values` (B, 3, H, W) of pictures and what the network makes of them, on its device.
+    def unfold(self, image: Image.Image, size: tuple[int, int] | None = None) -> Unfolding:
+        """Return the maps of every stage by which a network such as RUN finds its mask.
 
         Args:
-            images: Any pictures.
-            **options: Further arguments of the network's `forward`.
+            image: Any image.
+            size: (width, height) of the maps, by default of the displayed image. Large maps take much memory.
+
+        Raises:
+            UserError: If the network has no stages, or memory runs out.
         """
-        pixel_values = self.processor(images).pixel_values.to(self.model.device, self.model.dtype)
-        return pixel_values, self.model(pixel_values=pixel_values, **options)
+        image = to_rgb(image)
+        if not self.model.num_stages:
+            raise UserError(
+                f"got {type(self.model).__name__}, which has no stages to show; expected a network that unfolds, such "
+                "as RUN"
+            )
+        with self.memory_explained([image]):
+            return unfold(self.model, self.processor, image, size)
 
     @contextmanager
     def memory_explained(self, images: list[Image.Image]) -> Iterator[None]:

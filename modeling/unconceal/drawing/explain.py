@@ -3,15 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from ..api import Segmenter, overlay
-from ..models.backbones import STRIDE
 from ..models.image_processing_unconceal import to_rgb
-from ..models.modeling_unconceal import padding_to
-from ..utils.errors import UserError
+from ..models.unfolding import GRAY, HEAT, Stage, Unfolding, draw_colors, draw_scale
 from .layout import GAP, INK, LINE_HEIGHT, PAPER, paste_framed, wrapped
 
 
@@ -19,148 +15,40 @@ CELL = 220  # pixels, the longer side of a map on the sheet
 LABEL_WIDTH = 100
 MARK = (0, 230, 255)  # a hue that skin, leaves and sand have not, and that all kinds of colour vision tell from them
 
-GREY = np.array([[0, 0, 0], [255, 255, 255]])
-# Black, violet, orange, pale yellow. Lightness rises all the way, so it reads without colour vision and in grey.
-HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]])
-
 
 @dataclass(frozen=True)
-class Column:
-    """A column of the sheet.
+class SheetColumn:
+    """Column of the sheet.
 
     Attributes:
         title: One or two words.
         meaning: What it shows.
-        ramp: (n, 3), 0 to 255, the colours from the value 0 to `top`; None for pictures.
-        top: The value from which on the colour is the last.
+        scale: (n, 3), colors from 0 to `top`, 0 to 255; None for images.
+        top: Value at the end of the scale.
     """
 
     title: str
     meaning: str
-    ramp: np.ndarray | None = None
+    scale: np.ndarray | None = None
     top: float = 1
 
 
 COLUMNS = {
-    "mask": Column("mask M", "probability of object", GREY),
-    "outline": Column("outline", "where M passes 0.5, if it does"),
-    "edge": Column("edge E", "probability of the object's edge", GREY),
-    "background": Column(
+    "mask": SheetColumn("mask M", "probability of object", GRAY),
+    "outline": SheetColumn("outline", "where M passes 0.5, if it does"),
+    "edge": SheetColumn("edge E", "probability of the object's edge", GRAY),
+    "background": SheetColumn(
         "background B", "the picture without the object; B of k = 0 is made at the stride of stage 1"
     ),
-    "uncertainty": Column("uncertainty", "1 - |2M - 1|, so 1 where M is 0.5", HEAT),
-    "reconstruction": Column("rebuilt C^", "the picture rebuilt from mask and background"),
-    "error": Column(
+    "uncertainty": SheetColumn("uncertainty", "1 - |2M - 1|, so 1 where M is 0.5", HEAT),
+    "reconstruction": SheetColumn("rebuilt C^", "the picture rebuilt from mask and background"),
+    "error": SheetColumn(
         "error of C^",
         "|C^ - C|, mean over the colours, C at the stage's resolution; larger errors look like the scale's end",
         HEAT,
         0.25,
     ),
 }
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Maps of one stage k of the unfolding, float32, at a picture's size; None is what the network does not make there.
-
-    Attributes:
-        stride: Pixels of the network's input that a position of `mask` stands for.
-        map_size: (width, height) of the mask before it was enlarged, with the network's padding.
-        mask: M_k, (H, W), in [0, 1].
-        edge: E_k, (H, W), in [0, 1].
-        background: B_k, (H, W, 3), RGB, [0, 1] is black to white.
-        reconstruction: C^_k, like `background`.
-        error: |C^_k - C|, the mean over the channels, (H, W), where C is the input at the resolution of the stage.
-    """
-
-    stride: int
-    map_size: tuple[int, int]
-    mask: np.ndarray
-    edge: np.ndarray | None
-    background: np.ndarray | None
-    reconstruction: np.ndarray | None
-    error: np.ndarray | None
-
-    @property
-    def uncertainty(self) -> np.ndarray:
-        """1 - |2 M_k - 1|, (H, W): 0 where the mask is decided, 1 where it is 0.5."""
-        return 1 - np.abs(2 * self.mask - 1)
-
-
-@dataclass(frozen=True)
-class Unfolding:
-    """What a network makes of one picture on the way to its mask.
-
-    Attributes:
-        mask: The final soft mask, (H, W), float32 in [0, 1].
-        input_size: (width, height) at which the network sees the picture.
-        stages: From the coarse start, k = 0, to the last stage, k = K.
-    """
-
-    mask: np.ndarray
-    input_size: tuple[int, int]
-    stages: tuple[Stage, ...]
-
-
-@torch.inference_mode()
-def unfold(segmenter: Segmenter, image: Image.Image, size: tuple[int, int] | None = None) -> Unfolding:
-    """Return the maps of every stage for one picture.
-
-    Maps are enlarged by nearest neighbour, to show their true resolution, and shrunk by averaging.
-
-    Args:
-        segmenter: A network with stages.
-        image: Any picture.
-        size: (width, height) of the maps; by default of the displayed picture, which takes much memory for a large one.
-
-    Raises:
-        UserError: If the network has no stages, or memory runs out.
-    """
-    image = to_rgb(image)
-    width, height = size or image.size
-    if not hasattr(segmenter.model.config, "num_stages"):
-        raise UserError(
-            f"got {type(segmenter.model).__name__}, which has no stages to show; expected a network that unfolds, "
-            "such as RUN"
-        )
-    with segmenter.memory_explained([image]):
-        pixel_values, outputs = segmenter.run([image], output_stages=True)
-        (mask,) = segmenter.processor.post_process_masks(outputs, [(height, width)])
-    input_height, input_width = pixel_values.shape[-2:]
-    full_image = segmenter.model.denormalize(pixel_values)  # C
-    full_image = F.pad(full_image, padding_to(STRIDE, input_height, input_width), mode="replicate")
-
-    def stride_of(maps: torch.Tensor) -> int:
-        return full_image.shape[-1] // maps.shape[-1]
-
-    def shown(maps: torch.Tensor | None) -> np.ndarray | None:
-        if maps is None:
-            return None
-        # The part that covers the picture; where that ends inside a position, so does the box.
-        box = (0, 0, input_width / stride_of(maps), input_height / stride_of(maps))
-        channels = [
-            np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BOX, box))
-            for channel in maps[0].float().cpu().numpy()
-        ]
-        if len(channels) == 1:
-            return channels[0]
-        # The network sees colours in the processor's order.
-        return np.stack(channels if segmenter.processor.channel_order == "rgb" else channels[::-1], axis=-1)
-
-    num_stages = len(outputs.edge_logits)
-    # Edges and reconstructions begin at stage 1; whole groups are missing where the configuration switches them off.
-    edges = (None, *(logits.float().sigmoid() for logits in outputs.edge_logits))
-    backgrounds = outputs.backgrounds or (None,) * (num_stages + 1)
-    reconstructions = (None, *(outputs.reconstructions or (None,) * num_stages))
-    errors = [
-        None if maps is None else (maps - F.avg_pool2d(full_image, stride_of(maps))).abs().mean(1, keepdim=True)
-        for maps in reconstructions
-    ]
-    stages = tuple(
-        Stage(stride_of(logits), tuple(logits.shape[:1:-1]), shown(logits.float().sigmoid()), *map(shown, others))
-        for logits, *others in zip(outputs.mask_logits, edges, backgrounds, reconstructions, errors, strict=True)
-    )
-    return Unfolding(mask.cpu().numpy(), (input_width, input_height), stages)
 
 
 def explain(segmenter: Segmenter, image: Image.Image) -> Image.Image:
@@ -182,30 +70,21 @@ def explain(segmenter: Segmenter, image: Image.Image) -> Image.Image:
     image = to_rgb(image)
     scale = CELL / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
-    unfolding = unfold(segmenter, image, size)
+    unfolding = segmenter.unfold(image, size)
     picture = image.resize(size, Image.Resampling.BOX)
     rows = [_cells(stage, picture) for stage in unfolding.stages]
     columns = {name: column for name, column in COLUMNS.items() if any(name in row for row in rows)}
     return _sheet(image.size, picture, unfolding, columns, rows)
 
 
-def _cells(stage: Stage, picture: Image.Image) -> dict[str, Image.Image]:
+def _cells(stage: Stage, image: Image.Image) -> dict[str, Image.Image]:
     """Draw the maps that a stage has, by their names in `COLUMNS`."""
-    cells = {"outline": _outlined(picture, stage.mask)}
-    for name, column in COLUMNS.items():
-        values = getattr(stage, name, None)
-        if values is not None:
-            cells[name] = _colored(values, column)
+    cells = {"outline": _outlined(image, stage.mask), **stage.images()}
+    if stage.reconstruction is not None:
+        cells["reconstruction"] = draw_colors(stage.reconstruction)
+    if stage.error is not None:
+        cells["error"] = draw_scale(stage.error, HEAT, COLUMNS["error"].top)
     return cells
-
-
-def _colored(values: np.ndarray, column: Column) -> Image.Image:
-    if column.ramp is None:
-        colors = values.clip(0, 1) * 255
-    else:
-        positions = np.linspace(0, column.top, len(column.ramp))
-        colors = np.stack([np.interp(values, positions, channel) for channel in column.ramp.T], axis=-1)
-    return Image.fromarray(np.rint(colors).astype(np.uint8))
 
 
 def _outlined(picture: Image.Image, mask: np.ndarray) -> Image.Image:
@@ -225,7 +104,7 @@ def _sheet(
     picture_size: tuple[int, int],
     picture: Image.Image,
     unfolding: Unfolding,
-    columns: dict[str, Column],
+    columns: dict[str, SheetColumn],
     rows: list[dict[str, Image.Image]],
 ) -> Image.Image:
     font, small = ImageFont.load_default(size=16), ImageFont.load_default(size=13)
@@ -262,8 +141,8 @@ def _sheet(
     # 3. Titles with their scales.
     for left, column in zip(lefts, columns.values(), strict=True):
         draw.text((left, titles_top), column.title, INK, font)
-        if column.ramp is not None:
-            bar = _colored(np.tile(np.linspace(0, column.top, 60), (10, 1)), column)
+        if column.scale is not None:
+            bar = draw_scale(np.tile(np.linspace(0, column.top, 60), (10, 1)), column.scale, column.top)
             top = titles_top + LINE_HEIGHT
             draw.text((left, top), "0", INK, small)
             sheet.paste(bar, (left + 12, top + 3))

@@ -12,7 +12,9 @@ from transformers.utils import ModelOutput
 
 from .cutout import make_cutout, mask_to_image
 from .image_processing_unconceal import to_mask, to_rgb
-from .refine import check_refine, make_mask
+from .predict import predict_masks
+from .refine import check_refine
+from .unfolding import Unfolding, unfold
 
 
 class SoftMaskPipeline(Pipeline):
@@ -89,6 +91,18 @@ class SoftMaskPipeline(Pipeline):
             raise ValueError(f"got a mask of {size}, expected {expected}, the picture's width and height")
         return make_cutout(image, opacity)
 
+    def unfold(self, image: Any, size: tuple[int, int] | None = None) -> Unfolding:
+        """Return the maps of every stage by which a network such as RUN finds its mask.
+
+        Args:
+            image: Any image that the pipeline takes.
+            size: (width, height) of the maps, by default the size of the image.
+
+        Raises:
+            ValueError: If the network has no stages, or the input is not an image.
+        """
+        return unfold(self.model, self.image_processor, self._read(image), size)
+
     def _sanitize_parameters(
         self,
         timeout: float | None = None,
@@ -116,26 +130,17 @@ class SoftMaskPipeline(Pipeline):
     def preprocess(self, inputs: Any, timeout: float | None = None) -> dict[str, Any]:
         """Return `pixel_values` (1, C, H, W) of one picture and, as `picture`, itself."""
         picture = self._read(inputs, timeout)
-        return {"pixel_values": self._pixel_values([picture]), "picture": picture}
-
-    def _pixel_values(self, pictures: list[Image.Image]) -> torch.Tensor:
-        return self.image_processor(pictures, return_tensors="pt").pixel_values.to(self.dtype)
+        pixel_values = self.image_processor(picture, return_tensors="pt").pixel_values.to(self.dtype)
+        return {"pixel_values": pixel_values, "picture": picture}
 
     def _forward(self, model_inputs: dict[str, Any], refine: str = "auto", batch_size: int = 1) -> ModelOutput:
-        # What else a network returns than logits cannot be taken apart into pictures again.
-        logits = self.model(pixel_values=model_inputs["pixel_values"]).logits
-        given = model_inputs["picture"]  # one, or the list of a batch
-        pictures = given if isinstance(given, list) else [given]
-
-        def look(tiles: list[Image.Image]) -> torch.Tensor:
-            return self.model(pixel_values=self._pixel_values(tiles).to(self.device)).logits
-
-        probs = []
-        for picture, of_picture in zip(pictures, logits.split(1), strict=True):
-            size = (picture.height, picture.width)
-            mask = make_mask(of_picture, size, picture, refine, self.image_processor, look, batch_size)
-            probs.append(mask.cpu())  # so that an accelerator holds one large mask at a time
-        return ModelOutput(probs=probs, picture=given)
+        given = model_inputs["picture"]  # one image, or the list of a batch
+        images = given if isinstance(given, list) else [given]
+        masks = predict_masks(
+            self.model, self.image_processor, images, refine, batch_size, model_inputs["pixel_values"]
+        )
+        # To the CPU one by one, so that an accelerator holds one large mask at a time.
+        return ModelOutput(probs=[mask.cpu() for mask in masks], picture=given)
 
     def postprocess(self, model_outputs: ModelOutput, cutout: bool = False) -> dict[str, Any]:
         """Return the picture's mask, as `__call__` describes."""
