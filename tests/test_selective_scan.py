@@ -1,9 +1,10 @@
-"""The selective scan against the plain loop, in values and gradients, and what it promises on memory and tracing."""
+"""Test the selective scan against the plain loop, its memory and tracing."""
 
 import functools
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -22,7 +23,7 @@ NAMES = ("y", "x", "delta", "A", "B", "C", "D")
 
 
 class Case(NamedTuple):
-    """Where a scan runs. `plan` forces, on a CPU, one of the ways to divide the work that `_make_plan` knows."""
+    """Where a scan runs. On a CPU, `plan` forces one of the ways that `_make_plan` divides the work."""
 
     device: str
     backend: str | None
@@ -57,13 +58,17 @@ INTERPRETED = pytest.param(
     Case("cpu", "triton"),
     id="cpu-triton",
     marks=[
-        pytest.mark.skipif(module.triton is None, reason="triton cannot be imported"),
+        pytest.mark.skipif(module.selective_scan_triton is None, reason="triton cannot be imported"),
         pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"),
     ],
 )
-# None: what `_choose_backend` takes.
+# None: the backend that `_choose_backend` picks.
 GPU_TORCH = [gpu_case("torch", False), gpu_case(None, False)]
-GPU = [*GPU_TORCH, gpu_case("triton", module.triton is None), gpu_case("mamba_ssm", module.selective_scan_fn is None)]
+GPU = [
+    *GPU_TORCH,
+    gpu_case("triton", module.selective_scan_triton is None),
+    gpu_case("mamba_ssm", module.selective_scan_fn is None),
+]
 
 
 def on(*cases):
@@ -113,7 +118,7 @@ def run_with_grads(function, inputs, seed=0):
 
 
 def assert_same(case, inputs, tolerance=1e-4, smallest=1e-12, expected=None):
-    """Compare y and all gradients with the plain loop, relative to the largest entry of each or to `smallest`."""
+    """Compare y and all gradients with the plain loop, relative to the largest entry or to `smallest`."""
     expected = expected or run_with_grads(selective_scan_ref, inputs)
     for name, got, want in zip(NAMES, run_with_grads(case.scan, inputs), expected, strict=False):
         assert got.dtype == want.dtype and got.shape == want.shape, name
@@ -131,7 +136,7 @@ def test_lengths(case, length):
 
 @functools.cache
 def long_inputs(length):
-    """Return inputs and what the plain loop makes of them, which takes seconds."""
+    """Return inputs and the results of the plain loop, which takes seconds."""
     torch.manual_seed(0)
     inputs = make_inputs(batch=1, channels=4, length=length, groups=2, states=2)
     # A slow decay, so that early steps still matter after many chunks.
@@ -177,8 +182,8 @@ def test_any_decay(case, exponent):
     inputs = make_inputs(length=70, device=case.device)
     inputs[1] = torch.ones_like(inputs[1]).requires_grad_()
     inputs[2] = torch.full_like(inputs[2], exponent).requires_grad_()
-    # At -200 the gradient of A is 1e-87 and less: nothing but zero in float32. In mamba_ssm's kernel the previous
-    # state's part is a difference of near equals, and rounding errors of the size of a state remain.
+    # At -200 the gradient of A is below 1e-87: zero in float32. The kernel of mamba_ssm subtracts near equals there,
+    # and rounding errors of the size of a state remain.
     is_exact = module.selective_scan_fn is None or case.backend not in ("mamba_ssm", None)
     assert_same(case, inputs, smallest=1e-12 if is_exact else 1)
 
@@ -268,31 +273,31 @@ def test_same_alone_and_in_a_batch(case):
     for row in range(3):
         part = slice(row, row + 1)
         alone = case.scan(x[part], delta[part], A, B[part], C[part], D)
-        # Not the same bits: a vectorised exp rounds the odd elements at the end of a block otherwise.
+        # Not the same bits: a vectorized exp rounds the last elements of a block differently.
         torch.testing.assert_close(alone, together[part], rtol=1e-5, atol=1e-6)
 
 
 class LargestTensor(TorchDispatchMode):
-    """Record the most bytes that any operation returned."""
+    """Record the largest number of bytes returned by an operation."""
 
     nbytes = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        # Views of a larger tensor, such as an expanded one, take no memory.
+        # Views, such as an expanded tensor, take no memory.
         sizes = (z.untyped_storage().nbytes() for z in tree_leaves(result) if torch.is_tensor(z))
         self.nbytes = max(self.nbytes, *sizes, 0)
         return result
 
 
 @on(CPU, TRACED, INTERPRETED, *GPU)
-def test_states_are_never_kept(case):
-    # A width of 17, so that a kernel's blocks do not fit. The interpreter is slow.
+def test_states_of_all_steps_never_exist_at_once(case):
+    # The width 17 is no multiple of the blocks of a kernel. The interpreter is slow.
     states, channels, length = 16, 68, 144 if case == ("cpu", "triton", "default") else 2304
     inputs = make_inputs(1, channels, length, 4, states, device=case.device)
     with LargestTensor() as largest:
         run_with_grads(case.scan, inputs)
-    # 1/16 is the size of y; on a GPU segments are longer, or two blocks a group have their own gradients of B and C.
+    # 1/16 is the size of y. On a GPU segments are longer, or two blocks hold gradients of B and C.
     bound = 0.26 if case.plan == "traced" else 1 / 16 if case == ("cpu", "torch", "default") else 1 / 8
     assert largest.nbytes <= bound * channels * states * length * inputs[0].element_size()
 
@@ -313,14 +318,14 @@ def scan_inputs(batch, length, device):
     return x, delta, B, C
 
 
-# The kernels cannot be looked into.
+# The tracer cannot look into kernels.
 @on(CPU, *GPU_TORCH)
 def test_export_with_dynamic_length(case):
     torch.manual_seed(0)
     model = Scan(case)
     batch, length = Dim("batch"), Dim("length", max=module.MAX_TRACED_LENGTH)
     shapes = ({0: batch, 2: length}, {0: batch, 2: length}, {0: batch, 3: length}, {0: batch, 3: length})
-    # An example of less than a chunk, where a count of 1 might be taken for a constant.
+    # The example is shorter than a chunk: a count of 1 could be taken for a constant.
     exported = torch.export.export(model, scan_inputs(2, 4, case.device), dynamic_shapes=shapes).module()
     for rows, steps in ((1, 1), (3, 15), (2, 16), (1, 17), (2, 300), (1, 3000)):
         inputs = scan_inputs(rows, steps, case.device)
@@ -373,16 +378,30 @@ def test_wrong_shapes(name, shape, expected):
     assert message.startswith(f"{name}: got shape {shape}, expected") and expected in message and "\n" not in message
 
 
-def test_unknown_backend():
+def test_unknown_and_missing_backends_are_rejected(monkeypatch):
     with pytest.raises(ValueError, match='backend: got "fast"'):
         selective_scan(*make_inputs(), backend="fast")
+    monkeypatch.setattr(module, "selective_scan_triton", None)
+    with pytest.raises(ValueError, match='got "triton", which cannot be imported'):
+        selective_scan(*make_inputs(), backend="triton")
 
 
-@pytest.mark.skipif(module.triton is None, reason="triton cannot be imported")
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process runs the cases itself")
+def test_triton_runs_only_on_request(monkeypatch):
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    monkeypatch.setattr(module, "selective_scan_triton", print)
+    for installed, expected in ((None, "torch"), (print, "mamba_ssm")):
+        monkeypatch.setattr(module, "selective_scan_fn", installed)
+        assert module._choose_backend(on_gpu) == expected
+    monkeypatch.setattr(module, "BACKEND", "triton")
+    assert module._choose_backend(on_gpu) == "triton"
+    assert module._choose_backend(torch.zeros(1)) == "torch"
+
+
+@pytest.mark.skipif(module.selective_scan_triton is None, reason="triton cannot be imported")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process runs the cases")
 def test_triton_kernels_in_the_interpreter():
-    # In a process of its own: triton reads the variable when it is imported. All cases would take minutes.
-    chosen = "cpu-triton and (test_widths or test_not_contiguous or test_states_are_never_kept)"
+    # In a separate process, because triton reads the variable on import. All cases would take minutes.
+    chosen = "cpu-triton and (test_widths or test_not_contiguous or test_states_of_all_steps)"
     result = subprocess.run(
         [sys.executable, "-m", "pytest", __file__, "-k", chosen, "-p", "no:cacheprovider"],
         env={**os.environ, "TRITON_INTERPRET": "1"},
