@@ -25,7 +25,7 @@ from unconceal.data.transforms import (
     turn_and_flip,
 )
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor, to_mask
-from unconceal.training import load_recipe
+from unconceal.training.recipe import load_recipe
 from unconceal.utils.errors import UserError, run_main
 from unconceal.utils.images import MAX_PIXELS
 

@@ -34,8 +34,7 @@ from unconceal.evaluation.workers import default_workers
 from unconceal.hub.metric_space import write_metric_space
 from unconceal.models.image_processing_unconceal import to_mask, to_rgb
 from unconceal.models.refine import REFINE
-from unconceal.training import load_recipe
-from unconceal.training.divisions import run_divisions
+from unconceal.training.recipe import load_recipe
 from unconceal.utils.errors import UserError, run_main
 from unconceal.utils.files import is_folder, printable, replacing
 from unconceal.utils.images import MAX_PIXELS

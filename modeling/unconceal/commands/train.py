@@ -2,23 +2,44 @@
 
 import argparse
 
+from ..utils.arguments import count
+
 
 def add_arguments(parser: argparse.ArgumentParser):
     """Add the arguments of `unconceal train`."""
-    parser.description = "Train a network from a recipe. Several processes: accelerate launch -m unconceal train ..."
-    parser.add_argument("recipe", help="YAML file, see configs/")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings to change, as data.path=data/sirst"
+    parser.description = (
+        "Train a network from a recipe. To use several processes, run "
+        "`accelerate launch -m unconceal train RECIPE ...`."
     )
-    parser.add_argument("--resume", action="store_true", help="continue after the last finished epoch, or start")
+    parser.add_argument("recipe", help="YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change: data.path=data/sirst")
+    parser.add_argument("--resume", action="store_true", help="continue after the last finished epoch")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in the output folder")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=count,
+        metavar="N",
+        help="train once for each seed on a random split of its own, and print mean and standard deviation",
+    )
 
 
 def run(args: argparse.Namespace):
     """Train every phase of the recipe."""
     from accelerate import PartialState
 
-    from ..training import load_recipe, train
+    from ..training.loop import train
+    from ..training.recipe import load_recipe
+    from ..training.seeds import summarize_seeds, train_seeds
 
-    best = train(load_recipe(args.recipe, args.overrides), resume=args.resume, overwrite=args.overwrite)
-    PartialState().print(f"best checkpoint: {best}")
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.seeds:
+        checkpoints = train_seeds(recipe, args.seeds, args.resume, args.overwrite)
+    else:
+        checkpoints = [train(recipe, args.resume, args.overwrite)]
+    state = PartialState()
+    for checkpoint in checkpoints:
+        state.print(f"best checkpoint: {checkpoint}")
+    if args.seeds:
+        state.print(summarize_seeds(checkpoints))
+    state.destroy_process_group()

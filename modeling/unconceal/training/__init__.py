@@ -1,7 +1,1 @@
-"""Training: recipes, the loop, checkpoints."""
-
-from .loop import train
-from .recipe import Recipe, load_recipe
-
-
-__all__ = ["Recipe", "load_recipe", "train"]
+"""Training: recipes, the start of a run, the loop, checkpoints."""

@@ -1,32 +1,40 @@
-"""Checkpoints: folders that `AutoModel.from_pretrained` opens and that training continues from."""
+"""Checkpoints: folders that `AutoModel.from_pretrained` opens and that training resumes from.
+
+A run is OUTPUT_DIR/recipe.yaml and OUTPUT_DIR/PHASE/{best,last}. This module is light, so that other packages can read
+those folders without importing the training loop.
+"""
+
+from __future__ import annotations
 
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-from accelerate import Accelerator
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import UserError
 from ..utils.files import replacing, restore
 
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
+RECIPE_FILE = "recipe.yaml"
 PROGRESS_FILE = "progress.json"
 STATE_FOLDER = "training_state"
 
 
 @dataclass
 class Progress:
-    """How far a phase has come.
+    """Progress of a phase.
 
     Args:
         task: The phase.
-        num_processes: Processes that train; with another number the order of the samples would be another.
+        num_processes: Number of training processes. The order of the samples depends on it.
         epoch: Finished epochs.
         step: Finished optimizer steps.
-        best: The best value of the phase's metric, and None before the first evaluation.
+        best: Best value of the phase's metric; None before the first evaluation.
         history: One row for each finished epoch: losses, metrics, seconds.
     """
 
@@ -46,9 +54,10 @@ def save_checkpoint(
     progress: Progress,
     with_state: bool,
 ):
-    """Write model, processor and progress, and with `with_state` all that resuming needs; all processes call it.
+    """Write model, processor and progress; all processes call it.
 
-    The checkpoint that was at `folder` stays whole until the new one is.
+    With `with_state` it also holds what resuming needs. An older checkpoint at `folder` stays until the new one is
+    whole.
     """
     state = folder.with_name(f".{folder.name}.{STATE_FOLDER}")
     if with_state:
@@ -69,9 +78,9 @@ def save_checkpoint(
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """Return the progress that a checkpoint holds, or None where there is no checkpoint.
+    """Return the progress in a checkpoint, or None if there is no checkpoint.
 
-    If the program was killed while it replaced the checkpoint or the one that was best, the old one is brought back.
+    If the program was killed while it replaced this checkpoint or the best one, the old one is restored.
 
     Raises:
         UserError: If it cannot be read.
@@ -84,4 +93,6 @@ def read_progress(folder: Path) -> Progress | None:
     try:
         return Progress(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot resume: {path} is damaged ({error}); remove {folder} to train anew") from None
+        raise UserError(
+            f"cannot resume: {path} is damaged ({error}); remove {folder} to train from scratch"
+        ) from error

@@ -1,10 +1,11 @@
-"""Recipes: what a YAML file says about a training run, as typed dataclasses.
+"""Recipes: typed dataclasses of what a YAML file says about a training run.
 
-A recipe never describes architecture, but for `model`, which is handed to the network's own configuration class.
+A recipe does not describe the architecture. The exception is `model`, which goes to the network's configuration class.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,22 @@ from ..utils.errors import UserError
 
 @dataclass
 class DataRecipe:
-    """The data set and its reading.
+    """The data set and how it is read.
 
     Args:
-        path: Folder of scripts/prepare_data.py, or id of a data set on the Hub.
+        path: Folder that `unconceal prepare` wrote, or id of a data set on the Hub.
         train_split: Split to train on.
-        eval_split: Split to choose the best checkpoint on.
-        num_workers: Loader processes beside each training process.
+        eval_split: Split that chooses the best checkpoint.
+        split_seed: Seed that splits the images of both splits again at random. Sizes and shares of each source stay.
+            None keeps the splits as they are.
+        num_workers: Loader processes for each training process.
         transforms: Random changes of the training samples.
     """
 
     path: str = MISSING
     train_split: str = "train"
     eval_split: str = "val"
+    split_seed: int | None = None
     num_workers: int = 2
     transforms: TransformRecipe = field(default_factory=TransformRecipe)
 
@@ -47,9 +51,9 @@ class OptimizerRecipe:
 
     Args:
         name: sgd, adam or adamw.
-        learning_rate: At the start, after any warm-up.
+        learning_rate: Highest learning rate, reached after the warm-up.
         weight_decay: L2 penalty of sgd and adam, decoupled decay of adamw.
-        momentum: Of sgd; the others keep their usual betas.
+        momentum: Momentum of sgd. The others keep their usual betas.
     """
 
     name: str = "sgd"
@@ -64,8 +68,8 @@ class ScheduleRecipe:
 
     Args:
         name: polynomial (down to 0), cosine (down to 0) or constant.
-        power: Of polynomial.
-        warmup_steps: Steps of linear rise before it.
+        power: Exponent of polynomial.
+        warmup_steps: Steps of linear increase at the start.
     """
 
     name: str = "polynomial"
@@ -75,20 +79,21 @@ class ScheduleRecipe:
 
 @dataclass
 class PhaseRecipe:
-    """One training phase; a network may need several, each starting from the best checkpoint of the one before.
+    """One training phase; the next one starts from its best checkpoint.
 
     Args:
         epochs: Passes over the training split.
         batch_size: Samples in one forward pass of one process.
         gradient_accumulation_steps: Forward passes in one optimizer step.
-        max_grad_norm: Gradients are scaled down to this norm; None never does.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
-        ema_decay: Keep a running mean of the weights with this decay, and evaluate and save that; None does not.
-        evaluate_every: Epochs between evaluations; the last epoch always has one.
-        init_from: Checkpoint folder or Hub id to start from, as for fine-tuning, instead of the phase before.
-        init_backbone_from: Folder or Hub id, owner/name, of pretrained weights for the encoder, of networks that have a
-            backbone. Where the Hub cannot be reached, the encoder starts at random, with a warning. Not beside
-            `init_from`, which brings an encoder.
+        max_grad_norm: Largest norm of the gradients; larger ones are scaled down. None never scales.
+        gradient_checkpointing: Compute activations again in the backward pass. Needs less memory and more time.
+        ema_decay: Decay of a running mean of the weights, which is then evaluated and saved. None keeps no mean.
+        evaluate_every: Epochs between evaluations. The last epoch is always evaluated.
+        init_from: Checkpoint folder or Hub id to start from, as for fine-tuning. Earlier phases are skipped.
+        init_backbone_from: Folder or Hub id of pretrained weights for the encoder. Only for networks with a backbone,
+            and not together with `init_from`.
+        init_backbone_required: Stop if the Hub cannot be reached for these weights. With false the encoder then starts
+            from random weights.
         optimizer: The optimizer.
         schedule: The learning rate schedule.
     """
@@ -102,6 +107,7 @@ class PhaseRecipe:
     evaluate_every: int = 1
     init_from: str | None = None
     init_backbone_from: str | None = None
+    init_backbone_required: bool = True
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
 
@@ -117,11 +123,11 @@ class Recipe:
         data: The data set.
         model: Fields of the network's configuration that differ from its defaults.
         processor: Fields of the image processor that differ from its defaults.
-        seed: Of the weights, the order of the samples and their random changes.
-        mixed_precision: no, fp16 or bf16; None leaves it to `accelerate launch`.
-        channels_last: Store activations channels-last, which some machines convolve faster.
-        trackers: Loggers by Accelerate's names.
-        protocol: How the evaluation of a segmentation scores, one of `metrics.PROTOCOLS`.
+        seed: Seed of the weights, of the order of the samples and of their random changes.
+        mixed_precision: no, fp16 or bf16. None leaves it to `accelerate launch`.
+        channels_last: Store activations channels-last. Some machines convolve them faster.
+        trackers: Loggers, by Accelerate's names.
+        protocol: Protocol that scores a segmentation.
         best_metric: Number of that protocol that chooses the best checkpoint of a segmentation.
     """
 
@@ -139,60 +145,83 @@ class Recipe:
     best_metric: str = "iou"
 
 
-CHOICES = {
-    "mixed_precision": (None, "no", "fp16", "bf16"),
-    "protocol": tuple(PROTOCOLS),
-    "optimizer.name": ("sgd", "adam", "adamw"),
-    "schedule.name": ("polynomial", "cosine", "constant"),
-}
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply dotted overrides.
 
+    `base: other.yaml` in the file starts from another recipe. The path is relative to the file. Mappings are merged,
+    everything else is replaced.
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a YAML recipe, then apply dotted overrides such as `phases.segmentation.epochs=5`.
+    Args:
+        path: YAML file.
+        overrides: Changes such as `phases.segmentation.epochs=5`. They come last.
 
     Raises:
-        UserError: If the file cannot be read, a key is unknown, a value has another type or is not allowed, or a required
-            one is missing; the message names the key.
+        UserError: If a file cannot be read, a key is unknown or missing, or a value is not allowed. The message names
+            the key.
     """
     path = Path(path)
-    try:
-        written = OmegaConf.create(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read recipe {path}: {getattr(error, 'strerror', None) or error}") from None
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"recipe {path} is not valid YAML: {_one_line(error)}") from None
-    if not isinstance(written, DictConfig):
-        raise UserError(f"recipe {path} is a list, expected key: value lines")
-    for override in overrides or []:
+    for override in overrides:
         if "=" not in override:
             raise UserError(f"got override {override!r}, expected key=value such as data.path=data/sirst")
+    merged, where = OmegaConf.structured(Recipe), path
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), written, OmegaConf.from_dotlist(list(overrides or [])))
+        for file, written in _with_bases(path):
+            where = file
+            merged = OmegaConf.merge(merged, written)
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise UserError(f"recipe {path} lacks {', '.join(missing)}; set it there or as {missing[0]}=VALUE")
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(f"recipe {path}: {_describe(error)}") from None
+        raise UserError(f"recipe {where}: {_describe(error)}") from error
     except (YAMLError, ValueError) as error:
-        raise UserError(f"recipe {path}: {_one_line(error)}") from None
+        raise UserError(f"recipe {where}: {_one_line(error)}") from error
     _check(recipe, path)
     return recipe
 
 
-def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain containers, for logging and for saving beside checkpoints."""
-    return dataclasses.asdict(recipe)
+def _with_bases(path: Path, after: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:
+    """Yield the content of a recipe file after that of its bases."""
+    if path.resolve() in [one.resolve() for one in after]:
+        chain = " -> ".join(map(str, (*after, path)))
+        raise UserError(f"recipe {after[0]}: `base` goes in a circle, {chain}; remove one of them")
+    what = f"base {path} of recipe {after[-1]}" if after else f"recipe {path}"
+    try:
+        written = OmegaConf.create(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {what}: {getattr(error, 'strerror', None) or error}") from error
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{what} is not valid YAML: {_one_line(error)}") from error
+    if not isinstance(written, DictConfig):
+        raise UserError(f"{what} is a list, expected key: value lines")
+    if "base" in written:
+        base = written.pop("base")
+        if not isinstance(base, str):
+            raise UserError(f"recipe {path}: base is {base!r}, expected the path of another recipe")
+        yield from _with_bases(path.parent / base, (*after, path))
+    yield path, written
 
 
 def _check(recipe: Recipe, path: Path):
-    """Refuse what the types alone let through."""
+    """Reject values that have the right type but cannot be used."""
 
     def refuse(key: str, got: Any, expected: str):
         raise UserError(f"recipe {path}: {key} is {got!r}, expected {expected}")
 
-    if recipe.network not in NETWORKS:
-        refuse("network", recipe.network, f"one of {', '.join(NETWORKS)}")
+    def one_of(key: str, value: Any, allowed: Sequence):
+        if value not in allowed:
+            refuse(key, value, f"one of {', '.join(map(str, allowed))}")
+
+    def positive(key: str, value: float):
+        if not 0 < value < math.inf:
+            refuse(key, value, "more than 0")
+
+    def at_least_0(key: str, value: float):
+        if not 0 <= value < math.inf:
+            refuse(key, value, "0 or more")
+
+    one_of("network", recipe.network, list(NETWORKS))
     network = NETWORKS[recipe.network]
     if not recipe.phases:
         refuse("phases", {}, f"at least one of {', '.join(network.tasks)}")
@@ -211,56 +240,50 @@ def _check(recipe: Recipe, path: Path):
         unknown = sorted(set(backbone) - known - set(config_class.attribute_map) - {"model_type"})
         if unknown:
             refuse("model.backbone_config", unknown[0], f"a field of the configuration of {backbone['model_type']}")
-    values = {"mixed_precision": recipe.mixed_precision, "protocol": recipe.protocol}
-    positive, at_least_0 = {}, {"seed": recipe.seed, "data.num_workers": recipe.data.num_workers}
+
     for task, phase in recipe.phases.items():
+        key = f"phases.{task}"
         if task not in network.tasks:
             refuse("phases", task, f"only {', '.join(network.tasks)}")
         if phase.init_backbone_from and phase.init_from:
-            refuse(f"phases.{task}.init_backbone_from", phase.init_backbone_from, "null beside init_from")
-        if phase.init_backbone_from and not hasattr(network.tasks[task], "load_backbone"):
-            refuse(
-                f"phases.{task}.init_backbone_from",
-                phase.init_backbone_from,
-                f"null, as {recipe.network} has no backbone",
-            )
-        values[f"phases.{task}.optimizer.name"] = phase.optimizer.name
-        values[f"phases.{task}.schedule.name"] = phase.schedule.name
+            refuse(f"{key}.init_backbone_from", phase.init_backbone_from, "null together with init_from")
+        if phase.init_backbone_from and not network.tasks[task].has_backbone:
+            no_backbone = f"null, as {recipe.network} has no backbone"
+            refuse(f"{key}.init_backbone_from", phase.init_backbone_from, no_backbone)
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "evaluate_every"):
-            positive[f"phases.{task}.{name}"] = getattr(phase, name)
-        positive[f"phases.{task}.optimizer.learning_rate"] = phase.optimizer.learning_rate
+            positive(f"{key}.{name}", getattr(phase, name))
         if phase.max_grad_norm is not None:
-            positive[f"phases.{task}.max_grad_norm"] = phase.max_grad_norm
+            positive(f"{key}.max_grad_norm", phase.max_grad_norm)
         if phase.ema_decay is not None and not 0 < phase.ema_decay < 1:
-            refuse(f"phases.{task}.ema_decay", phase.ema_decay, "a number between 0 and 1")
-    for key, value in values.items():
-        allowed = CHOICES[".".join(key.split(".")[-2:])]
-        if value not in allowed:
-            refuse(key, value, f"one of {', '.join(map(str, allowed))}")
-        for name in ("weight_decay", "momentum"):
-            at_least_0[f"phases.{task}.optimizer.{name}"] = getattr(phase.optimizer, name)
-        at_least_0[f"phases.{task}.schedule.warmup_steps"] = phase.schedule.warmup_steps
+            refuse(f"{key}.ema_decay", phase.ema_decay, "a number between 0 and 1")
+        one_of(f"{key}.optimizer.name", phase.optimizer.name, ("sgd", "adam", "adamw"))
+        positive(f"{key}.optimizer.learning_rate", phase.optimizer.learning_rate)
+        at_least_0(f"{key}.optimizer.weight_decay", phase.optimizer.weight_decay)
+        at_least_0(f"{key}.optimizer.momentum", phase.optimizer.momentum)
+        one_of(f"{key}.schedule.name", phase.schedule.name, ("polynomial", "cosine", "constant"))
+        at_least_0(f"{key}.schedule.warmup_steps", phase.schedule.warmup_steps)
+
+    at_least_0("seed", recipe.seed)
+    one_of("mixed_precision", recipe.mixed_precision, (None, "no", "fp16", "bf16"))
+    one_of("protocol", recipe.protocol, list(PROTOCOLS))
     best_metrics = PROTOCOLS[recipe.protocol].best_metrics
     if recipe.best_metric not in best_metrics:
         refuse("best_metric", recipe.best_metric, f"one of {', '.join(best_metrics)} (protocol {recipe.protocol})")
-    for key, value in positive.items():
-        if not 0 < value < math.inf:
-            refuse(key, value, "more than 0")
-    for key, value in at_least_0.items():
-        if not 0 <= value < math.inf:
-            refuse(key, value, "0 or more")
     trackers = sorted(tracker.value for tracker in get_available_trackers())
     for tracker in recipe.trackers:
         if tracker not in trackers:
             refuse("trackers", tracker, f"one that is installed: {', '.join(trackers)}")
+
+    at_least_0("data.num_workers", recipe.data.num_workers)
+    if recipe.data.split_seed is not None:
+        at_least_0("data.split_seed", recipe.data.split_seed)
     transforms = dataclasses.asdict(recipe.data.transforms)
     crop_size = transforms.pop("crop_size")
     for name, value in transforms.items():
-        if name.endswith("_probability"):
-            if not 0 <= value <= 1:
-                refuse(f"data.transforms.{name}", value, "from 0 to 1")
-        elif not 0 <= value < math.inf:
-            refuse(f"data.transforms.{name}", value, "0 or more")
+        if not name.endswith("_probability"):
+            at_least_0(f"data.transforms.{name}", value)
+        elif not 0 <= value <= 1:
+            refuse(f"data.transforms.{name}", value, "from 0 to 1")
     if transforms["max_crop_ratio"] >= 1:
         refuse("data.transforms.max_crop_ratio", transforms["max_crop_ratio"], "less than 1")
     if transforms["max_rotation"] > 180:
@@ -271,7 +294,7 @@ def _check(recipe: Recipe, path: Path):
 
 
 def _describe(error: OmegaConfBaseException) -> str:
-    """Name the key, and say what was expected of it."""
+    """Name the key and what was expected."""
     key = getattr(error, "full_key", None)
     message = _one_line(error)
     if message.startswith("Key '") and "not in" in message:
@@ -281,6 +304,6 @@ def _describe(error: OmegaConfBaseException) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """The message without omegaconf's own appendix of types."""
+    """Return the message without the types that omegaconf appends."""
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if not line.startswith(("full_key", "object_type", "reference_type")))

@@ -1,0 +1,212 @@
+"""Checks and parts of a training run: the output folder, data, model, processor, encoder."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from omegaconf import OmegaConf
+from PIL import Image
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file
+from transformers.utils import logging as transformers_logging
+
+from ..api import LOADING_ERRORS
+from ..data.loading import load_splits
+from ..data.splits import split_datasets_at_random
+from ..models import NETWORKS
+from ..models.image_processing_unconceal import UnconcealImageProcessor
+from ..utils.errors import UserError, one_line
+from ..utils.files import is_hub_id, make_folder, replacing
+from .checkpoints import RECIPE_FILE
+from .recipe import DataRecipe, PhaseRecipe, Recipe
+
+
+logger = logging.getLogger(__name__)
+
+# Keys that may differ when a run is resumed. They do not change its result.
+FREE_KEYS = ("output_dir", "data.num_workers", "trackers")
+
+
+def load_data(recipe: DataRecipe) -> dict[str, Dataset]:
+    """Load the training and the evaluation split.
+
+    Raises:
+        UserError: If the data set cannot be used.
+    """
+    splits = load_splits(recipe.path, [recipe.train_split, recipe.eval_split])
+    return splits if recipe.split_seed is None else split_datasets_at_random(splits, recipe.split_seed)
+
+
+def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool):
+    """Check that the output folder can be written and holds no other run.
+
+    Raises:
+        UserError: If it cannot be used.
+    """
+    make_folder(output_dir)
+    file = output_dir / RECIPE_FILE
+    if not file.exists() or overwrite and not resume:
+        return
+    if not resume:
+        raise UserError(f"{output_dir} already holds a run; add --resume, --overwrite or output_dir=ANOTHER")
+    # Merged with the defaults: an older run lacks the settings that did not exist yet.
+    kept = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(file))
+    changed = sorted(_differences(OmegaConf.to_container(kept), asdict(recipe)))
+    if changed:
+        raise UserError(
+            f"the run in {output_dir} was started with another {', '.join(changed)}; "
+            "resume it with the same recipe, or start from scratch with output_dir=ANOTHER"
+        )
+
+
+def _differences(kept: Any, wanted: Any, key: str = "") -> Iterator[str]:
+    """Yield the dotted keys by which two recipes differ, without `FREE_KEYS`."""
+    if isinstance(kept, dict) and isinstance(wanted, dict):
+        for name in kept.keys() | wanted.keys():
+            yield from _differences(kept.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+    elif OmegaConf.create([kept]) != OmegaConf.create([wanted]) and key not in FREE_KEYS:
+        yield key
+
+
+def claim_folder(output_dir: Path, recipe: Recipe, resume: bool):
+    """Write the recipe of a new run and remove what an earlier run left."""
+    file = output_dir / RECIPE_FILE
+    if file.exists():
+        if resume:
+            return
+        for task in NETWORKS[recipe.network].tasks.keys() | OmegaConf.load(file).phases.keys():
+            shutil.rmtree(output_dir / task, ignore_errors=True)
+    with replacing(file) as beside:
+        OmegaConf.save(OmegaConf.create(asdict(recipe)), beside)
+
+
+def check_start(recipe: Recipe, task: str, resume: bool):
+    """Try the first phase's model without computing, to find mistakes before the run begins.
+
+    Raises:
+        UserError: If recipe, checkpoint and encoder do not go together.
+    """
+    phase, model_class = recipe.phases[task], NETWORKS[recipe.network].tasks[task]
+    processor, config = build_processor(recipe, phase.init_from), build_config(recipe, phase.init_from)
+    color = (40, 120, 200)
+    refused = (*LOADING_ERRORS, AssertionError)  # raised by encoders that are not installed or do not fit
+    try:
+        with torch.device("meta"):
+            model = model_class(config).eval()
+    except refused as error:
+        raise UserError(f"recipe: model: {one_line(error)}") from error
+    try:
+        pixel_values = processor(Image.new("RGB", (64, 64), color))["pixel_values"]
+        model.check_pixel_values(pixel_values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"recipe: processor: {one_line(error)}") from error
+    try:
+        model(pixel_values.to("meta"))
+    except refused as error:
+        raise UserError(f"recipe: model: {one_line(error)}") from error
+    plain = model.denormalize(pixel_values)
+    if plain is not None:
+        seen = plain.mean(dim=(0, 2, 3)) * 255
+        if not torch.allclose(seen, torch.tensor(color, dtype=seen.dtype), atol=0.5):
+            raise UserError(
+                "recipe: processor: the network cannot undo its normalization; set the same image_mean and image_std "
+                "in processor and model, and leave do_rescale and do_normalize on"
+            )
+    if phase.init_backbone_from and not resume:
+        load_backbone(model_class(config), phase, warn=False)
+
+
+def build_config(recipe: Recipe, init_from: str | Path | None) -> PreTrainedConfig:
+    """Return the network's configuration: the checkpoint's or the default, changed by `recipe.model`.
+
+    Raises:
+        UserError: If the checkpoint is missing or of another network, or the values do not fit together.
+    """
+    config_class = NETWORKS[recipe.network].config_class
+    try:
+        if init_from is None:
+            return config_class(**recipe.model)
+        if not Path(init_from).exists() and not is_hub_id(init_from):
+            raise UserError(
+                f"cannot start from {init_from}: there is no such folder, and a Hub id has the form owner/name"
+            )
+        kept = config_class.get_config_dict(init_from)[0]
+        found = kept.get("model_type")
+        if found != config_class.model_type:
+            raise UserError(
+                f"cannot start from {init_from}: it holds a network of type {found}, "
+                f"expected {config_class.model_type}"
+            )
+        # `from_pretrained` would change the fields after it has checked them.
+        return config_class.from_dict({**kept, **recipe.model})
+    except LOADING_ERRORS as error:
+        where = "recipe: model" if init_from is None else f"cannot start from {init_from}"
+        raise UserError(f"{where}: {one_line(error)}") from error
+
+
+def build_processor(recipe: Recipe, init_from: str | Path | None) -> UnconcealImageProcessor:
+    """Return the image processor: the checkpoint's or the default, changed by `recipe.processor`.
+
+    Raises:
+        UserError: If the values do not fit together.
+    """
+    try:
+        # Checkpoints published by others may have no image processor.
+        if init_from and cached_file(init_from, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False):
+            return UnconcealImageProcessor.from_pretrained(init_from, **recipe.processor)
+        return UnconcealImageProcessor(**recipe.processor)
+    except LOADING_ERRORS as error:
+        raise UserError(f"recipe: processor: {one_line(error)}") from error
+
+
+def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreTrainedModel:
+    """Build the model of a phase, from scratch or from a checkpoint.
+
+    Raises:
+        UserError: If the checkpoint is missing, damaged, of another network, or of other sizes.
+    """
+    config, model_class = build_config(recipe, init_from), NETWORKS[recipe.network].tasks[task]
+    if init_from is None:
+        return model_class(config)
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report of new weights is expected in a later phase
+    try:
+        model, report = model_class.from_pretrained(init_from, config=config, output_loading_info=True)
+    except LOADING_ERRORS as error:
+        raise UserError(f"cannot start from {init_from}: {one_line(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(level)
+    if not set(model.state_dict()) - set(report["missing_keys"]):
+        raise UserError(f"cannot start from {init_from}: it holds no weights of {model_class.__name__}")
+    return model
+
+
+def load_backbone(model: PreTrainedModel, phase: PhaseRecipe, warn: bool = True):
+    """Load the encoder's pretrained weights, `phase.init_backbone_from`.
+
+    If the Hub cannot be reached and `phase.init_backbone_required` is false, the encoder keeps its random weights.
+
+    Raises:
+        UserError: If the weights are missing, cannot be reached, or are of another encoder.
+    """
+    source = phase.init_backbone_from
+    try:
+        on_hub = is_hub_id(source) and not Path(source).exists()
+        if on_hub and cached_file(source, CONFIG_NAME, _raise_exceptions_for_connection_errors=False) is None:
+            if phase.init_backbone_required:
+                raise UserError(
+                    f"cannot reach the Hub for {source}, the encoder's pretrained weights; connect and rerun, set "
+                    "init_backbone_from to a folder, or train from random weights with init_backbone_required=false"
+                )
+            if warn and PartialState().is_main_process:
+                logger.warning("cannot reach the Hub for %s: the encoder starts from random weights", source)
+            return
+        model.load_backbone(source)
+    except LOADING_ERRORS as error:
+        raise UserError(f"cannot start the encoder from {source}: {one_line(error)}") from error
