@@ -9,8 +9,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     """Add the arguments of `unconceal export`."""
     parser.description = (
         "Write a trained network as a file that runs without this package. The folder has the layout of optimum: "
-        "model.onnx or model.pt2, config.json, preprocessor_config.json. Input: pixel_values (batch, channels, height, "
-        "width). Output: logits (batch, 1, height, width); their sigmoid is the mask. Batch, height and width are free."
+        "model.onnx or model.pt2, config.json, preprocessor_config.json. "
+        "Input: pixel_values (batch, channels, height, width). Output: logits (batch, 1, height, width); their "
+        "sigmoid is the mask. Batch, height and width are free."
     )
     parser.add_argument("model", metavar="MODEL", help="folder of the model, or its Hub id")
     parser.add_argument("--format", required=True, metavar="|".join(FORMATS), help="format of the file")

@@ -10,9 +10,9 @@ from ..utils.files import replacing
 def add_arguments(parser: argparse.ArgumentParser):
     """Add the arguments of `unconceal push`."""
     parser.description = (
-        "Send a model, a data set or a Space to the Hub, as one commit: all of it or nothing. Needs a token "
-        "(`hf auth login`, or HF_TOKEN). A new repository is private unless --public is given. If interrupted, rerun the "
-        "command; uploaded files are skipped."
+        "Send a model, a data set or a Space to the Hub, as one commit: all of it or nothing. "
+        "Needs a token (`hf auth login`, or HF_TOKEN). A new repository is private unless --public is given. "
+        "If interrupted, rerun the command; uploaded files are skipped."
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
 

@@ -1,1 +1,1 @@
-"""Towards the Hub: conversion of published checkpoints."""
+"""Push to the Hub, convert published checkpoints, export."""

@@ -1,7 +1,7 @@
-"""Published checkpoints of other authors, made into checkpoints of ours.
+"""Convert checkpoints that the papers' authors published.
 
-Every tensor of a published file is used or is dropped by a name that stands here; anything else is an error. The names and
-shapes are facts about the files; the meaning of each was found from the papers and the published topology.
+Every tensor of a published file is used, or dropped by a name listed here; anything else is an error. Names and shapes
+are facts about the files. Their meaning was found from the papers and the published topology.
 """
 
 import re
@@ -45,7 +45,7 @@ _SRS_DYNAMIC_CONV = {
     "dynamic_conv.spatial_attention.conv": "PKernel_D2.sa.conv1",
     "dynamic_conv.project": "PKernel_D2.Conv.0",
 }
-# Modules that both published networks hold and that take no part in their forward pass.
+# Modules that both published networks hold but never run.
 _SRS_UNUSED = ["conv0_3_1x1"] + [
     name
     for level in range(NUM_LEVELS - 1)
@@ -56,10 +56,10 @@ _SRS_UNUSED = ["conv0_3_1x1"] + [
         f"IPATR{level}.tr_1",
     )
 ]
-# The segmentation network holds these too and never runs them.
+# The segmentation network also holds these but never runs them.
 _SRS_CONTRASTS = [f"IPATR{level}.conv{i}" for level in range(NUM_LEVELS - 1) for i in (1, 2, 3)]
 
-# The classifier's, and those of SegNeXt.
+# Heads of the classifier and of SegNeXt.
 _MSCAN_HEADS = ("head.", "decode_head.", "auxiliary_head.")
 _MSCAN_BLOCK = {
     "attention_norm": "norm1",
@@ -80,34 +80,32 @@ _MSCAN_BLOCK = {
 
 
 def load_published(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a published file of weights, without running code that it may hold.
+    """Read a published file of weights without running code in it.
 
-    A wrapper `{"state_dict": ...}` and the prefix `module.` that data-parallel training leaves are taken off.
+    Removes a wrapper `{"state_dict": ...}` and the prefix `module.` that data-parallel training leaves.
 
     Returns:
         Name -> tensor, on the CPU.
 
     Raises:
-        UserError: If there is no such file, or if it holds anything but named tensors.
+        UserError: If there is no such file, or if it does not hold named tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no file {path}; give the .pth file that the authors published")
+        raise UserError(f"no file {path}; name the .pth file that the authors published")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    # torch's readers raise nearly any class on a file that is not theirs.
+    # On foreign files torch's readers raise nearly any class.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise UserError(
-            f"cannot read {path} as a PyTorch file of tensors ({reason}); give the .pth file that the authors published"
-        ) from None
+            f"cannot read {path} as tensors of PyTorch ({reason}); name the .pth file that the authors published"
+        ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    if not (
-        isinstance(state, Mapping) and state and all(isinstance(tensor, torch.Tensor) for tensor in state.values())
-    ):
+    if not isinstance(state, Mapping) or not state or not all(map(torch.is_tensor, state.values())):
         raise UserError(
-            f"{path} holds no state dict (names and tensors); give the .pth file that the authors published"
+            f"{path} holds no state dict (names and tensors); name the .pth file that the authors published"
         )
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
@@ -115,7 +113,7 @@ def load_published(path: str | Path) -> dict[str, torch.Tensor]:
 def convert_srs_reconstruction(
     published: Mapping[str, torch.Tensor], config: SrsConfig
 ) -> tuple[SrsForReconstruction, list[str]]:
-    """Make phase 1's network from the state dict of the authors' R.
+    """Convert the authors' R to the network of phase 1.
 
     Args:
         published: Names and tensors of R.
@@ -125,7 +123,7 @@ def convert_srs_reconstruction(
         The network, and the published modules that were dropped because R never uses them.
 
     Raises:
-        UserError: If a tensor is missing, has another shape, or is neither used nor known to be unused.
+        UserError: If a tensor is missing, has another shape, or is unknown.
     """
     names = dict(_srs_grid("reconstruction_", config.reconstruction_depths))
     for level in range(NUM_LEVELS - 1):
@@ -142,17 +140,17 @@ def convert_srs_reconstruction(
 def convert_srs_segmentation(
     published: Mapping[str, torch.Tensor], reconstruction: SrsForReconstruction
 ) -> tuple[SrsForImageSegmentation, list[str]]:
-    """Make phase 2's network from the state dict of the authors' S and a converted R, of which it holds the encoder.
+    """Convert the authors' S to the network of phase 2.
 
     Args:
         published: Names and tensors of S.
-        reconstruction: What `convert_srs_reconstruction` returned; its config is used.
+        reconstruction: Result of `convert_srs_reconstruction`; its encoder and config are used.
 
     Returns:
         The network, and the published modules that were dropped because S never uses them.
 
     Raises:
-        UserError: If a tensor is missing, has another shape, or is neither used nor known to be unused.
+        UserError: If a tensor is missing, has another shape, or is unknown.
     """
     config = reconstruction.config
     model = SrsForImageSegmentation(config)
@@ -163,7 +161,7 @@ def convert_srs_segmentation(
     }
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in encoder}
     names = {**dict(_srs_grid("", config.depths)), **_SRS_DYNAMIC_CONV}
-    # One weight and one bias for every kernel entry; see `SrsDynamicConv` for why they are two kernels.
+    # Each kernel entry has a weight and a bias; `SrsDynamicConv` says why these make two kernels.
     kernels = {
         "dynamic_conv.scaled_conv.weight": "PKernel_D2.Conv.2.weight",
         "dynamic_conv.static_conv.weight": "PKernel_D2.Conv.2.bias",
@@ -182,16 +180,17 @@ def convert_srs_segmentation(
 
 
 def convert_mscan(published: Mapping[str, torch.Tensor]) -> tuple[MscanBackbone, list[str]]:
-    """Make an MSCAN of any size from the state dict of the ImageNet classifier, or of a whole SegNeXt.
+    """Convert an MSCAN of any size.
 
     Args:
-        published: Names and tensors; inside a SegNeXt the encoder's begin with `backbone.`.
+        published: Names and tensors of the ImageNet classifier or of a whole SegNeXt. In the latter, names of the
+            encoder begin with `backbone.`.
 
     Returns:
-        The encoder, which returns all its levels, and the modules that were dropped because they are not its own.
+        The encoder, which returns all its levels, and the modules that were dropped because they are not part of it.
 
     Raises:
-        UserError: If a tensor is missing, has another shape, or is left over.
+        UserError: If a tensor is missing, has another shape, or is unknown.
     """
     encoder = {name.removeprefix("backbone."): tensor for name, tensor in published.items()}
     unused = [name.rpartition(".")[0] for name in encoder if name.startswith(_MSCAN_HEADS)]
@@ -207,25 +206,28 @@ def convert_mscan(published: Mapping[str, torch.Tensor]) -> tuple[MscanBackbone,
 
 def _mscan_config(published: Mapping[str, torch.Tensor]) -> MscanConfig:
     """Read the size from the shapes."""
+    fault = UserError(
+        f"these are not the weights of a published MSCAN, which has {NUM_LEVELS} stages of blocks and norms; name the "
+        "ImageNet checkpoint or one of SegNeXt"
+    )
     widths, depths, ratios = [], [], []
+    for i in range(1, NUM_LEVELS + 1):
+        norm, linear = published.get(f"norm{i}.weight"), published.get(f"block{i}.0.mlp.fc1.weight")
+        if norm is None or linear is None or norm.dim() != 1 or linear.dim() != 4 or not linear.numel():
+            raise fault
+        widths.append(len(norm))
+        ratios.append(linear.shape[0] // linear.shape[1])
+        depths.append(sum(bool(re.fullmatch(rf"block{i}\.\d+\.mlp\.fc1\.weight", name)) for name in published))
+    sizes = {"hidden_sizes": tuple(widths), "depths": tuple(depths)}
+    known = next((size for size in SIZES.values() if sizes.items() <= size.items()), sizes)
     try:
-        for i in range(1, NUM_LEVELS + 1):
-            widths.append(len(published[f"norm{i}.weight"]))
-            inner, outer = published[f"block{i}.0.mlp.fc1.weight"].shape[:2]
-            ratios.append(inner // outer)
-            depths.append(sum(bool(re.fullmatch(rf"block{i}\.\d+\.mlp\.fc1\.weight", name)) for name in published))
-        sizes = {"hidden_sizes": tuple(widths), "depths": tuple(depths)}
-        known = next((size for size in SIZES.values() if sizes.items() <= size.items()), sizes)
         return MscanConfig(**known, mlp_ratios=tuple(ratios), out_indices=list(range(NUM_LEVELS)))
-    except (KeyError, TypeError, ValueError, ArithmeticError, StrictDataclassError):
-        raise UserError(
-            f"these are not the weights of a published MSCAN, which has {NUM_LEVELS} stages of blocks and norms; give the "
-            "ImageNet checkpoint or one of SegNeXt"
-        ) from None
+    except (ValueError, StrictDataclassError) as error:
+        raise fault from error
 
 
 def _mscan_modules(config: MscanConfig) -> Iterator[tuple[str, str]]:
-    """Yield (ours, published) for all modules of MSCAN, and for the parameters that belong to none."""
+    """Yield (our name, published name) for all modules and lone parameters of MSCAN."""
     for i, depth in enumerate(config.depths):
         stage, embedding = f"stages.{i}", f"patch_embed{i + 1}"
         if i == 0:
@@ -245,7 +247,7 @@ def srs_processor(release_quirks: bool = False, bgr: bool = False) -> UnconcealI
     """Return the processor for converted SRS weights.
 
     Args:
-        release_quirks: Divide by 255 a second time after the normalisation, as the authors' loader does.
+        release_quirks: Divide by 255 again after the normalization, as the authors' loader does.
         bgr: Feed blue first, as the authors' loader of the breast ultrasound set does.
     """
     processor = UnconcealImageProcessor(channel_order="bgr" if bgr else "rgb")
@@ -255,7 +257,7 @@ def srs_processor(release_quirks: bool = False, bgr: bool = False) -> UnconcealI
 
 
 def _srs_grid(prefix: str, depths: list[int]) -> Iterator[tuple[str, str]]:
-    """Yield (our module, published module) for all that R and S have in common."""
+    """Yield (our module, published module) for the modules in both R and S."""
     encoder, decoder = f"{prefix}encoder", f"{prefix}decoder"
     yield f"{encoder}.stem.0", "conv1.0"
     yield f"{encoder}.stem.1", "conv1.1"
@@ -268,7 +270,7 @@ def _srs_grid(prefix: str, depths: list[int]) -> Iterator[tuple[str, str]]:
             yield f"{decoder}.fusions.{level}.{ours}", f"bottomuplocal_fpn_{level + 1}.{theirs}"
         yield f"{decoder}.upsamples.{level}.conv.0", f"fup{level + 1}.conv.0"
         yield f"{decoder}.upsamples.{level}.conv.1", f"fup{level + 1}.conv.1"
-    # Named after the column that ends a level, not after the level.
+    # Named after the column that ends a level, not the level itself.
     yield f"{decoder}.projections.1", "conv0_1_1x1"
     yield f"{decoder}.projections.2", "conv0_2_1x1"
     yield from _srs_node(f"{decoder}.merge", "finalconv", depth=1)
@@ -282,7 +284,7 @@ def _srs_node(ours: str, theirs: str, depth: int) -> Iterator[tuple[str, str]]:
 
 
 def _source(name: str, modules: Mapping[str, str]) -> str:
-    """The published name of our tensor `name`."""
+    """Return the published name of our tensor `name`."""
     module, _, tensor = name.rpartition(".")
     return f"{modules[module]}.{tensor}"
 
@@ -294,20 +296,20 @@ def _take(
     shapes: Mapping[str, torch.Size],
     unused: list[str],
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Take every published tensor out once.
+    """Rename the published tensors, each used once.
 
     Args:
-        network: What the error calls the file.
+        network: Name for the error.
         published: Names and tensors.
         sources: Our name -> published name.
         shapes: Our name -> published shape.
         unused: Published modules that may be dropped.
 
     Returns:
-        Our names with the published tensors, and the modules that were dropped.
+        Our name -> published tensor, and the modules that were dropped.
 
     Raises:
-        UserError: If something is missing, left over, or of another shape.
+        UserError: If a tensor is missing, has another shape, or is unknown.
     """
     left = dict(published)
     state, missing, misshapen = {}, [], []
@@ -328,7 +330,7 @@ def _take(
     ]
     if faults:
         raise UserError(
-            f"these are not the weights of the published {network}: tensors {'; '.join(faults)}; "
-            "check that it is the right file and, of two, that they are not exchanged"
+            f"these are not the weights of the published {network}: tensors {'; '.join(faults)}; check that it is the "
+            "right file and that two files are not exchanged"
         )
     return state, list(dict.fromkeys(dropped.values()))

@@ -1,19 +1,20 @@
-"""Write a trained network as a file that runs without this package: ONNX, or a program of torch.export.
+"""Write a trained network as ONNX or as a program of torch.export.
 
-An export is a folder, laid out as optimum's: `model.onnx` or `model.pt2`, `config.json` and `preprocessor_config.json`. The
-network takes `pixel_values` (batch, channels, height, width), normalised, and gives `logits` (batch, 1, height, width), of
-which the sigmoid is the mask. Batch, height and width are free. Numbers are float32, whatever the checkpoint's.
+An export runs without this package. It is a folder with the layout of optimum: `model.onnx` or `model.pt2`,
+`config.json` and `preprocessor_config.json`. Input: `pixel_values` (batch, channels, height, width), normalized.
+Output: `logits` (batch, 1, height, width); their sigmoid is the mask. Batch, height and width are free. Numbers are
+float32, whatever the checkpoint's.
 
-What a consumer must know to prepare a picture also stands in the file itself: in ONNX's metadata, and in `metadata.json`
-among the extra files of torch.export.
+The file itself also holds what is needed to prepare an image: in ONNX's metadata, or in `metadata.json` among the
+extra files of torch.export.
 
-What was written is run before it takes its place, at three sizes with one and three images, against the network that it
-came from. A pixel's difference is that of its logits, as a share of the image batch's largest logit or, where that is less,
-of 1. It may be 1e-4. Two things that are no fault of an export are let pass, and reported:
+Before the export takes its place, it is compared with the network, at three sizes with one and three images. The
+difference of a pixel is that of its logits, divided by the batch's largest logit or by 1 if that is larger. It may be
+1e-4. Two things are not a fault of the export; they are accepted and reported:
 
-- A deep network may enlarge the last bit of a number beyond that. Where it does, ten times what its own logits move when its
-  input is rounded otherwise is allowed, at most 1e-2.
-- RUN's closed form hardens masks at fixed probabilities, so that a last bit can turn a spot of the mask. At most 1 in 100
+- A deep network may amplify the last bit of a number beyond that. Then the limit is ten times the change of its own
+  logits when its input is rounded differently, at most 1e-2.
+- RUN's closed form hardens masks at fixed probabilities, so a last bit can flip a spot of the mask. At most 1 in 100
   pixels may differ by more than is allowed.
 """
 
@@ -38,10 +39,11 @@ from ..api import Segmenter
 from ..models import NETWORKS
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_folder, make_folder, replacing, restore
+from ..utils.images import size_text
 from .formats import FORMATS, LAST_OPSET, LEAST_OPSET, OPSET
 
 
-# All that a folder may hold that is overwritten. Weights beyond ONNX's limit of 2 GB for one file lie in model.onnx.data.
+# --overwrite replaces folders that hold only these. Beyond ONNX's 2 GB a file, weights lie in model.onnx.data.
 FILES = {*FORMATS.values(), "model.onnx.data", "config.json", "preprocessor_config.json"}
 TOLERANCE, LAST_TOLERANCE, ROUNDING_MARGIN = 1e-4, 1e-2, 10
 STRAY_SHARE = 1e-2
@@ -50,19 +52,21 @@ BATCH_SIZES = (1, 3)
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export_model` wrote, and how it compares with the network it came from.
+    """Report of an export and of its check.
 
-    Args:
+    The last five are None without a check.
+
+    Attributes:
         path: The exported file.
-        size: (height, width) to which its pictures are to be resized.
+        size: (height, width) to which images should be resized.
         opset: Version of ONNX's operator set, None for torch.export.
-        num_bytes: Size of the file, with its external weights if there are any.
-        dtype: Of the checkpoint; the export is float32.
-        difference: Largest difference of a pixel (see the module's docstring), None without check.
-        tolerance: Largest that was allowed, None without check.
-        stray_share: Share of the pixels that differ by more, of the check that has most of them, None without check.
-        eager_seconds: Time for one picture of `size` after a warm-up, None without check.
-        exported_seconds: Likewise, of the exported file.
+        num_bytes: Size of the file, with its external weights if it has any.
+        dtype: Type of the checkpoint; the export is float32.
+        difference: Largest difference of a pixel, see the module's docstring.
+        tolerance: Largest difference allowed.
+        stray_share: Largest share of pixels that differ by more.
+        eager_seconds: Time of the network for one image of `size`, after a warm-up.
+        exported_seconds: Time of the export for the same image.
     """
 
     path: Path
@@ -78,7 +82,7 @@ class ExportReport:
 
 
 class LogitsAlone(nn.Module):
-    """A network of which nothing but the logits comes out."""
+    """Network that returns only its logits."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -92,41 +96,41 @@ class LogitsAlone(nn.Module):
 def check_target(
     format: str, folder: str | Path, opset: int | None = None, overwrite: bool = False, check: bool = True
 ):
-    """Refuse early what `export_model` could not do.
+    """Refuse early what `export_model` cannot do.
 
     Args:
-        format: As for `export_model`, likewise the others.
-        folder: Its parent is made.
-        opset: None for the default.
-        overwrite: Whether the folder may hold an earlier export.
-        check: Whether the export will be run.
+        format: As for `export_model`.
+        folder: Folder of the export; its parent is made.
+        opset: As for `export_model`.
+        overwrite: As for `export_model`.
+        check: As for `export_model`.
 
     Raises:
         UserError: If the format or opset is unknown, a package is missing, or the folder cannot be written or holds
-            anything that is not to be overwritten.
+            files that must stay.
     """
     if format not in FORMATS:
-        raise UserError(f"got the format {format!r}, expected {' or '.join(FORMATS)}")
+        raise UserError(f"got --format {format!r}, expected {' or '.join(FORMATS)}; choose one")
     if format != "onnx" and opset is not None:
-        raise UserError(f"got an opset for {format}, which has none; leave it out, or choose the format onnx")
+        raise UserError(f"got --opset for {format}, which has none; leave it out, or choose --format onnx")
     if format == "onnx":
         needed = ["onnx", "onnxscript"] + ["onnxruntime"] * check
         missing = [name for name in needed if find_spec(name) is None]
         if missing:
-            raise UserError(f"ONNX needs {', '.join(missing)}, not installed here; pip install 'unconceal[onnx]'")
+            raise UserError(f"--format onnx needs {', '.join(missing)}; pip install 'unconceal[onnx]'")
         if opset is not None and not LEAST_OPSET <= opset <= LAST_OPSET:
-            raise UserError(f"got the opset {opset}, expected {LEAST_OPSET} to {LAST_OPSET}")
+            raise UserError(f"got --opset {opset}, expected {LEAST_OPSET} to {LAST_OPSET}; choose one")
     folder = Path(folder)
     restore(folder)
     if os.path.lexists(folder) and not is_folder(folder):
-        raise UserError(f"{folder} exists and is no folder; choose another")
+        raise UserError(f"got {folder} as the output, which is not a folder; choose another")
     held = {path.name for path in folder.iterdir()} if is_folder(folder) else set()
     if held and not overwrite:
         raise UserError(
-            f"{folder} exists and is not an empty folder; choose another, or --overwrite an earlier export"
+            f"{folder} exists and is not an empty folder; choose another, or add --overwrite to replace an export"
         )
     if held - FILES:
-        raise UserError(f"{folder} holds {min(held - FILES)!r}, which no export wrote; choose another folder")
+        raise UserError(f"{folder} holds {min(held - FILES)!r}, which no export wrote; choose another")
     make_folder(folder.parent)
 
 
@@ -139,20 +143,20 @@ def export_model(
     overwrite: bool = False,
     check: bool = True,
 ) -> ExportReport:
-    """Export a network and what its consumers need; nothing is written unless all of it succeeds.
+    """Export a network and its settings: everything or nothing.
 
     Args:
-        segmenter: As `unconceal.inference.load` gives it; it stays as it is.
+        segmenter: Result of `unconceal.load`; it stays as it is.
         format: A key of `FORMATS`.
         folder: Folder to make.
         opset: Version of ONNX's operator set, from `LEAST_OPSET` to `LAST_OPSET`; None is `OPSET`.
-        size: (height, width), pixels, to which consumers are told to resize pictures; None is the processor's own.
-        overwrite: Whether `folder` may hold an earlier export, which is replaced.
-        check: Whether the export is run against the network.
+        size: (height, width) to which users of the file should resize images; None is the processor's own.
+        overwrite: Whether to replace an earlier export in `folder`.
+        check: Whether to compare the export with the network.
 
     Raises:
-        UserError: If `check_target` refuses, the network is too large for the size, cannot be exported, or comes out
-            different.
+        UserError: If `check_target` refuses, the size is too small, the network cannot be exported, or the export
+            differs from it.
     """
     check_target(format, folder, opset, overwrite, check)
     dtype = segmenter.model.dtype
@@ -162,8 +166,10 @@ def export_model(
         processor.size = {"height": size[0], "width": size[1]}
     size = (processor.size["height"], processor.size["width"])
     if min(size) < smallest:
-        raise UserError(f"got the size {_words(size)}, expected at least {smallest}x{smallest}; name a larger one")
-    # Frozen: torch's loops cannot be made ONNX otherwise.
+        raise UserError(
+            f"got the size {size_text(size[::-1])}, expected at least {smallest}x{smallest}; choose a larger one"
+        )
+    # Frozen, because torch's loops cannot become ONNX otherwise.
     model = copy.deepcopy(segmenter.model).cpu().float().eval().requires_grad_(False)
     network = LogitsAlone(model).eval()
     if format == "onnx":
@@ -179,18 +185,20 @@ def export_model(
                     _save_onnx(program, path, opset, about)
                 else:
                     _save_program(program, path, smallest, about)
-        # Tracing runs any backbone's code and raises what that raises.
+        # Tracing runs any backbone's code, which may raise any class.
         except Exception as error:
-            name = type(model).__name__
-            raise UserError(f"cannot export {name} as {format}: {type(error).__name__}: {one_line(error)}") from error
+            raise UserError(
+                f"cannot export {type(model).__name__} as {format}: {type(error).__name__}: {one_line(error)}; "
+                "the input is not the cause, UNCONCEAL_DEBUG=1 shows where it failed"
+            ) from error
         difference = tolerance = stray_share = eager_seconds = exported_seconds = None
         if check:
             run = (_open_onnx if format == "onnx" else _open_program)(path)
             difference, tolerance, stray_share = _compare(
                 run, network, model.config.num_channels, check_sizes(size, smallest)
             )
-            picture = _images(1, model.config.num_channels, size)
-            eager_seconds, exported_seconds = _seconds(network, picture), _seconds(run, picture)
+            image = _images(1, model.config.num_channels, size)
+            eager_seconds, exported_seconds = _seconds(network, image), _seconds(run, image)
         num_bytes = sum(file.stat().st_size for file in beside.iterdir())
         _write_configs(model, processor, beside)
     return ExportReport(
@@ -208,7 +216,7 @@ def export_model(
 
 
 def describe(model: nn.Module, processor, opset: int | None) -> dict[str, str]:
-    """Return what a consumer without this package must know, as ONNX's metadata wants it: text by name.
+    """Return the metadata for users without this package: name -> text.
 
     Lists and numbers are JSON. `image_mean` and `image_std` are in the order of `channel_order`.
     """
@@ -216,7 +224,7 @@ def describe(model: nn.Module, processor, opset: int | None) -> dict[str, str]:
     names = {network.config_class.model_type: name for name, network in NETWORKS.items()}
     package = metadata("unconceal")
     about = {
-        # Of a folder its own name, as the path is nobody else's matter.
+        # For a local folder keep the name only; never leak the path.
         "name": path.name if is_folder(path) else model.name_or_path,
         "network": names.get(config.model_type, config.model_type),
         "image_size": [processor.size["height"], processor.size["width"]],
@@ -236,7 +244,7 @@ def describe(model: nn.Module, processor, opset: int | None) -> dict[str, str]:
 
 
 def check_sizes(size: tuple[int, int], smallest: int) -> list[tuple[int, int]]:
-    """Return the sizes (height, width) that an export is run at: its own, an odd one that is not square, a smaller one."""
+    """Return the sizes (height, width) of the check: its own, an odd one, a smaller one."""
     height, width = size
     odd = max(height // 2, smallest) | 1, max(3 * width // 4, smallest + 14) | 1
     return [size, odd, (max(height // 2, smallest), max(width // 2, smallest))]
@@ -245,13 +253,13 @@ def check_sizes(size: tuple[int, int], smallest: int) -> list[tuple[int, int]]:
 def _trace(network: nn.Module, channels: int, smallest: int) -> torch.export.ExportedProgram:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            # A convolution looks at strides to choose a memory format, which would tie the program to sizes above 1.
+            # A convolution chooses a memory format by strides, which would tie the program to sizes above 1.
             module.register_forward_pre_hook(lambda _, inputs: tuple(images.contiguous() for images in inputs))
     free = torch.export.Dim.DYNAMIC
-    # Odd, and so large that no side is 1 at any level: what is so in the example would be taken to be so always. It
-    # costs nothing, as no number is reckoned.
+    # Odd, and so large that no side is 1 at any level: the program would keep such facts of the example. The size
+    # costs nothing, because no number is computed.
     example = torch.zeros(2, channels, 18 * smallest + 25, 26 * smallest + 19)
-    # Or else lengths that may be 1 are taken to be more.
+    # Without this, lengths that may be 1 are assumed to be larger.
     with torch.fx.experimental._config.patch(backed_size_oblivious=True):
         return torch.export.export(network, (example,), dynamic_shapes={"pixel_values": {0: free, 2: free, 3: free}})
 
@@ -263,19 +271,19 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, opset: int, ab
     model = onnx.model
     for graph in model.graphs():
         for node in graph:
-            node.metadata_props.clear()  # traces with the paths of this machine
+            node.metadata_props.clear()  # traces that hold local paths
     model.metadata_props.update(about)
     onnx.save(path)
 
 
 def _save_program(program: torch.export.ExportedProgram, path: Path, smallest: int, about: dict[str, str]):
-    # The others refuse sides and batches of 1, where strides could be read otherwise; `_compare` runs these.
+    # The other guards refuse sides and batches of 1, where strides are ambiguous; `_compare` runs these.
     program._guards_code = [guard for guard in program._guards_code if guard.endswith(f">= {smallest}")]
     program.example_inputs = None  # megabytes of zeros
     for module in program.graph_module.modules():
         for node in getattr(module, "graph", torch.fx.Graph()).nodes:
             for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
-                node.meta.pop(key, None)  # the paths of this machine
+                node.meta.pop(key, None)  # local paths
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(about, indent=2)})
 
 
@@ -300,30 +308,32 @@ def _images(batch_size: int, channels: int, size: tuple[int, int]) -> torch.Tens
 def _compare(
     run: Callable, network: Callable, channels: int, sizes: list[tuple[int, int]]
 ) -> tuple[float, float, float]:
-    """Return the largest difference, the largest that was allowed, and the largest share of pixels beyond it."""
+    """Return the largest difference, the largest allowed one, and the largest share of strays."""
     largest, tolerance, stray_share = 0.0, TOLERANCE, 0.0
     for size in sizes:
         for batch_size in BATCH_SIZES:
             images = _images(batch_size, channels, size)
-            where = f"for {batch_size} image(s) of {_words(size)}"
+            where = f"for {batch_size} image(s) of {size_text(size[::-1])}"
             expected = network(images)
             try:
                 got = run(images)
             except Exception as error:  # onnxruntime has many classes of its own
-                raise UserError(f"the export fails {where}, nothing is written: {one_line(error)}") from error
+                raise UserError(
+                    f"the export fails {where}: {one_line(error)}; nothing is written, UNCONCEAL_DEBUG=1 shows where"
+                ) from error
             if got.shape != expected.shape:
                 raise UserError(
-                    f"the export gives logits of {tuple(got.shape)} {where}, expected {tuple(expected.shape)}; nothing "
-                    "is written"
+                    f"the export gives logits of {tuple(got.shape)} {where}, expected {tuple(expected.shape)}; "
+                    "nothing is written"
                 )
             differences = _differences(got, expected)
             if not (differences <= tolerance).all():
                 tolerance = max(tolerance, _tolerance(network, images, expected))
-            strays = 1 - (differences <= tolerance).float().mean().item()  # so counted, NaN strays
+            strays = 1 - (differences <= tolerance).float().mean().item()  # counts NaN as stray
             if strays > STRAY_SHARE:
                 raise UserError(
-                    f"the export's logits differ by up to {differences.max():.1e} {where}, more than the {tolerance:.1e} "
-                    f"allowed in {strays:.1%} of the pixels; nothing is written"
+                    f"the export's logits differ by up to {differences.max():.1e} {where}, by more than the allowed "
+                    f"{tolerance:.1e} in {strays:.1%} of the pixels; nothing is written"
                 )
             largest, stray_share = max(largest, differences.max().item()), max(stray_share, strays)
     return largest, tolerance, stray_share
@@ -334,7 +344,7 @@ def _differences(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 
 def _tolerance(network: Callable, images: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the difference that rounding alone may make in the logits `expected` of these images."""
+    """Return how much rounding alone may change the logits `expected` of these images."""
     nudged = torch.nextafter(images, torch.zeros_like(images))
     own = _differences(network(nudged), expected).max().item()
     return max(TOLERANCE, min(ROUNDING_MARGIN * own, LAST_TOLERANCE))
@@ -348,7 +358,7 @@ def _seconds(run: Callable, images: torch.Tensor) -> float:
 
 
 def _write_configs(model: nn.Module, processor, folder: Path):
-    # Not by `save_pretrained`, which would put code beside them that nothing here needs.
+    # Not by `save_pretrained`, which would add code that an export does not need.
     for part, name in ((model.config, "config.json"), (processor, "preprocessor_config.json")):
         fields = json.loads(part.to_json_string())
         for field in ("auto_map", "custom_pipelines"):
@@ -360,7 +370,7 @@ def _write_configs(model: nn.Module, processor, folder: Path):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what torch's exporters tell about themselves."""
+    """Silence warnings of torch's exporters."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -371,8 +381,4 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _words(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-__all__ = ["FORMATS", "ExportReport", "check_target", "describe", "export_model"]
+__all__ = ["ExportReport", "check_target", "describe", "export_model"]

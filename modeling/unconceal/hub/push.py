@@ -1,7 +1,8 @@
-"""Sending a folder to the Hub: whole or not at all, and what has arrived is not sent twice."""
+"""Send files to the Hub as one commit: all of them or nothing."""
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,26 +20,24 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_id
-from tqdm import tqdm
 
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_hub_id
 
 
 CARD = "README.md"
-LARGE = 2**20  # bytes
 
 
 @dataclass(frozen=True)
 class Upload:
-    """Files and where they go.
+    """Hold files and where they go.
 
     Attributes:
         repo_id: "owner/name".
         repo_type: "model", "dataset" or "space".
-        files: Path in the repository -> file here.
-        replaces: Patterns of names that an earlier upload may have left; what this one does not hold of them is removed.
-        sdk: Of a Space.
+        files: Path in the repository -> local file.
+        replaces: Patterns of names that an earlier upload may have left. Matches that are not in `files` are removed.
+        sdk: SDK of a Space.
     """
 
     repo_id: str
@@ -49,20 +48,20 @@ class Upload:
 
     @property
     def num_bytes(self) -> int:
-        """Sum of the files' sizes."""
+        """Return the sum of the files' sizes."""
         return sum(path.stat().st_size for path in self.files.values())
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where an upload has arrived.
+    """Report of a push.
 
     Attributes:
-        url: Of the repository.
-        commit: Full name of the commit.
-        is_private: Whether the world cannot see it.
-        is_new: Whether the push made the commit; else all files were there already.
-        removed: Files of an earlier upload that it took away.
+        url: Address of the repository.
+        commit: Full id of the commit.
+        is_private: Whether only its owners can see it.
+        is_new: Whether the push made the commit. If not, all files were there already.
+        removed: Files of an earlier upload that were removed.
     """
 
     url: str
@@ -85,17 +84,43 @@ def check_repo_id(repo_id: str):
     except HFValidationError as error:
         raise UserError(
             f"got {repo_id!r} as the repository, expected owner/name, such as org/run-cos: {one_line(error)}"
-        ) from None
+        ) from error
 
 
 def check_token():
-    """Refuse to go on without a token of the Hub.
+    """Refuse to continue without a token of the Hub.
 
     Raises:
         UserError: If there is none.
     """
     if not get_token():
-        raise UserError("got no token of the Hub; log in by `hf auth login`, or set HF_TOKEN")
+        raise UserError("got no token of the Hub; log in with `hf auth login`, or set HF_TOKEN")
+
+
+def check_references(**references: str | None):
+    """Refuse names that git does not accept for a branch or a tag.
+
+    Args:
+        references: Kind, such as "tag" -> name, or None.
+
+    Raises:
+        UserError: If git does not accept one of them.
+    """
+    for kind, name in references.items():
+        if name is None:
+            continue
+        # The rules of git-check-ref-format that people run into. A commit's id cannot name a branch.
+        parts = name.split("/")
+        if (
+            not re.fullmatch(r"[\w./+-]+", name)
+            or ".." in name
+            or name.startswith(("-", "refs/"))
+            or re.fullmatch("[0-9a-f]{40}", name)
+            or any(not part or part.startswith(".") or part.endswith((".", ".lock")) for part in parts)
+        ):
+            raise UserError(f"got {name!r} as the {kind}, which git does not accept; choose one such as v1.0")
+        if kind == "tag" and name == DEFAULT_REVISION:
+            raise UserError(f"got {name} as the tag, which is the branch; choose one such as v1.0")
 
 
 def push(
@@ -108,15 +133,15 @@ def push(
 ) -> Pushed:
     """Send an upload as one commit.
 
-    Large files go first, each as a whole; the commit that makes them visible comes last. So a repository is never seen
-    half, and after an interruption the same call sends only what is missing.
+    Large files are sent first. The commit that makes them visible comes last, so nobody sees half an upload. After an
+    interruption the same call sends only what is missing.
 
     Args:
         upload: What to send.
-        public: Whether the world may see it. None makes a new repository private and leaves an old one as it is.
-        revision: Branch, made if it does not exist; the main one by default.
-        tag: Name to give to the commit.
-        message: Of the commit.
+        public: Whether everybody may see it. None makes a new repository private and leaves an existing one as it is.
+        revision: Branch, created if missing; the main one by default.
+        tag: Name for the commit.
+        message: Commit message.
 
     Raises:
         UserError: If the Hub cannot be reached or refuses the name, the token or a file, or if the tag is taken.
@@ -124,79 +149,83 @@ def push(
     check_repo_id(upload.repo_id)
     check_references(revision=revision, tag=tag)
     if not message.strip():
-        raise UserError("got an empty message; give one, or leave it out")
+        raise UserError("got an empty message; write one, or leave out --message")
     check_token()
     api = HfApi()
     repo = {"repo_id": upload.repo_id, "repo_type": upload.repo_type}
-    disable_progress_bars()  # one bar for all is ours
-    logging.set_verbosity_error()  # and what there is to say is said by the caller
+    logging.set_verbosity_error()  # the report says what matters
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     with _explained(upload.repo_id, api.endpoint):
-        if CARD in upload.files:  # what is wrong with it, before anything large is sent
-            RepoCard(upload.files[CARD].read_text(encoding="utf-8")).validate(repo_type=upload.repo_type)
+        _check_card(upload)
         was_private = _is_private(api, repo)
         if was_private is None:
             api.create_repo(**repo, private=not public, exist_ok=True, space_sdk=upload.sdk)
         elif public is False and not was_private:
-            api.update_repo_settings(**repo, private=True)  # before what may be secret arrives
+            api.update_repo_settings(**repo, private=True)  # before files arrive that may be secret
         refs = api.list_repo_refs(**repo)
         tags = {ref.name: ref.target_commit for ref in refs.tags}
+        branches = {ref.name: ref.target_commit for ref in refs.branches}
         if revision in tags:
             raise UserError(
                 f"{upload.repo_id} has a tag {revision}, which cannot be a branch too; choose another, or use --tag"
             )
-        branches = {ref.name: ref.target_commit for ref in refs.branches}
         head = commit = branches.get(revision or DEFAULT_REVISION) or api.repo_info(**repo).sha
-        changed = _differing(api, repo, upload.files, head)
-        stale = _stale(api, repo, upload, head)
-        # Nothing is sent for a tag that cannot be set.
+        changed, stale = _compare(api, repo, upload, head)
+        # Refused before anything is sent.
         if tag in tags and (changed or stale or tags[tag] != head):
             raise UserError(f"{upload.repo_id} has a tag {tag} already, on another commit; choose another --tag")
         if revision and revision not in branches:
             api.create_branch(**repo, branch=revision)
         if changed or stale:
-            additions = _send_large_files(api, repo, {name: upload.files[name] for name in changed}, revision)
-            operations = [*additions, *(CommitOperationDelete(name) for name in stale)]
+            # Not `upload_folder`: with hf_xet, which is its default, it splits a long upload into several commits.
+            operations = [
+                *(CommitOperationAdd(name, upload.files[name]) for name in changed),
+                *(CommitOperationDelete(name) for name in stale),
+            ]
             commit = api.create_commit(**repo, operations=operations, commit_message=message, revision=revision).oid
-            lacking = _differing(api, repo, upload.files, commit)
-            if lacking:
+            missing, _ = _compare(api, repo, upload, commit)  # such as files that a .gitignore there excludes
+            if missing:
                 raise UserError(
-                    f"{upload.repo_id} lacks {len(lacking)} of {len(upload.files)} files after the push, such as "
-                    f"{lacking[0]}; push again"
+                    f"{upload.repo_id} lacks {len(missing)} of {len(upload.files)} files after the push, such as "
+                    f"{missing[0]}; check its .gitignore and push again"
                 )
         if tag and tag not in tags:
             api.create_tag(**repo, tag=tag, revision=commit)
         if public and was_private:
             api.update_repo_settings(**repo, private=False)
-        is_private = bool(_is_private(api, repo))
-        return Pushed(_url(api.endpoint, upload), commit, is_private, commit != head, tuple(stale))
+        kind = "" if upload.repo_type == "model" else f"{upload.repo_type}s/"
+        return Pushed(
+            url=f"{api.endpoint}/{kind}{upload.repo_id}",
+            commit=commit,
+            is_private=bool(_is_private(api, repo)),
+            is_new=commit != head,
+            removed=tuple(stale),
+        )
 
 
-def check_references(**references: str | None):
-    """Refuse names that git would not take for a branch or a tag, given by what they are.
-
-    Raises:
-        UserError: If one is none.
-    """
-    for kind, name in references.items():
-        if name is None:
-            continue
-        # The rules of git-check-ref-format that people run into; a commit's name is none for a branch.
-        parts = name.split("/")
-        bad = not re.fullmatch(r"[\w./+-]+", name) or ".." in name or name.startswith("-") or name.startswith("refs/")
-        if (
-            bad
-            or re.fullmatch("[0-9a-f]{40}", name)
-            or any(not part or part.startswith(".") or part.endswith((".", ".lock")) for part in parts)
-        ):
-            raise UserError(f"got {name!r} as the {kind}, which git does not take; give one such as v1.0")
-        if kind == "tag" and name == DEFAULT_REVISION:
-            raise UserError(f"got {name} as the tag, which is the branch; give one such as v1.0")
+def _check_card(upload: Upload):
+    """Let the Hub check the card before anything is created or sent."""
+    if CARD not in upload.files:
+        return
+    card = RepoCard(upload.files[CARD].read_text(encoding="utf-8"))
+    try:
+        card.validate(repo_type=upload.repo_type)
+    except ValueError as error:
+        raise UserError(f"the Hub refuses the card of {upload.repo_id}: {one_line(error)}; correct it") from error
 
 
-def _differing(api: HfApi, repo: dict[str, str], files: Mapping[str, Path], commit: str) -> list[str]:
-    """Names of the files that a commit lacks or holds with another content."""
-    there = {info.path: info for info in api.get_paths_info(**repo, paths=list(files), revision=commit)}
-    return [name for name, path in files.items() if name not in there or not _is_same(path, there[name])]
+def _compare(api: HfApi, repo: dict[str, str], upload: Upload, commit: str) -> tuple[list[str], list[str]]:
+    """Return the files that a commit lacks or holds with other content, and the stale files in it."""
+    entries = api.list_repo_tree(**repo, recursive=True, revision=commit)
+    present = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    changed = [name for name, path in upload.files.items() if name not in present or not _is_same(path, present[name])]
+    stale = [
+        name
+        for name in present.keys() - upload.files.keys()
+        if any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in upload.replaces)
+    ]
+    return changed, sorted(stale)
 
 
 def _is_same(path: Path, info: RepoFile) -> bool:
@@ -206,40 +235,7 @@ def _is_same(path: Path, info: RepoFile) -> bool:
     with path.open("rb") as file:
         if info.lfs:
             return hashlib.file_digest(file, "sha256").hexdigest() == info.lfs.sha256
-        # As git names a file's content.
-        return hashlib.sha1(b"blob %d\0" % size + file.read()).hexdigest() == info.blob_id
-
-
-def _stale(api: HfApi, repo: dict[str, str], upload: Upload, commit: str) -> list[str]:
-    """Names of the files which an earlier upload left and this one does not hold."""
-    if not upload.replaces:
-        return []
-    return [
-        name
-        for name in api.list_repo_files(**repo, revision=commit)
-        if name not in upload.files
-        and any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in upload.replaces)
-    ]
-
-
-def _send_large_files(
-    api: HfApi, repo: dict[str, str], files: Mapping[str, Path], revision: str | None
-) -> list[CommitOperationAdd]:
-    """Upload what goes into large file storage; the rest travels with the commit."""
-    sizes = {name: path.stat().st_size for name, path in files.items()}
-    # One question for all small files, since each costs a round trip; one for each large file, so that the bar moves.
-    small = [name for name in files if sizes[name] < LARGE]
-    groups = [small, *([name] for name in sorted(files.keys() - set(small), key=sizes.get))]
-    additions = []
-    with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, disable=None) as bar:
-        for names in filter(None, groups):
-            bar.set_description(names[0] if len(names) == 1 else f"{len(names)} small files")
-            group = [CommitOperationAdd(name, files[name]) for name in names]
-            api.preupload_lfs_files(**repo, additions=group, revision=revision)
-            additions += group
-            bar.update(sum(sizes[name] for name in names))
-        bar.set_description("done")
-    return additions
+        return hashlib.sha1(b"blob %d\0" % size + file.read()).hexdigest() == info.blob_id  # git's hash of a file
 
 
 def _is_private(api: HfApi, repo: dict[str, str]) -> bool | None:
@@ -249,39 +245,32 @@ def _is_private(api: HfApi, repo: dict[str, str]) -> bool | None:
         return None
 
 
-def _url(endpoint: str, upload: Upload) -> str:
-    kind = "" if upload.repo_type == "model" else f"{upload.repo_type}s/"
-    return f"{endpoint}/{kind}{upload.repo_id}"
-
-
 @contextmanager
 def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line."""
+    """Turn errors of the Hub's client into one line."""
     try:
         yield
-    except UserError:
-        raise
     except HfHubHTTPError as error:
         status = error.response.status_code
-        said = one_line(error.server_message or error)
+        reason = one_line(error.server_message or error)
         if status == 401:
-            raise UserError(f"the Hub refuses the token; log in again by `hf auth login` ({said})") from None
+            raise UserError(f"the Hub refuses the token; log in again with `hf auth login` ({reason})") from error
         if status in (403, 404):
             raise UserError(
-                f"the Hub does not let this token write to {repo_id}; take an owner and a token that may ({said})"
-            ) from None
-        raise UserError(f"the Hub refused {repo_id} (status {status}): {said}") from None
-    except OfflineModeIsEnabled:
-        raise UserError("got HF_HUB_OFFLINE, under which nothing can be sent; unset it") from None
-    # Its client wraps what goes wrong on the way in any of these.
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+                f"the Hub does not let this token write to {repo_id}; use an owner and a token that may ({reason})"
+            ) from error
+        raise UserError(f"the Hub refused {repo_id} (status {status}): {reason}") from error
+    except OfflineModeIsEnabled as error:
+        raise UserError("got HF_HUB_OFFLINE, which forbids sending; unset it") from error
+    # The client wraps failures of the network in any of these.
+    except (HTTPError, OSError, RuntimeError) as error:
         cause = error.__cause__ or error
         if any(isinstance(each, (HTTPError, ConnectionError, TimeoutError)) for each in (error, cause)):
             raise UserError(
-                f"the push to {repo_id} at {endpoint} was cut off ({one_line(cause)}); run the same command again, what has "
-                "arrived is not sent twice"
-            ) from None
-        raise UserError(f"the push to {repo_id} failed: {one_line(cause)}") from None
+                f"the push to {repo_id} at {endpoint} was cut off ({one_line(cause)}); rerun the command, "
+                "uploaded files are skipped"
+            ) from error
+        raise UserError(f"the push to {repo_id} failed: {one_line(cause)}") from error
 
 
-__all__ = ["Pushed", "Upload", "check_repo_id", "check_token", "push"]
+__all__ = ["CARD", "Pushed", "Upload", "check_references", "check_repo_id", "check_token", "push"]
