@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from test_evaluate import SCRIPT, cache, evaluate_script, make_dataset  # noqa: F401
 
-from unconceal.data import build
+from unconceal.data.builders import build
 from unconceal.data.loading import load_splits
 from unconceal.training import load_recipe
 from unconceal.training.divisions import divide

@@ -10,7 +10,7 @@ import py_sod_metrics
 import pytest
 from PIL import Image, ImageFilter
 
-from unconceal.data import generate
+from unconceal.data.synthetic import generate
 from unconceal.evaluation import report
 from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.evaluation.report import format_table

@@ -18,7 +18,7 @@ from test_loading import run_bare
 
 from unconceal import SrsConfig, SrsForReconstruction, UnconcealImageProcessor
 from unconceal.api import load, weights_digest
-from unconceal.data import build_synthetic
+from unconceal.data.builders import build_synthetic
 from unconceal.hub import cards
 from unconceal.hub.stage import stage_dataset, stage_metric, stage_model, stage_space
 from unconceal.utils.errors import UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from unconceal.data import generate
+from unconceal.data.synthetic import generate
 
 
 ROOT = Path(__file__).parents[1]

@@ -32,7 +32,7 @@ from save_tiny_models import save_tiny_models
 from skimage import measure
 
 from unconceal.api import cutout, load, mask_to_image
-from unconceal.data import generate
+from unconceal.data.synthetic import generate
 from unconceal.drawing.explain import unfold
 from unconceal.hub.stage import stage_space
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unconceal.data.builders import COD_TEST_SETS, DIS5K_SPLITS
+from unconceal.data.sources import COD_TEST_SETS, DIS5K_SPLITS
 from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.evaluation.tables import (
     MARKS,

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForImageSegmentation, ResNetConfig,
 from transformers.utils import is_timm_available
 
 from unconceal import OpdsConfig, RunForImageSegmentation, SrsConfig, SrsForImageSegmentation, SrsForReconstruction
-from unconceal.data import build_synthetic
+from unconceal.data.builders import build_synthetic
 from unconceal.data.loading import load_splits
 from unconceal.data.transforms import TrainingSet, TransformRecipe
 from unconceal.evaluation.protocols import PROTOCOLS

@@ -1,4 +1,4 @@
-"""Opening prepared data sets, with an error that says what is missing."""
+"""Open prepared data sets, with errors that say what is missing."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,40 +14,48 @@ from .write import COLUMNS
 
 
 def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
-    """Open splits of a folder that scripts/prepare_data.py wrote, or of a data set on the Hub by its id.
+    """Open splits of a prepared data set.
+
+    Args:
+        path: Folder that `unconceal prepare` wrote, or id on the Hub.
+        splits: Names of the splits.
 
     Raises:
-        UserError: If there is no such data set or split, or a column is missing.
+        UserError: If the data set, a split or a column is missing.
     """
-    how = "make it by scripts/prepare_data.py, or give the id of a data set on the Hub"
+    advice = "make it by unconceal prepare, or give the id of a data set on the Hub"
     if not Path(path).exists() and not is_hub_id(path):
-        raise UserError(f"data set {path} does not exist; {how}")
+        raise UserError(f"data set {path} does not exist; {advice}")
     try:
-        there = load_dataset(path)
-    except DatasetNotFoundError:
-        raise UserError(f"data set {path} does not exist or is private; {how}") from None
+        available = load_dataset(path)
+    except DatasetNotFoundError as error:
+        raise UserError(f"data set {path} does not exist or is private; {advice}") from error
     except (OSError, ValueError, DatasetsError) as error:
-        raise UserError(f"cannot open data set {path}: {one_line(error)}; {how}") from None
-    absent = [split for split in splits if split not in there]
+        raise UserError(f"cannot open data set {path}: {one_line(error)}; {advice}") from error
+    absent = [split for split in splits if split not in available]
     if absent:
-        raise UserError(f"data set {path} has no split {', '.join(absent)}; it has {', '.join(there)}")
-    opened = {split: there[split] for split in splits}
+        raise UserError(f"data set {path} has no split {', '.join(absent)}; it has {', '.join(available)}")
+    opened = {split: available[split] for split in splits}
     for split, dataset in opened.items():
         missing = [column for column in COLUMNS if column not in dataset.column_names]
         if missing:
-            raise UserError(f"split {split} of data set {path} has no column {', '.join(missing)}; {how}")
+            raise UserError(f"split {split} of data set {path} has no column {', '.join(missing)}; {advice}")
         if len(dataset) == 0:
-            raise UserError(f"split {split} of data set {path} is empty")
+            raise UserError(f"split {split} of data set {path} is empty, expected at least one pair; {advice}")
     return opened
 
 
 def readable(batches: Iterable, what: str) -> Iterator[Any]:
-    """Yield the batches; a sample that cannot be used is a user's error, in one line also from a loader's process.
+    """Yield batches and turn an unreadable sample into one line.
+
+    Args:
+        batches: Batches of a loader, also of one with worker processes.
+        what: What messages call the data.
 
     Raises:
-        UserError: That `what` cannot be read, with the reason.
+        UserError: If a sample cannot be read; with the reason.
     """
     try:
         yield from batches
     except (ValueError, OSError, DecompressionBombError) as error:
-        raise UserError(f"cannot read {what}: {str(error).strip().splitlines()[-1]}") from None
+        raise UserError(f"cannot read {what}: {str(error).strip().splitlines()[-1]}") from error

@@ -2,9 +2,9 @@
 
 A pixel is object if its value is above half of the full scale: above 127 in an 8-bit mask. `is_object` is this rule.
 
-A mask file of any mode becomes one gray value a pixel, as the processor's `to_mask` does it. Only the scale is found for
-each file: the smallest of 1, 255 and 65535 that no pixel exceeds. If a mask must be resized, its gray values are resized
-before the comparison. Linear resizing cannot put object pixels outside the object of the file.
+A mask file of any mode becomes one gray value a pixel, as the processor's `to_mask` does it. Only the scale is found
+for each file: the smallest of 1, 255 and 65535 that no pixel exceeds. If a mask must be resized, its gray values are
+resized before the comparison. Linear resizing cannot put object pixels outside the object of the file.
 """
 
 import io
@@ -108,5 +108,5 @@ def open_upright(file: Path | io.BytesIO, name: str, max_pixels: int = MAX_PIXEL
 
 
 def have_one_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Return whether two sizes differ only in scale, give or take a rounded pixel."""
+    """Return whether two sizes differ only in scale and rounding."""
     return abs(size[0] * other[1] - size[1] * other[0]) < max(*size, *other)

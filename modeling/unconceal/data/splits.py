@@ -1,4 +1,4 @@
-"""Split data sets at random, reproducibly and with equal shares of each source."""
+"""Split data sets at random with equal shares of each source."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def split_at_random(pairs: Iterable[Pair], fractions: dict[str, float], seed: in
 
 
 def split_datasets_at_random(splits: dict[str, Dataset], seed: int) -> dict[str, Dataset]:
-    """Join the splits of a data set and split it again at random.
+    """Join the splits of a data set and split it again.
 
-    Each split keeps its size; of each source it gets its share, rounded. The splits are those that
-    `unconceal prepare --random-split` makes of the same raw folder with the same shares.
+    Each split gets its share of each source, rounded. `unconceal prepare --random-split` makes the same splits of the
+    same raw folder with the same shares.
 
     Args:
         splits: Split name -> rows with columns `id` and `source`.

@@ -1,7 +1,7 @@
-"""Generated scenes in which objects hide, one kind for each task, for training and tests without any download.
+"""Generate scenes in which objects hide, one kind for each task.
 
-Every picture follows from (kind, size, seed, index) alone. Brightness does not give the object away: in each kind the
-object shares its grey values with the background, and what shows it is texture, shape, context or scale.
+They serve training and tests without any download. Each image depends on (kind, size, seed, index) only. Brightness
+does not reveal the object: it has the gray values of the background. Texture, shape, context or scale reveal it.
 """
 
 import math
@@ -19,62 +19,62 @@ MIN_SIZE = 32
 def generate(
     kind: str, size: int | tuple[int, int], seed: int, index: int, empty_ratio: float = 0.0
 ) -> tuple[Image.Image, Image.Image]:
-    """Make one picture and its mask.
+    """Generate one image and its mask.
 
     Args:
         kind: A key of `KINDS`.
         size: Side in pixels, or (height, width); 32 or more.
         seed: Seed of the data set.
-        index: Number of the picture; any order of calls gives the same pictures.
-        empty_ratio: Share of pictures without an object, in [0, 1].
+        index: Number of the image. The order of calls does not matter.
+        empty_ratio: Share of images without an object, in [0, 1].
 
     Returns:
-        RGB picture, and mask of mode L with 0 and 255.
+        RGB image; mask of mode L with 0 and 255.
 
     Raises:
-        UserError: If the kind is unknown or a number is out of its range.
+        UserError: If the kind is unknown or a number is out of range.
     """
     if kind not in KINDS:
-        raise UserError(f"no kind of picture named {kind!r}; there are {', '.join(KINDS)}")
+        raise UserError(f"got {kind!r} as kind of scene, expected one of {', '.join(KINDS)}")
     shape = (size, size) if isinstance(size, int) else tuple(size)
     if min(shape) < MIN_SIZE:
-        raise UserError(f"pictures of {shape[1]}x{shape[0]} are too small; expected sides of {MIN_SIZE} or more")
+        raise UserError(f"got image size {shape[1]}x{shape[0]}, expected sides of {MIN_SIZE} or more")
     if seed < 0 or index < 0:
-        raise UserError(f"seed {seed} and index {index}; expected 0 or more")
+        raise UserError(f"got seed {seed} and index {index}, expected 0 or more")
     if not 0 <= empty_ratio <= 1:
-        raise UserError(f"share of empty masks {empty_ratio}; expected 0 to 1")
+        raise UserError(f"got {empty_ratio} as share of empty masks, expected 0 to 1")
     rng = np.random.default_rng([seed, list(KINDS).index(kind), index])
     empty = rng.random() < empty_ratio
-    colours, mask = KINDS[kind](rng, shape, empty)
-    picture = Image.fromarray((np.clip(colours, 0, 1) * 255).round().astype(np.uint8))
-    return picture.convert("RGB"), Image.fromarray(mask.astype(np.uint8) * 255)
+    colors, mask = KINDS[kind](rng, shape, empty)
+    image = Image.fromarray((np.clip(colors, 0, 1) * 255).round().astype(np.uint8))
+    return image.convert("RGB"), Image.fromarray(mask.astype(np.uint8) * 255)
 
 
-# Building blocks. `shape` is (H, W); lengths called `unit` are in pixels and grow with the picture.
+# Building blocks. `shape` is (H, W). `unit` is a length in pixels that grows with the image.
 
 
 def _unit(shape: tuple[int, int]) -> float:
-    """Length that is 1 pixel in a picture of 128 pixels."""
+    """Return the length of 1 pixel in an image of 128 pixels."""
     return min(shape) / 128
 
 
 def _grid(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of each pixel, (H, 1) and (1, W)."""
+    """Return row (H, 1) and column (1, W) of each pixel."""
     return np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
 
 
 def _turn(rows: np.ndarray, columns: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates along and across a direction; both broadcast to (H, W)."""
+    """Return coordinates along and across a direction; both broadcast to (H, W)."""
     return columns * np.cos(angle) + rows * np.sin(angle), rows * np.cos(angle) - columns * np.sin(angle)
 
 
 def _frequencies(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Cycles a pixel down and across, for `rfft2`."""
+    """Return cycles per pixel down and across, for `rfft2`."""
     return np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]
 
 
 def _gaussian(shape: tuple[int, int], along: float, across: float | None = None, angle: float = 0.0) -> np.ndarray:
-    """Spectrum of a Gaussian with these standard deviations, in pixels, along and across `angle`."""
+    """Return the spectrum of a Gaussian with deviations in pixels."""
     f_along, f_across = _turn(*_frequencies(shape), angle)
     across = along if across is None else across
     return np.exp(-2 * np.pi**2 * ((along * f_along) ** 2 + (across * f_across) ** 2))
@@ -85,13 +85,13 @@ def _filter(field: np.ndarray, spectrum: np.ndarray) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], spectrum: np.ndarray) -> np.ndarray:
-    """Gaussian noise of that spectrum, mean 0, deviation 1."""
+    """Return Gaussian noise of that spectrum, mean 0, deviation 1."""
     field = _filter(rng.standard_normal(shape), spectrum)
     return (field - field.mean()) / (field.std() + 1e-9)
 
 
 def _fractal(shape: tuple[int, int], slope: float) -> np.ndarray:
-    """Spectrum that falls with the frequency as `f ** -slope`: equal structure at all scales."""
+    """Return the spectrum `f ** -slope`: equal structure at all scales."""
     f_down, f_across = _frequencies(shape)
     return np.maximum(np.hypot(f_down, f_across), 1 / max(shape)) ** -slope
 
@@ -99,14 +99,17 @@ def _fractal(shape: tuple[int, int], slope: float) -> np.ndarray:
 def _blob(
     rng: np.random.Generator,
     shape: tuple[int, int],
-    centre: tuple[float, float],
+    center: tuple[float, float],
     radii: tuple[float, float],
     angle: float,
     roughness: float,
 ) -> np.ndarray:
-    """Signed closeness to an irregular ellipse, (H, W): 1 at the centre, 0 on the outline, negative outside."""
+    """Return an irregular ellipse (H, W).
+
+    It is 1 at the center, 0 on the outline and negative outside.
+    """
     rows, columns = _grid(shape)
-    along, across = _turn(rows - centre[0], columns - centre[1], angle)
+    along, across = _turn(rows - center[0], columns - center[1], angle)
     along, across = along / radii[0], across / radii[1]
     direction = np.arctan2(across, along)
     outline = 1.0
@@ -119,7 +122,7 @@ def _place(rng: np.random.Generator, shape: tuple[int, int], margin: float = 0.2
     return rng.uniform(margin, 1 - margin) * shape[0], rng.uniform(margin, 1 - margin) * shape[1]
 
 
-# Camouflage: an animal of the texture of its surroundings.
+# Camouflage: an animal with the texture of its surroundings.
 
 
 PALETTES = (  # dark, middle and bright tone as red, green, blue
@@ -135,7 +138,7 @@ PALETTES = (  # dark, middle and bright tone as red, green, blue
 
 
 def _camouflage(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The object has the background's texture at another place and angle, a faint relief and a faint rim."""
+    """Draw an animal in the background's texture, turned, with a faint relief."""
     unit = _unit(shape)
     fine, stretch = rng.uniform(0.7, 1.6) * unit, rng.uniform(2, 5)
     steps = rng.choice([0, 3, 4])  # flat patches as on bark and leaves, or smooth grain as on sand
@@ -151,14 +154,14 @@ def _camouflage(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -
     background = texture(angle)
     body = np.full(shape, -1.0)
     if not empty:
-        centre, heading = np.array(_place(rng, shape, 0.3)), rng.uniform(0, 2 * np.pi)
+        center, heading = np.array(_place(rng, shape, 0.3)), rng.uniform(0, 2 * np.pi)
         length = rng.uniform(18, 34) * unit
-        body = _blob(rng, shape, tuple(centre), (length, length * rng.uniform(0.4, 0.7)), heading, 0.25)
+        body = _blob(rng, shape, tuple(center), (length, length * rng.uniform(0.4, 0.7)), heading, 0.25)
         for side in (1, -1):  # head and tail
             offset = side * length * rng.uniform(0.8, 1.1) * np.array([np.sin(heading), np.cos(heading)])
             radii = length * rng.uniform(0.25, 0.5), length * rng.uniform(0.12, 0.3)
             bent = heading + rng.uniform(-0.7, 0.7)
-            body = np.maximum(body, _blob(rng, shape, tuple(centre + offset), radii, bent, 0.15))
+            body = np.maximum(body, _blob(rng, shape, tuple(center + offset), radii, bent, 0.15))
     mask = body > 0
     soft = np.clip(_filter(mask.astype(float), _gaussian(shape, 0.6 * unit)), 0, 1)
     field = background * (1 - soft) + texture(angle + rng.uniform(0.25, 0.75) * np.pi) * soft
@@ -171,16 +174,16 @@ def _camouflage(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -
     value = np.clip(0.5 + 0.17 * field, 0, 1)[..., None]
     palette = np.array(PALETTES[rng.integers(len(PALETTES))]) / 255
     dark, middle, bright = np.clip(palette * rng.uniform(0.94, 1.06, size=3) + rng.normal(0, 0.02, size=(3, 3)), 0, 1)
-    colours = np.where(value < 0.5, dark + (middle - dark) * 2 * value, middle + (bright - middle) * (2 * value - 1))
-    colours = colours * (1 + shade + relief)[..., None] + 0.02 * rng.standard_normal((*shape, 1))
-    return colours, mask
+    colors = np.where(value < 0.5, dark + (middle - dark) * 2 * value, middle + (bright - middle) * (2 * value - 1))
+    colors = colors * (1 + shade + relief)[..., None] + 0.02 * rng.standard_normal((*shape, 1))
+    return colors, mask
 
 
 # Ultrasound: a dark lesion among dark fat and shadows.
 
 
 def _ultrasound(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Speckle over layered tissue, fading with depth; the lesion changes the echo of all that lies below it."""
+    """Draw a lesion in layered tissue; it changes the echo below it."""
     unit = _unit(shape)
     rows, columns = _grid(shape)
     depth = rows / shape[0] + np.zeros(shape)
@@ -189,36 +192,36 @@ def _ultrasound(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -
     borders = np.cumsum(rng.uniform([0.03, 0.1, 0.2, 0.15], [0.07, 0.25, 0.4, 0.3]))
     for border, level in zip(borders, rng.uniform([-12, 0, -8, -14], [-4, 6, 4, -4]), strict=True):
         echo = np.where(depth + warp * border / 0.3 > border, level, echo)
-    fibres = _noise(rng, shape, _gaussian(shape, 14 * unit, 1.2 * unit, rng.uniform(-0.15, 0.15)))
-    echo = _filter(echo, _gaussian(shape, 0.8 * unit)) + 3 * fibres
+    fibers = _noise(rng, shape, _gaussian(shape, 14 * unit, 1.2 * unit, rng.uniform(-0.15, 0.15)))
+    echo = _filter(echo, _gaussian(shape, 0.8 * unit)) + 3 * fibers
     echo += 3 * _noise(rng, shape, _gaussian(shape, 9 * unit))
 
-    for _ in range(rng.integers(2, 5)):  # lobules of fat: dark as a lesion, but flat, with a bright lower border
-        centre = rng.uniform(0.15, 0.9) * shape[0], rng.uniform(0, 1) * shape[1]
+    for _ in range(rng.integers(2, 5)):  # lobules of fat: dark like a lesion, but flat, with a bright lower border
+        center = rng.uniform(0.15, 0.9) * shape[0], rng.uniform(0, 1) * shape[1]
         radii = rng.uniform(14, 26) * unit, rng.uniform(3, 6) * unit
-        lobule = _blob(rng, shape, centre, radii, rng.uniform(-0.2, 0.2), 0.1)
+        lobule = _blob(rng, shape, center, radii, rng.uniform(-0.2, 0.2), 0.1)
         echo -= rng.uniform(7, 12) * np.clip(lobule * 4, 0, 1)
-        echo += 6 * np.exp(-((lobule / 0.08) ** 2)) * (rows > centre[0])
-    for _ in range(rng.integers(0, 3)):  # shadows of ribs and poor contact: dark to the bottom, from no lesion
+        echo += 6 * np.exp(-((lobule / 0.08) ** 2)) * (rows > center[0])
+    for _ in range(rng.integers(0, 3)):  # shadows of ribs and poor contact, dark to the bottom
         left, width = rng.uniform(0, shape[1]), rng.uniform(4, 10) * unit
         column = np.exp(-(((columns + 0.1 * rows - left) / width) ** 2))
         echo -= rng.uniform(5, 10) * column * np.clip((depth - rng.uniform(0.05, 0.6)) * 8, 0, 1)
 
     mask = np.zeros(shape, dtype=bool)
     if not empty:
-        centre = rng.uniform(0.3, 0.65) * shape[0], rng.uniform(0.2, 0.8) * shape[1]
+        center = rng.uniform(0.3, 0.65) * shape[0], rng.uniform(0.2, 0.8) * shape[1]
         radii = np.array([rng.uniform(11, 24), rng.uniform(9, 17)]) * unit
-        lesion = _blob(rng, shape, centre, tuple(radii), rng.uniform(-0.5, 0.5), rng.uniform(0.1, 0.35))
+        lesion = _blob(rng, shape, center, tuple(radii), rng.uniform(-0.5, 0.5), rng.uniform(0.1, 0.35))
         mask = lesion > 0
         fuzzy = np.clip(_filter(mask.astype(float), _gaussian(shape, rng.uniform(0.8, 2) * unit)), 0, 1)
         # Darker than the tissue it grew in, however dark that is.
         inside = min(echo[mask].mean() - 9, 0.2 * echo[mask].mean() - 11) - rng.uniform(0, 4)
         echo += 0.8 * fuzzy * (inside - echo)
         echo += 3 * fuzzy * _noise(rng, shape, _gaussian(shape, 3 * unit))
-        below = np.cumsum(mask, axis=0) / (2 * radii[1]) * ~mask * (rows > centre[0])
+        below = np.cumsum(mask, axis=0) / (2 * radii[1]) * ~mask * (rows > center[0])
         below = _filter(np.clip(below, 0, 1), _gaussian(shape, 1.5 * unit))
         echo += (
-            rng.choice([-1, 1]) * rng.uniform(5, 9) * below * np.exp(-np.maximum(rows - centre[0], 0) / (45 * unit))
+            rng.choice([-1, 1]) * rng.uniform(5, 9) * below * np.exp(-np.maximum(rows - center[0], 0) / (45 * unit))
         )
 
     echo -= rng.uniform(8, 18) * depth**1.5
@@ -232,7 +235,7 @@ def _ultrasound(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -
 
 
 def _infrared(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Targets of a few pixels stand out from what is near them, while far larger things are brighter."""
+    """Draw targets of a few pixels near larger and brighter things."""
     unit = _unit(shape)
     rows, columns = _grid(shape)
     scene = 0.3 + 0.08 * _noise(rng, shape, _fractal(shape, rng.uniform(1.4, 2)))
@@ -257,12 +260,12 @@ def _infrared(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> 
         streak = np.exp(-((across / rng.uniform(1.5, 4) / unit) ** 2)) * np.exp(-((along / (40 * unit)) ** 2))
         scene += rng.uniform(0.1, 0.25) * streak
 
-    scene = _filter(scene, _gaussian(shape, rng.uniform(0.5, 0.9)))  # the lens blurs all alike
+    scene = _filter(scene, _gaussian(shape, rng.uniform(0.5, 0.9)))  # the lens blurs everything
     mask = np.zeros(shape, dtype=bool)
     for _ in range(0 if empty else rng.integers(1, 4)):
-        spread = rng.uniform(0.7, 2.6)  # pixels, whatever the size of the picture
-        centre = rng.uniform(0.06, 0.94, size=2) * (np.array(shape) - 1)
-        distance = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2
+        spread = rng.uniform(0.7, 2.6)  # pixels, whatever the size of the image
+        center = rng.uniform(0.06, 0.94, size=2) * (np.array(shape) - 1)
+        distance = (rows - center[0]) ** 2 + (columns - center[1]) ** 2
         profile = np.exp(-distance / (2 * spread**2))
         near = scene[distance < (4 * spread + 4) ** 2]
         scene = scene + (rng.uniform(0.12, 0.3) + 1.5 * near.std()) * profile
@@ -272,7 +275,7 @@ def _infrared(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> 
     return scene, mask
 
 
-# Dichotomous: thin and pierced things to be cut out exactly.
+# Dichotomous: thin and pierced things to cut out exactly.
 
 Stroke = tuple[np.ndarray, float]  # points (N, 2) as x, y in a box of side 2, and width in pixels of 128; 0 fills
 
@@ -340,15 +343,15 @@ def _cog(rng: np.random.Generator) -> list[Stroke]:
 
 
 def _draw(rng: np.random.Generator, shape: tuple[int, int], strokes: list[Stroke], radius: float) -> np.ndarray:
-    """Draw strokes turned, tilted and moved at random; coverage of each pixel, (H, W) in [0, 1]."""
+    """Return the coverage (H, W) of strokes in a random pose."""
     finer = 3
     canvas = Image.new("L", (shape[1] * finer, shape[0] * finer))
     draw = ImageDraw.Draw(canvas)
     angle, tilt = rng.uniform(-0.5, 0.5), rng.uniform(0.6, 1)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.diag([tilt, 1])
-    centre = np.array(_place(rng, shape, 0.35))[::-1]
+    center = np.array(_place(rng, shape, 0.35))[::-1]
     for points, width in strokes:
-        path = [tuple(point) for point in (centre + radius * points @ turn.T) * finer]
+        path = [tuple(point) for point in (center + radius * points @ turn.T) * finer]
         if width > 0:
             draw.line(path, fill=255, width=max(round(width * radius / 50 * finer), finer + 1), joint="curve")
         else:
@@ -357,22 +360,22 @@ def _draw(rng: np.random.Generator, shape: tuple[int, int], strokes: list[Stroke
 
 
 def _dichotomous(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A sharp thing of thin parts and holes before a blurred scene of the same brightness."""
+    """Draw a sharp, pierced thing before a blurred scene."""
     unit = _unit(shape)
     shapes = (_wheel, _web, _fence, _tree, _cog)
 
     def surface(spectrum: np.ndarray, contrast: float) -> np.ndarray:
         tint = rng.uniform(-0.18, 0.18, size=3)
-        tint -= tint @ (0.299, 0.587, 0.114)  # colour without brightness
+        tint -= tint @ (0.299, 0.587, 0.114)  # color without brightness
         light = 0.5 + contrast * _noise(rng, shape, spectrum)
         drift = _noise(rng, shape, _gaussian(shape, 20 * unit))[..., None] * rng.normal(0, 0.06, size=3)
         return light[..., None] + tint + drift
 
-    colours = surface(_fractal(shape, rng.uniform(1.2, 1.7)), rng.uniform(0.12, 0.2))
+    colors = surface(_fractal(shape, rng.uniform(1.2, 1.7)), rng.uniform(0.12, 0.2))
     for _ in range(rng.integers(1, 4)):  # things out of focus
         strokes = shapes[rng.integers(len(shapes))](rng)
         ghost = _filter(_draw(rng, shape, strokes, rng.uniform(25, 60) * unit), _gaussian(shape, 2.2 * unit))
-        colours = colours + ghost[..., None] * rng.uniform(-0.3, 0.3)
+        colors = colors + ghost[..., None] * rng.uniform(-0.3, 0.3)
     cover = np.zeros(shape)
     if not empty:
         for _ in range(rng.integers(1, 3)):
@@ -381,8 +384,8 @@ def _dichotomous(rng: np.random.Generator, shape: tuple[int, int], empty: bool) 
     thing = surface(_fractal(shape, 1.6), rng.uniform(0.12, 0.2))
     edge = np.gradient(_filter(cover, _gaussian(shape, 0.8 * unit)), axis=0) * unit
     thing = thing + 0.35 * edge[..., None]
-    colours = colours + cover[..., None] * (thing - colours)
-    return colours + 0.015 * rng.standard_normal((*shape, 3)), cover > 0.5
+    colors = colors + cover[..., None] * (thing - colors)
+    return colors + 0.015 * rng.standard_normal((*shape, 3)), cover > 0.5
 
 
 # Intricate: one thing of many fine parts, for dichotomous segmentation at high resolution.
@@ -393,7 +396,7 @@ def _line(*points: tuple[float, float]) -> np.ndarray:
 
 
 def _moved(strokes: list[Stroke], scale: float, x: float, y: float, thinner: float = 1.0) -> list[Stroke]:
-    """Strokes made smaller and moved; widths above 0 are multiplied by `thinner`."""
+    """Scale and move strokes; widths above 0 are multiplied by `thinner`."""
     return [(scale * points + (x, y), width * (thinner if width > 0 else 1)) for points, width in strokes]
 
 
@@ -533,12 +536,12 @@ def _rosette(rng: np.random.Generator) -> list[Stroke]:
 
 
 def _pylon(rng: np.random.Generator) -> list[Stroke]:
-    storeys, beam = rng.integers(6, 11), rng.uniform(1.2, 2.5)
-    heights = 1 - 2 * np.linspace(0, 1, storeys + 1) ** 0.8
+    floors, beam = rng.integers(6, 11), rng.uniform(1.2, 2.5)
+    heights = 1 - 2 * np.linspace(0, 1, floors + 1) ** 0.8
     half = np.interp(heights, [-1, -0.2, 1], [0.08, 0.14, 0.5])
     left, right = np.stack([-half, heights], axis=1), np.stack([half, heights], axis=1)
     strokes: list[Stroke] = [(left, beam), (right, beam)]
-    for i in range(storeys):
+    for i in range(floors):
         strokes += [(_line(left[i], right[i + 1]), 0.6), (_line(right[i], left[i + 1]), 0.6)]
         strokes += [(_line(left[i + 1], right[i + 1]), 0.8)]
     for y, reach in zip((-0.85, -0.55, -0.25), rng.uniform(0.5, 0.95, 3), strict=True):
@@ -575,7 +578,7 @@ _INTRICATE = (_bicycle, _bush, _antlers, _gate, _chair, _net, _feather, _rosette
 
 
 def _silhouette(rng: np.random.Generator, shape: tuple[int, int], radius: float) -> Image.Image:
-    """Draw one intricate thing in a random pose: 0 around it and in its holes, 1 on its lines, 2 on its solid parts."""
+    """Draw an intricate thing: 0 outside, 1 on lines, 2 inside."""
     strokes = _INTRICATE[rng.integers(len(_INTRICATE))](rng)
     ends = np.cumsum([len(points) for points, _ in strokes])
     points = np.concatenate([points for points, _ in strokes])
@@ -603,7 +606,7 @@ def _silhouette(rng: np.random.Generator, shape: tuple[int, int], radius: float)
 
 
 def _tint(rng: np.random.Generator, others: np.ndarray | None = None) -> np.ndarray:
-    """A colour without brightness, (3,); of four, the one farthest from the nearest of `others`, (N, 3)."""
+    """Return a color without brightness, (3,), far from `others`, (N, 3)."""
     tints = rng.uniform(-0.16, 0.16, size=(1 if others is None else 4, 3)).astype(np.float32)
     tints -= (tints @ np.float32((0.299, 0.587, 0.114)))[:, None]
     if others is None:
@@ -611,13 +614,16 @@ def _tint(rng: np.random.Generator, others: np.ndarray | None = None) -> np.ndar
     return tints[np.linalg.norm(tints[:, None] - others, axis=2).min(1).argmax()]
 
 
-def _blurred(picture: Image.Image, radius: float) -> np.ndarray:
-    """A picture of mode L, blurred, (H, W) in [0, 1]."""
-    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255
+def _blurred(image: Image.Image, radius: float) -> np.ndarray:
+    """Blur an image of mode L; return (H, W) in [0, 1]."""
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255
 
 
 def _clutter(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Zones of different grounds with soft and plain things before them, (H, W, 3), and the grounds' tints, (3, 3)."""
+    """Draw different grounds with things before them, (H, W, 3).
+
+    Returns the tints of the grounds too, (3, 3).
+    """
     unit = _unit(shape)
     zones = np.digitize(_noise(rng, shape, _gaussian(shape, rng.uniform(5, 20) * unit)), sorted(rng.normal(0, 0.7, 2)))
     tints = np.stack([_tint(rng) for _ in range(3)])
@@ -626,9 +632,9 @@ def _clutter(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarr
     long, wide = rng.uniform(2, 7) * unit, rng.uniform(0.3, 0.8) * unit
     streaks = _noise(rng, shape, _gaussian(shape, long, wide, rng.uniform(0, np.pi))).astype(np.float32)
     texture = np.where(zones == rng.integers(3), streaks, smooth)
-    colours = (tones[zones] + contrasts[zones] * texture)[..., None] + tints[zones]
+    colors = (tones[zones] + contrasts[zones] * texture)[..., None] + tints[zones]
     for _ in range(rng.integers(3, 8)):
-        if rng.random() < 0.5:  # of the same shapes as the thing, but out of focus
+        if rng.random() < 0.5:  # the shapes of the thing, but out of focus
             ghost = _silhouette(rng, shape, rng.uniform(20, 50) * unit).point(lambda label: 255 * (label > 0))
             cover = _blurred(ghost, rng.uniform(0.6, 2.5) * unit)
         else:  # sharp, but plain
@@ -638,18 +644,18 @@ def _clutter(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarr
             cover = np.asarray(ghost, dtype=np.float32) / 255
         cover *= rng.uniform(0.5, 1)
         paint = (rng.uniform(0.25, 0.75) + 0.1 * smooth)[..., None] + _tint(rng)
-        colours += cover[..., None] * (paint - colours)
-    return colours, tints
+        colors += cover[..., None] * (paint - colors)
+    return colors, tints
 
 
 def _intricate(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A thing of fine parts with grain and lit edges, before soft clutter that shares its tones and shapes."""
-    # What lies behind is out of focus: half the resolution is enough. float32, too, keeps large pictures quick.
+    """Draw a thing of fine parts before similar clutter."""
+    # The background is out of focus: half the resolution is enough. float32 keeps large images fast too.
     half, tints = _clutter(rng, ((shape[0] + 1) // 2, (shape[1] + 1) // 2))
     channels = (
         Image.fromarray(channel).resize(shape[::-1], Image.Resampling.BICUBIC) for channel in np.moveaxis(half, 2, 0)
     )
-    colours = np.stack([np.asarray(channel) for channel in channels], axis=2)
+    colors = np.stack([np.asarray(channel) for channel in channels], axis=2)
 
     unit = _unit(shape)
     parts = Image.new("L", shape[::-1])
@@ -658,9 +664,9 @@ def _intricate(rng: np.random.Generator, shape: tuple[int, int], empty: bool) ->
     outline = parts.point(lambda label: 255 * (label > 0))
     wide = _blurred(outline, 2 * unit)
     drop = rng.integers(-4, 5, 2) * max(round(unit), 1)
-    colours *= (1 - rng.uniform(0, 0.5) * np.roll(wide, drop, axis=(0, 1)))[..., None]  # the shadow
+    colors *= (1 - rng.uniform(0, 0.5) * np.roll(wide, drop, axis=(0, 1)))[..., None]  # the shadow
 
-    # Two materials at most, of lines and of solid parts, whose tone is that of the scene, give or take.
+    # At most two materials, of lines and of solid parts, with about the tone of the scene.
     grain = _noise(rng, shape, _gaussian(shape, rng.uniform(0.5, 4), 0.5, rng.uniform(0, np.pi))).astype(np.float32)
     light = rng.uniform(0, 2 * np.pi)
     height = _blurred(outline, 0.35 * unit) + 2 * wide
@@ -668,13 +674,13 @@ def _intricate(rng: np.random.Generator, shape: tuple[int, int], empty: bool) ->
     relief = math.cos(light) * across + math.sin(light) * down
     value = rng.uniform(0.03, 0.12) * grain + rng.uniform(0.1, 0.3) * unit * relief
     two = rng.random() < 0.5
-    paints = np.stack([colours.mean() + rng.uniform(-0.12, 0.12) + _tint(rng, tints) for _ in range(1 + two)])
-    # One pixel beyond the outline the paint runs on, and only the blur of the lens fades it.
+    paints = np.stack([colors.mean() + rng.uniform(-0.12, 0.12) + _tint(rng, tints) for _ in range(1 + two)])
+    # Paint one pixel beyond the outline too: the blur of the lens fades it.
     runs_on = np.asarray(parts.filter(ImageFilter.MaxFilter(3)))
     thing = paints[(runs_on == 2) * int(two)] + value[..., None]
-    colours += _blurred(outline, 0.5)[..., None] * (thing - colours)
-    colours += 0.02 * rng.standard_normal((*shape, 3), dtype=np.float32)
-    return colours, np.asarray(parts) > 0
+    colors += _blurred(outline, 0.5)[..., None] * (thing - colors)
+    colors += 0.02 * rng.standard_normal((*shape, 3), dtype=np.float32)
+    return colors, np.asarray(parts) > 0
 
 
 # The place in this table is part of the seed: add new kinds at the end.

@@ -1,7 +1,7 @@
-"""Joint transforms of image and mask for training, and the data set that applies them.
+"""Change image and mask together at random for training.
 
-The random numbers of a sample depend on the seed, the epoch and the sample's index alone. What a network sees is
-therefore the same for any number of loader processes, and after a resume.
+The random numbers of a sample depend on seed, epoch and index only. A network therefore sees the same samples with any
+number of loader processes, and after a resume.
 """
 
 from dataclasses import dataclass
@@ -17,29 +17,29 @@ from ..models.image_processing_unconceal import to_mask, to_rgb
 
 @dataclass
 class TransformRecipe:
-    """Random changes of a training sample; a probability, ratio or strength of 0 switches one off.
+    """Random changes of a training sample.
 
-    They come in the order of the fields, but for the crop to `crop_size`, which is the last, after resizing. Pictures
-    with an up and a down, such as those of camouflaged animals, want `rotate90_probability` and `flip_probability` at 0
-    and the fields from `horizontal_flip_probability` on instead.
+    A probability, ratio or strength of 0 switches a change off. The changes come in the order of the fields; only the
+    crop to `crop_size` is last, after resizing. Images with an up and a down, such as those of camouflaged animals,
+    need `rotate90_probability` and `flip_probability` at 0, and the fields from `horizontal_flip_probability` on.
 
-    A strength s is that of a colour jitter: the factor is drawn evenly from max(0, 1 - s) to 1 + s, where 1 changes
-    nothing and 0 leaves black, flat grey, no colour or a blurred picture.
+    Strengths are those of a color jitter. For a strength s, the factor is drawn evenly from max(0, 1 - s) to 1 + s. A
+    factor of 1 changes nothing. A factor of 0 leaves black, flat gray, no color or a blurred image.
 
     Args:
-        rotate90_probability: Of turning by 90, 180 or 270 degrees.
-        flip_probability: Of mirroring left-right, top-down or both.
-        crop_size: Side in pixels, after resizing, of a square that is cut out; None trains on whole images.
-        crop_object_probability: Of placing that square over a random object pixel, where there is one, instead of
-            anywhere. Small targets would else be missed by most squares.
-        horizontal_flip_probability: Of mirroring left-right.
-        max_crop_ratio: Largest share of the width, and of the height, that is cut off, half of it at either end.
+        rotate90_probability: Of a turn by 90, 180 or 270 degrees.
+        flip_probability: Of a flip left-right, top-down or both.
+        crop_size: Side in pixels of a square that is cut out after resizing; None trains on whole images.
+        crop_object_probability: Of placing that square over a random object pixel, if there is one.
+            Otherwise most squares would miss small targets.
+        horizontal_flip_probability: Of a flip left-right.
+        max_crop_ratio: Largest share of the width, and of the height, to cut off, half of it at either end.
         brightness: Strength.
         contrast: Strength.
-        saturation: Strength, of the colours.
+        saturation: Strength.
         sharpness: Strength.
-        rotate_probability: Of rotating about the centre; the size stays.
-        max_rotation: Largest angle of that, to either side, in degrees.
+        rotate_probability: Of a rotation about the center; the size stays.
+        max_rotation: Largest angle of that rotation to either side, in degrees.
     """
 
     rotate90_probability: float = 0.5
@@ -69,7 +69,7 @@ ENHANCERS = {
 def turn_and_flip(
     image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: np.random.Generator
 ) -> tuple[Image.Image, Image.Image]:
-    """Apply the same random quarter turn and flip to image and mask; no pixel value changes."""
+    """Turn and flip image and mask alike; pixel values stay."""
     for probability, choices in ((recipe.rotate90_probability, QUARTER_TURNS), (recipe.flip_probability, FLIPS)):
         chosen = choices[rng.integers(len(choices))]
         if rng.random() < probability:
@@ -77,12 +77,12 @@ def turn_and_flip(
     return image, mask
 
 
-def mirror_and_trim(
+def flip_and_trim(
     image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: np.random.Generator
 ) -> tuple[Image.Image, Image.Image]:
-    """Mirror image and mask left-right and cut the same random border off both; no pixel value changes."""
+    """Flip image and mask left-right and trim their borders; pixel values stay."""
     if rng.random() < recipe.horizontal_flip_probability:
-        image, mask = (picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in (image, mask))
+        image, mask = (one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in (image, mask))
     ratios = rng.uniform(0, recipe.max_crop_ratio, size=2)
     left, top = (int(side * ratio / 2) for side, ratio in zip(image.size, ratios, strict=True))
     box = (left, top, image.width - left, image.height - top)
@@ -93,7 +93,9 @@ def jitter_colors(image: Image.Image, recipe: TransformRecipe, rng: np.random.Ge
     """Change brightness, contrast, saturation and sharpness of an RGB image at random."""
     for name, enhancer in ENHANCERS.items():
         strength = getattr(recipe, name)
-        factor = rng.uniform(max(0, 1 - strength), 1 + strength)  # drawn for 0 too: the others' numbers then stay
+        factor = rng.uniform(
+            max(0, 1 - strength), 1 + strength
+        )  # drawn for 0 too: the other changes keep their numbers
         if strength:
             image = enhancer(image).enhance(factor)
     return image
@@ -102,11 +104,10 @@ def jitter_colors(image: Image.Image, recipe: TransformRecipe, rng: np.random.Ge
 def rotate(
     image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: np.random.Generator
 ) -> tuple[Image.Image, Image.Image]:
-    """Rotate an RGB image and its grey mask by the same random angle, within their size.
+    """Rotate an RGB image and its gray mask within their size.
 
-    The corners that come free are background in the mask and the mean colour in the image. That colour says nothing of
-    where the object lies and is no black wedge that only training pictures have; mirrored pixels could repeat the
-    object where the mask says background.
+    The free corners become background in the mask and the mean color in the image. This color does not reveal where
+    the object is. Black corners would occur in training images only; mirrored pixels could repeat the object.
     """
     angle = rng.uniform(-recipe.max_rotation, recipe.max_rotation)
     if rng.random() < recipe.rotate_probability:
@@ -119,7 +120,10 @@ def rotate(
 def crop(
     pixel_values: torch.Tensor, labels: torch.Tensor, recipe: TransformRecipe, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cut the same random square out of (C, H, W) pixels and (H, W) labels; a side that is smaller stays whole."""
+    """Cut the same random square out of pixels and labels.
+
+    A shorter side stays whole. Pixels are (C, H, W), labels (H, W).
+    """
     if recipe.crop_size is None:
         return pixel_values, labels
     object_pixels = labels.nonzero()
@@ -128,8 +132,8 @@ def crop(
     window = []
     for axis, length in enumerate(labels.shape):
         side = min(recipe.crop_size, length)
-        low, high = 0, length - side  # first and last possible start
-        if aim:  # of those, the ones whose square holds the chosen pixel
+        low, high = 0, length - side  # possible starts
+        if aim:  # starts of squares that hold the chosen pixel
             low, high = max(low, aim[axis] - side + 1), min(high, aim[axis])
         start = int(rng.integers(low, high + 1))
         window.append(slice(start, start + side))
@@ -138,13 +142,13 @@ def crop(
 
 
 class TrainingSet(torch.utils.data.Dataset):
-    """One split as the network is trained on it.
+    """One split, changed at random for training.
 
     Args:
         dataset: Rows with `image` and `mask`.
-        processor: The model's image processor; resizes and normalises.
+        processor: The model's image processor. It resizes and normalizes.
         recipe: The random changes.
-        seed: Of the random changes.
+        seed: Seed of the random changes.
     """
 
     def __init__(self, dataset: Dataset, processor: Any, recipe: TransformRecipe, seed: int):
@@ -155,30 +159,30 @@ class TrainingSet(torch.utils.data.Dataset):
         self.epoch = 0
 
     def set_epoch(self, epoch: int):
-        """Change the random numbers; call it before an epoch's iteration starts."""
+        """Select the random numbers of an epoch; call it before iterating."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return `pixel_values`, (3, H, W), and `labels`, (H, W) in [0, 1].
+        """Return `pixel_values` (3, H, W) and `labels` (H, W) in [0, 1].
 
         Raises:
-            ValueError: If mask and image differ in size, in one line that names the row.
+            ValueError: If mask and image differ in size. The message names the row.
         """
         row = self.dataset[index]
         image, mask = to_rgb(row["image"]), to_mask(row["mask"])
         if image.size != mask.size:
             raise ValueError(
                 f"the mask of row {index} is {mask.width}x{mask.height}, its image {image.width}x{image.height}; "
-                "make the data set again by scripts/prepare_data.py, which reports such pairs"
+                "build the data set again by unconceal prepare, which reports such pairs"
             )
         rng = np.random.default_rng([self.seed, self.epoch, index])
         image, mask = turn_and_flip(image, mask, self.recipe, rng)
-        # Numbers of their own for what came later: those of older recipes are as they were.
+        # Separate numbers for the later changes: older recipes keep theirs.
         (child,) = rng.spawn(1)
-        image, mask = mirror_and_trim(image, mask, self.recipe, child)
+        image, mask = flip_and_trim(image, mask, self.recipe, child)
         image = jitter_colors(image, self.recipe, child)
         image, mask = rotate(image, mask, self.recipe, child)
         sample = self.processor(images=image, segmentation_maps=mask, return_tensors="pt")

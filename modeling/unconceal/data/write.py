@@ -1,4 +1,4 @@
-"""Writing a data set as the Hub wants it: parquet shards in `data/` and a card, `README.md`."""
+"""Write a data set as Parquet shards with a card."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,19 +18,19 @@ from ..utils.files import make_folder, replacing
 
 FEATURES = Features({"image": Image(), "mask": Image(mode="L"), "id": Value("string"), "source": Value("string")})
 COLUMNS = {
-    "image": "the picture, as its file",
-    "mask": "PNG, one channel, 0 background and 255 object, of the picture's size",
+    "image": "the image, as its file",
+    "mask": "PNG, one channel, 0 background and 255 object, of the image's size",
     "id": "name of the pair",
     "source": "where it comes from",
 }
 SHARD_BYTES = 500 * 2**20
-# What is held in memory at once; the Hub's viewer wants row groups of at most 100 pictures.
+# Memory holds one row group at a time. The Hub's viewer wants at most 100 rows in each.
 GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
 
 
 @dataclass
 class Split:
-    """What was written of one split."""
+    """Size of a written split."""
 
     num_examples: int = 0
     num_bytes: int = 0
@@ -38,11 +38,11 @@ class Split:
 
 @dataclass
 class Card:
-    """What the card says beside counts and features.
+    """Content of the card besides counts and features.
 
     Attributes:
         title: Name for people.
-        license: Identifier of the Hub's list; `unknown` where the makers state none, `other` for terms of their own.
+        license: Identifier of the Hub's list: `unknown` if none is stated, `other` for the makers' own terms.
         tags: Tags of the Hub.
         paragraphs: Section title -> text, in order.
     """
@@ -54,7 +54,7 @@ class Card:
 
 
 def make_row(image_bytes: bytes, image_name: str, mask_bytes: bytes, id: str, source: str) -> dict:
-    """Build one row of the data set from encoded pictures."""
+    """Make one row of the data set from encoded files."""
     return {
         "image": {"bytes": image_bytes, "path": image_name},
         "mask": {"bytes": mask_bytes, "path": f"{id}.png".replace("/", "_")},
@@ -64,7 +64,7 @@ def make_row(image_bytes: bytes, image_name: str, mask_bytes: bytes, id: str, so
 
 
 class _ShardWriter:
-    """Writes the rows of one split one after the other and never holds more than one row group."""
+    """Writer of one split; holds at most one row group."""
 
     def __init__(self, folder: Path, split: str):
         self.folder, self.split = folder, split
@@ -105,20 +105,20 @@ class _ShardWriter:
     def finish(self) -> Split:
         self.flush()
         self.close()
-        for i, path in enumerate(self.shards):  # the names hold the number of shards, known only now
+        for i, path in enumerate(self.shards):  # their number is known only now
             path.rename(path.with_name(f"{self.split}-{i:05d}-of-{len(self.shards):05d}.parquet"))
         return self.done
 
 
 def write_splits(folder: Path, rows: Iterable[tuple[str, dict]]) -> dict[str, Split]:
-    """Write rows as `folder/data/<split>-00000-of-0000N.parquet`, holding a few at a time.
+    """Write rows as `folder/data/<split>-00000-of-0000N.parquet`.
 
     Args:
         folder: Folder of the data set.
-        rows: (split, row of `make_row`) pairs in any order.
+        rows: Split name and row of `make_row`, in any order. Memory holds a few at a time.
 
     Returns:
-        Split name -> what was written.
+        Split name -> pairs and bytes written.
     """
     data = folder / "data"
     data.mkdir(parents=True)
@@ -135,7 +135,7 @@ def write_splits(folder: Path, rows: Iterable[tuple[str, dict]]) -> dict[str, Sp
 
 
 def write_card(folder: Path, card: Card, splits: dict[str, Split]):
-    """Write `README.md`: the header that `load_dataset` and the Hub read, then the text for people."""
+    """Write `README.md`: a header for `load_dataset` and the Hub, then text."""
     infos = SplitDict()
     for name, split in splits.items():
         infos.add(SplitInfo(name, num_bytes=split.num_bytes, num_examples=split.num_examples))
@@ -164,17 +164,20 @@ def write_card(folder: Path, card: Card, splits: dict[str, Split]):
 
 
 def _is_data_set(folder: Path) -> bool:
-    # Systems leave files such as .DS_Store behind; a hidden folder such as .git is somebody's work.
+    # A hidden file such as .DS_Store does not count, but a hidden folder such as .git is somebody's work.
     names = {path.name for path in folder.iterdir() if path.is_dir() or not path.name.startswith(".")}
     return names == {"README.md", "data"}
 
 
 @contextmanager
 def new_data_set(out: str | Path, overwrite: bool) -> Iterator[Path]:
-    """Yield an empty folder that becomes `out` once all is written; on any failure `out` is as it was.
+    """Yield an empty folder that becomes `out` on success.
+
+    After any failure `out` is unchanged.
 
     Raises:
-        UserError: If `out` exists and `overwrite` is false, if it is no data set of ours, or if it cannot be written.
+        UserError: If `out` exists and `overwrite` is false, if it is not a data set written here, or if it cannot be
+            written.
     """
     out = Path(out).absolute()
     if out.exists() or out.is_symlink():
@@ -182,7 +185,7 @@ def new_data_set(out: str | Path, overwrite: bool) -> Iterator[Path]:
             raise UserError(f"{out} exists already; choose another --out, or pass --overwrite to replace it")
         if not out.is_dir() or out.is_symlink() or not _is_data_set(out):
             raise UserError(
-                f"{out} is no data set that this command wrote, so it is not replaced; choose another --out"
+                f"{out} is not a data set that this command wrote and is not replaced; choose another --out"
             )
     make_folder(out.parent)
     with replacing(out) as folder:
@@ -192,4 +195,4 @@ def new_data_set(out: str | Path, overwrite: bool) -> Iterator[Path]:
         except OSError as error:
             raise UserError(
                 f"cannot write {out}: {error.strerror or error}; free space or choose another --out"
-            ) from None
+            ) from error

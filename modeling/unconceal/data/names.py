@@ -1,0 +1,80 @@
+"""Match the files of images and masks by their names."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..utils.errors import UserError
+from ..utils.files import IMAGE_SUFFIXES
+
+
+def list_images(folder: Path, ending: str = "") -> dict[str, list[Path]]:
+    """List the image files of a folder by their names without suffix.
+
+    Args:
+        folder: Folder; its subfolders are not searched.
+        ending: Regular expression for what a mask has after the name of its image. Case does not matter.
+
+    Raises:
+        UserError: If the folder is missing, cannot be listed, or holds no image.
+    """
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror or error}; expected a folder of images") from error
+    images = defaultdict(list)
+    for path in files:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            images[re.sub(f"(?:{ending})$", "", path.stem, flags=re.IGNORECASE)].append(path)
+    if not images:
+        raise UserError(f"{folder} holds no images; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+    return dict(images)
+
+
+def by_name(images: dict[str, list[Path]], masks: dict[str, list[Path]]) -> dict[str, tuple[list[Path], list[Path]]]:
+    """Join the images and masks of `list_images`, sorted by name.
+
+    Names that differ only in case are one name, spelled as the image is. If each of them has an image and a mask, they
+    are different names. Surplus files of a name stay together; the caller reports them.
+    """
+    spellings = defaultdict(list)
+    for name in sorted(images.keys() | masks.keys()):
+        spellings[name.casefold()].append(name)
+    files = {}
+    for names in spellings.values():
+        groups = [names]
+        if all(images.get(name) and masks.get(name) for name in names):
+            groups = [[name] for name in names]
+        for group in groups:
+            of_images, of_masks = (
+                [file for name in group for file in there.get(name, [])] for there in (images, masks)
+            )
+            files[next((name for name in group if images.get(name)), group[0])] = (of_images, of_masks)
+    return dict(sorted(files.items()))
+
+
+def spell(lines: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Replace unknown lines by the only name in another case."""
+    known, spellings = set(names), defaultdict(list)
+    for name in known:
+        spellings[name.casefold()].append(name)
+    alike = [(line, spellings[line.casefold()]) for line in lines]
+    return [names[0] if line not in known and len(names) == 1 else line for line, names in alike]
+
+
+def read_list(path: Path) -> list[str]:
+    """Return the stripped lines of a list file without empty ones.
+
+    Raises:
+        UserError: If the file is empty or cannot be read as text.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"{path}: {reason}; expected a text file with one name a line") from error
+    lines = [line for line in lines if line]
+    if not lines:
+        raise UserError(f"{path} is empty; expected one name a line")
+    return lines

@@ -1,0 +1,124 @@
+"""Facts about the data sets that `unconceal prepare` can build.
+
+To add a data set, write its facts here and a function that lists its pairs in `finders`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Source:
+    """Facts about a raw data set.
+
+    Attributes:
+        title: Name for people.
+        layout: Files and folders that the raw data set holds.
+        fractions: Shares of a random split, those of the paper if it states them.
+        license: Identifier of the Hub's list: `unknown` if none is stated, `other` for the makers' own terms.
+        terms: What the makers ask, in a sentence.
+        home: Where to find the raw data and its paper.
+        resize_masks: Whether to resize masks of the image's aspect. Otherwise they are unusable.
+    """
+
+    title: str
+    layout: str
+    fractions: dict[str, float]
+    license: str
+    terms: str
+    home: str
+    resize_masks: bool = False
+
+
+COD_TEST_SETS = ("CHAMELEON", "CAMO", "COD10K", "NC4K")
+# The name of a split may hold no hyphen.
+DIS5K_SPLITS = {"DIS-TR": "train", "DIS-VD": "val"} | {f"DIS-TE{i}": f"DIS_TE{i}" for i in range(1, 5)}
+
+_SRS_PAPER = "https://arxiv.org/abs/2312.01741 (the SRS paper names the set and its split)"
+_NO_TERMS = "The makers state none that this project knows of."
+
+SOURCES = {
+    "sirst": Source(
+        title="SIRST (NUAA-SIRST): small targets in single infrared frames",
+        layout="images/NAME.png, masks/NAME_pixels0.png, lists in idx_427/",
+        fractions={"train": 256 / 427, "val": 85 / 427, "test": 86 / 427},
+        license="other",
+        terms="The makers ask for a citation of their paper (Dai et al., WACV 2021).",
+        home="https://github.com/YimianDai/sirst",
+    ),
+    "bus": Source(
+        title="BUS: breast lesions in ultrasound, 562 cases",
+        layout="images/case0001.png, masks/case0001.png, train.txt, val.txt",
+        fractions={"train": 393 / 562, "val": 169 / 562},
+        license="unknown",
+        terms=_NO_TERMS,
+        home=_SRS_PAPER,
+    ),
+    "kbt": Source(
+        title="NUDT-KBT2019: small targets in infrared sequences",
+        layout="images/0.bmp, masks/0.bmp, train.txt, val.txt. Neighboring frames are in both splits.",
+        fractions={"train": 4194 / 5993, "val": 1799 / 5993},
+        license="unknown",
+        terms=_NO_TERMS,
+        home=_SRS_PAPER,
+    ),
+    "busi": Source(
+        title="BUSI: breast ultrasound images",
+        layout="benign/benign (1).png, benign (1)_mask.png, benign (1)_mask_1.png, ...; also malignant/ and normal/",
+        fractions={"train": 0.8, "val": 0.2},
+        license="unknown",
+        terms="The makers ask for a citation of their paper (Al-Dhabyani et al., Data in Brief 2020).",
+        home="https://scholar.cu.edu.eg/?q=afahmy/pages/dataset",
+    ),
+    "kvasir": Source(
+        title="Kvasir-SEG: polyps in colonoscopy",
+        layout="images/NAME.jpg, masks/NAME.jpg, lists train.txt and val.txt; or folders train/ and validation/ of "
+        "such folders. The makers offer their lists of 880 and 120 names apart from the images. Without lists the "
+        "split is random in the same shares.",
+        fractions={"train": 880 / 1000, "val": 120 / 1000},
+        license="other",
+        terms="For research and education only; the makers ask for a citation of their paper (Jha et al., MMM 2020).",
+        home="https://datasets.simula.no/kvasir-seg/",
+    ),
+    "cod": Source(
+        title="COD: camouflaged objects (COD10K, CAMO, CHAMELEON, NC4K)",
+        layout="TrainDataset/{Imgs,GT} and TestDataset/{CHAMELEON,CAMO,COD10K,NC4K}/{Imgs,GT}, those that are there; "
+        "or Imgs/ and GT/ alone, all of it the split train unless --fractions says otherwise, such as NC4K=1. Image/ "
+        "and Mask/ are read too, Edge/ is not. COD10K-NonCAM images without masks are unusable pairs.",
+        fractions={"train": 1.0},
+        license="unknown",
+        terms="Each of the four sets has its makers' own terms: ask them before you publish a copy.",
+        home="https://github.com/DengPingFan/SINet (COD10K, and CAMO and CHAMELEON in the same layout), "
+        "https://github.com/JingZhang617/COD-Rank-Localize-and-Segment (NC4K)",
+    ),
+    "dis5k": Source(
+        title="DIS5K: highly accurate dichotomous segmentation",
+        layout="DIS-TR, DIS-VD, DIS-TE1 to DIS-TE4, those that are there, each with im/NAME.jpg and gt/NAME.png",
+        fractions={"train": 3000 / 5470, "val": 470 / 5470, "test": 2000 / 5470},
+        license="other",
+        terms="The makers' own terms of use, for non-commercial purposes only; they ask for a citation of their paper "
+        "(Qin et al., ECCV 2022).",
+        home="https://github.com/xuebinqin/DIS",
+    ),
+    "people": Source(
+        title="Human Segmentation Dataset: people in photographs",
+        layout="Training_Images/N.jpg, Ground_Truth/N.png. Masks of the same aspect are resized to their image.",
+        fractions={"train": 200 / 241, "val": 41 / 241},
+        license="unknown",
+        terms="The maker states none. Most images come from an image search and the masks from an online service "
+        "(remove.bg), so ask before you publish a copy.",
+        home="https://github.com/VikramShenoy97/Human-Segmentation-Dataset",
+        resize_masks=True,
+    ),
+    "folder": Source(
+        title="Images with masks",
+        layout="Any two folders whose files share their names, any list of `image mask` lines, or both.",
+        fractions={"train": 1.0},
+        license="unknown",
+        terms="Not stated: write them here before you publish this data set.",
+        home="Not stated.",
+    ),
+}
+
+SYNTHETIC_SPLITS = ("train", "val", "test")
+# Kinds of generated scenes. The place of a kind is part of the seed: add new kinds at the end.
+SYNTHETIC_KINDS = ("camouflage", "ultrasound", "infrared", "dichotomous", "intricate")
