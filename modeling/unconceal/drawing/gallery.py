@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: samples, the best and the worst cases, and curves; the curves of several beside each other."""
+"""Draw the images of a report, and compare the curves of several reports."""
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,13 +9,10 @@ from PIL import Image
 
 from ..evaluation.base import THRESHOLDS, Protocol
 from ..evaluation.protocol_cod import prepare
-from ..evaluation.report import CURVES, mean_curves
+from ..evaluation.report import CURVES_FILE, mean_curves
 from ..evaluation.tables import Result
 from ..utils.errors import UserError
-from .sheets import Case, draw_curves, draw_sheet
-
-
-Look = Callable[[int], tuple[Image.Image | None, np.ndarray, np.ndarray]]
+from .sheets import ScoredImage, draw_curves, draw_sheet
 
 
 def draw_gallery(
@@ -23,52 +20,54 @@ def draw_gallery(
     protocol: Protocol,
     options: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    look: Look,
-    num_cases: int,
+    load_example: Callable[[int], tuple[Image.Image | None, np.ndarray, np.ndarray]],
+    num_images: int,
 ) -> dict[str, Image.Image]:
-    """Draw the pictures that a report can hold, by their file names.
+    """Draw sheets of samples, of the best and of the worst images, and curves.
 
     Args:
-        name: What was scored.
-        protocol: By which.
-        options: The protocol's options.
-        rows: Numbers of each picture.
-        look: Takes a position in `rows` and returns the picture, if it is at hand, the truth and the prediction.
-        num_cases: Rows of each sheet.
+        name: Name of the method.
+        protocol: Protocol that scored `rows`.
+        options: Its options.
+        rows: Scores of each image.
+        load_example: Takes a position in `rows`; returns image (or None), ground truth and prediction.
+        num_images: Rows of each sheet.
+
+    Returns:
+        File name -> image.
 
     Raises:
         UserError: If matplotlib is not installed.
     """
     key, title = protocol.ranked_by
     ranked = sorted(range(len(rows)), key=lambda index: rows[index][key])
-    num_cases = min(num_cases, len(rows))
-    evenly = dict.fromkeys(np.linspace(0, len(rows) - 1, num_cases).round().astype(int).tolist())
+    num_images = min(num_images, len(rows))
+    evenly = dict.fromkeys(np.linspace(0, len(rows) - 1, num_images).round().astype(int).tolist())
     sheets = {
         "samples.png": (f"{name}: samples", list(evenly)),
-        "worst.png": (f"{name}: the lowest {title}", ranked[:num_cases]),
-        "best.png": (f"{name}: the highest {title}", ranked[::-1][:num_cases]),
+        "worst.png": (f"{name}: the lowest {title}", ranked[:num_images]),
+        "best.png": (f"{name}: the highest {title}", ranked[::-1][:num_images]),
     }
 
-    def cases(indices: list[int]) -> Iterator[Case]:
+    def scored_images(indices: list[int]) -> Iterator[ScoredImage]:
         for index in indices:
-            image, target, probs = look(index)
+            image, target, probs = load_example(index)
             if options.get("min_max"):
                 probs = prepare(probs, min_max=True)  # as it was scored
             caption = f"{title} {rows[index][key]:.3f}"
-            yield Case(rows[index]["id"], caption, image, target, probs, options.get("threshold", 0.5))
+            yield ScoredImage(rows[index]["id"], caption, image, target, probs, options.get("threshold", 0.5))
 
-    curves = draw_curves({name: mean_curves(protocol, rows)}, protocol.curves, f"Mean over {len(rows)} pictures")
+    curves = draw_curves({name: mean_curves(protocol, rows)}, protocol.curves, f"Mean over {len(rows)} images")
     return {"curves.png": curves} | {
-        file: draw_sheet(cases(where), heading) for file, (heading, where) in sheets.items()
+        file: draw_sheet(scored_images(indices), heading) for file, (heading, indices) in sheets.items()
     }
 
 
 def compare_curves(results: Sequence[Result]) -> Image.Image:
-    """Draw the curves of several evaluations into one picture.
+    """Draw the curves of several results into one image.
 
     Raises:
-        UserError: If they were scored by protocols with other curves, two have one name, or the curves of one are not
-            beside its results.json.
+        UserError: If their protocols have different curves, two have one name, or a file of curves cannot be read.
     """
     titles = results[0].protocol.curves
     curves = {}
@@ -76,19 +75,19 @@ def compare_curves(results: Sequence[Result]) -> Image.Image:
         if result.protocol.curves != titles:
             raise UserError(
                 f"{result.path} was scored by {result.protocol.name}, whose curves are not those of "
-                f"{results[0].protocol.name}, by which {results[0].path} was; compare them in two pictures"
+                f"{results[0].protocol.name} in {results[0].path}; draw them into two images"
             )
         if result.name in curves:
             raise UserError(f"two results are named {result.name!r}; give them different --name")
-        file = result.path.with_name(CURVES)
+        file = result.path.with_name(CURVES_FILE)
         try:
             with file.open(newline="", encoding="utf-8") as lines:
                 points = list(csv.DictReader(lines))
             if [int(point["threshold"]) for point in points] != list(THRESHOLDS):
-                raise ValueError("it has not the thresholds 255 to 0")
+                raise ValueError("expected the thresholds 255 to 0")
             curves[result.name] = {name: [float(point[name]) for point in points] for name in titles}
             if not all(0 <= value <= 2 for values in curves[result.name].values() for value in values):
                 raise ValueError("a value is out of range")
         except (OSError, KeyError, ValueError, TypeError) as error:
-            raise UserError(f"cannot read the curves in {file} ({error}); evaluate again with --out") from None
-    return draw_curves(curves, titles, "Mean over the pictures of each data set")
+            raise UserError(f"cannot read the curves in {file} ({error}); evaluate again with --out") from error
+    return draw_curves(curves, titles, "Mean over the images of each data set")

@@ -1,13 +1,13 @@
-"""Pictures for a report: a sheet of predictions with their errors, and the curves of a data set.
+"""Draw sheets of predictions with their errors, and curves of a data set.
 
-**The error map** tells apart what was predicted and is there, predicted and not there (false), and there and not
-predicted (missed). A pixel counts as predicted where the prediction is above the threshold.
+**The error map** shows pixels that are found, false (predicted, but not object) and missed (object, but not
+predicted). A pixel is predicted if the prediction is above the threshold.
 
-**Nothing wrong is averaged away.** A cell of the sheet is often much smaller than its picture. A pixel of the cell has
-the colour of an error if any pixel under it is an error, of that kind which there is more of, and truth and prediction
-are shown by the highest value. So the sheet shows the outline of a large object thicker than it is, but a target of four
-pixels stays. What is small in the cell has a ring, unless there is much of it: white where a part was found, else in the
-colour of the error.
+**Small errors stay visible.** A cell of the sheet is often much smaller than its image. A pixel of the cell has the
+color of an error if any pixel under it is an error; of two kinds the more frequent one counts. Ground truth and
+prediction are shown by their highest value. So outlines of large objects look thicker than they are, but a target of
+four pixels stays visible. Small regions have a ring, unless there are many: white if a part was found, otherwise in
+the color of the error.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,36 +30,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CELL = 320  # pixels, the longer side of a cell
-LEAST_SIDE = 8  # of a cell, or a picture of 3000 x 2 would be a line
-LEAST_WIDTH = 110  # of a column, for its title
-COLUMNS = ("image", "truth", "prediction", "errors")
+MIN_SIDE = 8  # of a cell; otherwise an image of 3000x2 would be a line
+MIN_WIDTH = 110  # of a column, for its title
+CELL_NAMES = ("image", "ground truth", "prediction", "errors")
 FAINT = (105, 105, 105)
 
-REST, FALSE, MISSED, FOUND = range(4)  # where a ring spans several, the last decides
-# Dark, blue, orange and white differ in lightness too, by about 20 of CIE's 100 from one to the next: they read without
-# colour vision and in grey.
+REST, FALSE, MISSED, FOUND = range(4)  # a ring over several kinds has the color of the last
+# These colors also differ in lightness, by about 20 of CIE's 100: they are readable without color vision and in gray.
 COLORS = np.array([[40, 40, 40], [255, 165, 0], [50, 125, 255], [240, 240, 240]], np.uint8)
-MEANINGS = {FOUND: "found", FALSE: "false: predicted, not there", MISSED: "missed: there, not predicted"}
-WHITE_BEHIND = 64  # what the image's white becomes behind the errors
-SMALL = 14  # pixels of a cell; what is not larger has a ring
-MOST_RINGS = 30  # of a colour in a cell, or there are none: a field of rings would look like a field of errors
+MEANINGS = {FOUND: "found", FALSE: "false: predicted, but not object", MISSED: "missed: object, but not predicted"}
+WHITE_BEHIND = 64  # gray value of the image's white behind the errors
+SMALL = 14  # pixels of a cell; regions up to this size have a ring
+MAX_RINGS = 30  # of a color in a cell; many rings would look like many errors, so more are not drawn
 
 STYLES = ("-", "--", "-.", ":")
-# Okabe and Ito's, without their yellow, which is too light for a line on white.
+# Colors of Okabe and Ito without yellow, which is too light on white.
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 
 @dataclass(frozen=True)
-class Case:
-    """A picture to show, with its truth and its prediction.
+class ScoredImage:
+    """An image with its ground truth and its prediction.
 
     Attributes:
-        id: Its name.
-        caption: What else stands above it, such as "IoU 0.812".
-        image: Any picture, shown at the size of `target`; None where there is none.
-        target: Truth, (height, width), boolean.
+        id: Name.
+        caption: Text after the name, such as "IoU 0.812".
+        image: Any image, shown at the size of `target`; or None.
+        target: Ground truth, (height, width), boolean.
         probs: Prediction, (height, width), floating in [0, 1] or uint8.
-        threshold: A pixel counts as predicted where `probs` is above it.
+        threshold: A pixel counts as predicted if `probs` is above it.
     """
 
     id: str
@@ -72,38 +71,34 @@ class Case:
 
 @dataclass(frozen=True)
 class _Row:
-    """What the sheet keeps of a case: its cells by their names in `COLUMNS`, all of one size."""
+    """Texts and cells of one image; all cells have one size."""
 
     id: str
     caption: str
     threshold: float
-    cells: dict[str, Image.Image]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.cells["errors"].size
+    cells: dict[str, Image.Image]  # by `CELL_NAMES`
 
 
-def draw_sheet(cases: Iterable[Case], title: str) -> Image.Image:
-    """Draw a row for each case: image, truth, soft prediction and errors.
+def draw_sheet(images: Iterable[ScoredImage], title: str) -> Image.Image:
+    """Draw a row for each image: image, ground truth, prediction, errors.
 
     Args:
-        cases: They are taken one by one, and no more than the cells of those before is kept.
-        title: What the sheet shows.
+        images: Taken one by one; only their small cells are kept.
+        title: Title of the sheet.
 
     Returns:
-        An RGB picture; without the column of images if no case has one.
+        An RGB image. The column of images is left out if all are None.
 
     Raises:
-        ValueError: If there is no case, if sizes differ, or if a floating `probs` leaves [0, 1].
-        TypeError: If `target` is not boolean, or `probs` neither floating nor uint8.
+        ValueError: If there are no images, sizes differ, or floating `probs` are outside [0, 1].
+        TypeError: If `target` is not boolean, or `probs` are not floating or uint8.
     """
-    rows = list(map(_row, cases))  # a loop's variable would keep a case while the next one is made
+    rows = list(map(_row, images))  # a loop variable would keep an image while the next one is loaded
     if not rows:
-        raise ValueError("no picture to draw")
+        raise ValueError("no image to draw")
     large, font, small = (ImageFont.load_default(size=size) for size in (20, 16, 13))
-    columns = [name for name in COLUMNS if any(name in row.cells for row in rows)]
-    width = max(LEAST_WIDTH, *(row.size[0] for row in rows))
+    columns = [name for name in CELL_NAMES if any(name in row.cells for row in rows)]
+    width = max(MIN_WIDTH, *(row.cells["errors"].width for row in rows))
     lefts = [GAP + index * (width + GAP) for index in range(len(columns))]
     right = lefts[-1] + width
 
@@ -124,8 +119,8 @@ def draw_sheet(cases: Iterable[Case], title: str) -> Image.Image:
         left += length + 2 * GAP
     thresholds = ", ".join(f"{value:g}" for value in sorted({row.threshold for row in rows}))
     note = (
-        f"Predicted: above {thresholds}. A pixel here is an error if any of the picture's pixels under it is. "
-        "Rings mark what is small: white where a part of it was found."
+        f"Predicted: above {thresholds}. A pixel here is an error if any pixel of the image under it is one. "
+        "Rings mark small regions: white if a part was found."
     )
     notes = wrapped(note, small, right - GAP)
     legend_top = GAP + len(titles) * 28
@@ -133,11 +128,11 @@ def draw_sheet(cases: Iterable[Case], title: str) -> Image.Image:
     columns_top = notes_top + len(notes) * LINE_HEIGHT + GAP
     tops = [columns_top + LINE_HEIGHT + GAP]
     for row in rows:
-        tops.append(tops[-1] + LINE_HEIGHT + row.size[1] + GAP)
+        tops.append(tops[-1] + LINE_HEIGHT + row.cells["errors"].height + GAP)
     sheet = Image.new("RGB", (right + GAP, tops[-1]), PAPER)
     draw = ImageDraw.Draw(sheet)
 
-    # 2. Title, legend, names of the columns.
+    # 2. Draw the title, the legend and the names of the columns.
     for index, line in enumerate(titles):
         draw.text((GAP, GAP // 2 + index * 28), line, INK, large)
     for index, line in enumerate(legend):
@@ -150,7 +145,7 @@ def draw_sheet(cases: Iterable[Case], title: str) -> Image.Image:
     for left, name in zip(lefts, columns, strict=True):
         draw.text((left, columns_top), name, INK, font)
 
-    # 3. The cases.
+    # 3. Draw the rows.
     for top, row in zip(tops, rows, strict=False):
         space = right - 2 * GAP
         caption = fitting(row.caption, small, space / 2)
@@ -163,30 +158,30 @@ def draw_sheet(cases: Iterable[Case], title: str) -> Image.Image:
     return sheet
 
 
-def _row(case: Case) -> _Row:
-    check_image(case.probs, case.target)
-    scale = CELL / max(case.target.shape)
-    height, width = (max(LEAST_SIDE, round(side * scale)) for side in case.target.shape)
+def _row(scored: ScoredImage) -> _Row:
+    check_image(scored.probs, scored.target)
+    scale = CELL / max(scored.target.shape)
+    height, width = (max(MIN_SIDE, round(side * scale)) for side in scored.target.shape)
     cells = {
-        "truth": mask_to_image(_resized(case.target, (height, width), np.maximum)),
-        "prediction": mask_to_image(to_unit(_resized(case.probs, (height, width), np.maximum))),
+        "ground truth": mask_to_image(_resized(scored.target, (height, width), np.maximum)),
+        "prediction": mask_to_image(to_unit(_resized(scored.probs, (height, width), np.maximum))),
     }
-    picture = np.broadcast_to(COLORS[REST], (height, width, 3))
-    if case.image is not None:
-        cells["image"] = to_rgb(case.image).resize((width, height), Image.Resampling.BOX)
-        grey = np.asarray(cells["image"].convert("L"))[..., None] / 255  # (height, width, 1)
-        picture = np.broadcast_to(WHITE_BEHIND * grey, picture.shape)
-    cells["errors"] = _error_map(case, picture)
-    return _Row(case.id, case.caption, case.threshold, cells)
+    behind = np.broadcast_to(COLORS[REST], (height, width, 3))
+    if scored.image is not None:
+        cells["image"] = to_rgb(scored.image).resize((width, height), Image.Resampling.BOX)
+        gray = np.asarray(cells["image"].convert("L"))[..., None] / 255  # (height, width, 1)
+        behind = np.broadcast_to(WHITE_BEHIND * gray, behind.shape)
+    cells["errors"] = _error_map(scored, behind)
+    return _Row(scored.id, scored.caption, scored.threshold, cells)
 
 
-def _error_map(case: Case, picture: np.ndarray) -> Image.Image:
-    """Draw what is found, false and missed on a dark picture, (height, width, 3), at its size."""
-    size = picture.shape[:2]
-    predicted = _predicted(case.probs, case.threshold)
-    found = _resized(predicted & case.target, size, np.maximum)
-    wrong = _resized(predicted != case.target, size, np.maximum)
-    surplus = np.subtract(predicted, case.target, dtype=np.int8)  # 1 false, -1 missed
+def _error_map(scored: ScoredImage, behind: np.ndarray) -> Image.Image:
+    """Draw found, false and missed pixels on a dark image, (height, width, 3)."""
+    size = behind.shape[:2]
+    predicted = _predicted(scored.probs, scored.threshold)
+    found = _resized(predicted & scored.target, size, np.maximum)
+    wrong = _resized(predicted != scored.target, size, np.maximum)
+    surplus = np.subtract(predicted, scored.target, dtype=np.int8)  # 1 false, -1 missed
     surplus = _resized(surplus, size, np.add, np.int32)
     kinds = np.where(wrong, np.where(surplus > 0, FALSE, MISSED), np.where(found, FOUND, REST))
     rings = {FALSE: [], MISSED: [], FOUND: []}
@@ -196,24 +191,24 @@ def _error_map(case: Case, picture: np.ndarray) -> Image.Image:
         if extent <= SMALL:
             center = (left + right - 1) / 2, (top + bottom - 1) / 2
             rings[int(region.intensity_max)].append((center, 0.75 * extent + 5))
-    cell = Image.fromarray(picture.astype(np.uint8))
+    cell = Image.fromarray(behind.astype(np.uint8))
     draw = ImageDraw.Draw(cell)
     for kind, circles in rings.items():
-        for center, radius in circles if len(circles) <= MOST_RINGS else ():
+        for center, radius in circles if len(circles) <= MAX_RINGS else ():
             draw.circle(center, radius, outline=tuple(COLORS[kind].tolist()))
-    # Over the rings, so that these hide nothing.
+    # Errors go over the rings, so that rings hide nothing.
     return Image.fromarray(np.where(kinds[..., None] > REST, COLORS[kinds], np.asarray(cell)))
 
 
 def _predicted(probs: np.ndarray, threshold: float) -> np.ndarray:
-    """Return where `to_unit(probs)` is above the threshold, without that copy of eight bytes a pixel."""
+    """Return `to_unit(probs) > threshold` without a float64 copy."""
     if probs.dtype == np.uint8:
         return (to_unit(np.arange(256, dtype=np.uint8)) > threshold)[probs]
-    return probs > np.float64(threshold)  # as float64, where a Python number would be rounded to the type of `probs`
+    return probs > np.float64(threshold)  # a Python number would be rounded to the type of `probs`
 
 
 def _resized(values: np.ndarray, size: tuple[int, int], pool: np.ufunc, dtype: type | None = None) -> np.ndarray:
-    """Shrink (H, W) to `size`, (height, width), by `pool` over the pixels under each; enlarge by nearest neighbour."""
+    """Resize (H, W) to `size`: shrink with `pool`, enlarge by nearest neighbor."""
     for axis, new in enumerate(size):
         old = values.shape[axis]
         if new < old:
@@ -224,21 +219,21 @@ def _resized(values: np.ndarray, size: tuple[int, int], pool: np.ufunc, dtype: t
 
 
 def check_plots():
-    """Refuse what `draw_curves` cannot do, before the work whose curves it shall draw.
+    """Check that matplotlib is there, before long work.
 
     Raises:
         UserError: If matplotlib is not installed.
     """
     try:
         import_module("matplotlib.figure")
-    except ImportError:
-        raise UserError("curves need matplotlib, which is not installed: pip install 'unconceal[plots]'") from None
+    except ImportError as error:
+        raise UserError("curves need matplotlib, which is not installed; pip install 'unconceal[plots]'") from error
 
 
 def highest_point(curve: Sequence[float]) -> tuple[int, float]:
-    """Return the threshold, 0 to 255, at which a curve over the thresholds 255 to 0 is highest, and its value there.
+    """Return the threshold (0 to 255) of a curve's highest value, and this value.
 
-    Of several such thresholds it is the highest.
+    The curve is over the thresholds 255 to 0. Of equal values the one at the highest threshold counts.
     """
     index = int(np.argmax(curve))
     return THRESHOLDS[index], float(curve[index])
@@ -247,21 +242,21 @@ def highest_point(curve: Sequence[float]) -> tuple[int, float]:
 def draw_curves(
     curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping[str, str], title: str
 ) -> Image.Image:
-    """Draw precision over recall, and F over the threshold, with a line for each method.
+    """Draw precision over recall, and F over the threshold.
 
-    A dot marks the threshold of the highest F, in both panels.
+    Each method has a line. A dot marks the threshold of its highest F, in both panels.
 
     Args:
-        curves: For each method's name, its mean curves over the thresholds 255 to 0 by the keys of `titles`.
+        curves: Name of the method -> its mean curves over the thresholds 255 to 0, by the keys of `titles`.
         titles: The protocol's `curves`: `precision_curve`, `recall_curve`, and F, the first of the others.
-        title: What the curves show, such as the data set.
+        title: Title, such as the data set.
 
     Returns:
-        An RGB picture, 2400 pixels wide.
+        An RGB image, 2400 pixels wide.
 
     Raises:
         UserError: If matplotlib is not installed.
-        ValueError: If there is no method.
+        ValueError: If there are no methods.
     """
     check_plots()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -283,10 +278,10 @@ def _figure(curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping
     for method, values in curves.items():
         threshold, highest = highest_point(values[f])
         labels.append(f"{shortened(method, lambda name: len(name) <= 40)}: {highest:.3f} at {threshold}")
-    # A hundred letters fit side by side, wide ones too, and the line before each label is as wide as ten.
+    # A hundred letters fit next to each other, also wide ones. The line before a label is as wide as ten.
     num_columns = min(len(labels), 100 // (10 + max(map(len, labels))))
     num_lines = -(-len(labels) // num_columns)
-    # Twelve inches at 200 dots each: a text of 11 points is 15 pixels high where the picture is shown at half its size.
+    # 12 inches at 200 dots: text of 11 points is 15 pixels high when the image is shown at half its size.
     figure = Figure((12, 5.6 + 0.25 * num_lines), 200, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1, wspace=0.04)
     left, right = figure.subplots(1, 2)
@@ -304,7 +299,7 @@ def _figure(curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping
         right.plot(THRESHOLDS, values[f], **style)
     for axes, x_title, y_title, end in (
         (left, titles[recall], titles[precision], 1),
-        (right, "threshold, of 255", f_title, 255),
+        (right, "threshold (of 255)", f_title, 255),
     ):
         axes.set_xlabel(x_title, fontsize=12)
         axes.set_ylabel(y_title, fontsize=12)
@@ -320,7 +315,7 @@ def _figure(curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping
         labels,
         loc="outside lower center",
         ncols=num_columns,
-        title=f"highest {f_title} and its threshold: the dot",
+        title=f"highest {f_title} and its threshold (dot)",
         title_fontsize=11,
         fontsize=11,
         frameon=False,

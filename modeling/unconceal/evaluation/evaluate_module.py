@@ -1,7 +1,6 @@
-"""The protocols as modules of the `evaluate` library: `evaluate.load("modeling/unconceal/metrics/unconceal_dis.py")`.
+"""Offer the protocols to the library `evaluate`.
 
-Nothing of this package imports this file, for where scripts/ is on Python's path, as in each script there, the name
-`evaluate` is scripts/evaluate.py.
+Example: `evaluate.load("modeling/unconceal/evaluation/unconceal_dis.py")`.
 """
 
 import sys
@@ -24,9 +23,10 @@ CITATION = """\
 }"""
 INPUTS = """
 Args:
-    predictions: Soft masks, each (height, width): arrays or tensors, float32 or float64 in [0, 1], bool, or uint8 with 255
-        for object; 8-bit grey pictures; or paths of such.
-    references: True masks of the same sizes, likewise: bool, 0 and 1, or 8-bit grey with object above 127.
+    predictions: Soft masks (height, width): arrays or tensors of float32 or float64 in [0, 1], bool, or uint8 with 255
+        for object. Or 8-bit gray images, or paths of these.
+    references: Ground truth masks of the same sizes, also arrays, tensors, images or paths: bool, 0 and 1, or 8-bit
+        gray with object above 127.
 {options}
 
 Returns:
@@ -35,35 +35,35 @@ Returns:
 
 
 class ProtocolMetric(evaluate.Metric, ABC):
-    """A protocol for `evaluate.load`: predictions and references in, the numbers of the data set out.
+    """A protocol as a metric of `evaluate`.
 
-    All pictures of a `compute` are in memory at once, as in every module of that library. For large sets there is
-    scripts/evaluate.py, which takes one at a time.
+    `compute` holds all images in memory at once, as in every metric of that library. For large sets use
+    `unconceal evaluate`, which holds one at a time.
     """
 
-    # Abstract, so that `evaluate.load` takes a protocol's own class for the module and not this one.
+    # Abstract, so that `evaluate.load` finds the subclass of a protocol, not this class.
     @property
     @abstractmethod
     def protocol(self) -> Protocol:
-        """The protocol to score by."""
+        """The protocol to score with."""
 
     def _info(self) -> evaluate.MetricInfo:
         options = self.protocol.options(**self.protocol.report_options)
-        lines = (f"    {name}: As the protocol states it ({value})." for name, value in options.items())
+        lines = (f"    {name}: Option of the protocol ({value})." for name, value in options.items())
         return evaluate.MetricInfo(
             description=sys.modules[self.protocol.score_image.__module__].__doc__,
             citation=CITATION,
             inputs_description=INPUTS.format(options="\n".join(lines), results=", ".join(self.protocol.columns)),
-            # An array becomes a picture without loss: float64 as float32, all others as they are.
+            # Arrays become images without loss, except float64, which becomes float32.
             features=datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()}),
         )
 
     def _compute(self, predictions: list[Image.Image], references: list[Image.Image], **options) -> dict[str, float]:
-        """Score the pictures.
+        """Score images.
 
         Raises:
-            ValueError: If there is no picture, the sizes of a pair differ, a prediction leaves [0, 1], a picture is of
-                another kind than named above, or the protocol has no such option.
+            ValueError: If there is no image, the sizes of a pair differ, a prediction is outside [0, 1], an image has
+                an unexpected mode, or the protocol has no such option.
         """
         options = self.protocol.options(**{**self.protocol.report_options, **options})
         rows = (
@@ -73,31 +73,33 @@ class ProtocolMetric(evaluate.Metric, ABC):
         return self.protocol.summarize(rows)
 
 
-def read_prediction(picture: Image.Image) -> np.ndarray:
+def read_prediction(image: Image.Image) -> np.ndarray:
     """Return a prediction as floating or uint8.
 
     Raises:
-        ValueError: If the picture is neither grey of 8 bits, nor of bool, nor of floats.
+        ValueError: If the image is not 8-bit gray, bool or float.
     """
-    if picture.mode not in ("1", "L", "F"):
+    if image.mode not in ("1", "L", "F"):
         raise ValueError(
-            f"got a prediction of mode {picture.mode}, expected an array of float in [0, 1], bool or uint8, or a picture "
-            "in 8-bit grey (L)"
+            f"got a prediction of mode {image.mode}, expected an array of float in [0, 1], bool or uint8, "
+            "or an image in 8-bit gray (L)"
         )
-    return np.asarray(picture.convert("L") if picture.mode == "1" else picture)
+    return np.asarray(image.convert("L") if image.mode == "1" else image)
 
 
-def read_reference(picture: Image.Image) -> np.ndarray:
-    """Return a true mask as booleans: above 127, or above 0 where no value exceeds 1.
+def read_reference(image: Image.Image) -> np.ndarray:
+    """Return a ground truth mask as booleans.
+
+    Object is above 127, or above 0 if no value exceeds 1.
 
     Raises:
-        ValueError: If the picture is not grey, or its values are not those of a mask.
+        ValueError: If the image is not gray, or holds other values than a mask.
     """
-    values = np.asarray(picture)
-    soft = picture.mode == "F" and not np.isin(values, (0, 1)).all()
-    if values.ndim != 2 or picture.mode == "P" or soft or values.min() < 0 or values.max() > 255:
+    values = np.asarray(image)
+    soft = image.mode == "F" and not np.isin(values, (0, 1)).all()
+    if values.ndim != 2 or image.mode == "P" or soft or values.min() < 0 or values.max() > 255:
         raise ValueError(
-            f"got a reference of mode {picture.mode} with values from {values.min()} to {values.max()}, expected an array "
-            "of bool, of 0 and 1 or of uint8, or a picture in 8-bit grey (L)"
+            f"got a reference of mode {image.mode} with values from {values.min()} to {values.max()}, "
+            "expected an array of bool, of 0 and 1 or of uint8, or an image in 8-bit gray (L)"
         )
     return values > (127 if values.max() > 1 else 0)

@@ -1,16 +1,17 @@
-"""Scoring mask files that any method wrote, against true masks in a folder or in a prepared data set.
+"""Score mask files of any method.
 
-**Names.** A prediction belongs to the truth of its name: file names without suffix, and of the pictures of a data set the
-part of their `id` after the last slash. Upper and lower case may differ.
+The ground truth is a folder of masks or a prepared data set.
 
-**Values of a prediction.** A file in 8-bit grey is scored as it is, 255 for 1. Any other is converted, and counted: grey of
-more bits is divided by 65535, which no value may exceed, floats must lie in [0, 1], and the rest is read as `to_mask`
-reads masks (the brightest of the colours; a palette of colours is a map of classes).
+**Names.** A prediction belongs to the ground truth of the same name. The name is the file name without suffix; in a
+data set it is the part of `id` after the last slash. Upper and lower case are equal.
 
-**Size.** A prediction of another size than its truth is resized to it, bilinearly, and counted.
+**Values of a prediction.** An 8-bit gray file is scored unchanged, with 255 for 1. Any other file is converted and
+counted. Gray of more bits is divided by 65535, and no value may exceed that. Floats must be in [0, 1]. `to_mask`
+converts all others: it takes the brightest of the colors and reads a palette of colors as a map of classes.
 
-**Values of a truth.** By the rule of `data.pairs`: foreground above 127/255 of the file's full scale. Files with other
-values than 0 and 255 are counted.
+**Size.** A prediction of another size than its ground truth is resized to it, bilinearly, and counted.
+
+**Values of a ground truth.** `data.masks.read_mask` reads it. Files with other values than 0 and 255 are counted.
 """
 
 import logging
@@ -27,12 +28,13 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from ..api import read_image
-from ..data.pairs import by_name, list_images, read_mask
+from ..data.masks import is_black_and_white, is_object, read_mask
+from ..data.names import by_name, list_images
 from ..models.image_processing_unconceal import to_mask, to_rgb
-from ..utils.errors import UserError
+from ..utils.errors import UserError, one_line
 from ..utils.images import MAX_PIXELS, open_image
 from .base import Protocol
-from .networks import checked_options, score_job
+from .networks import checked_options, in_order, score_job
 from .workers import map_unordered
 
 
@@ -40,15 +42,15 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A prediction with its truth.
+class MaskPair:
+    """A prediction and its ground truth.
 
     Attributes:
         id: Name.
-        source: The data set that it is from, where that is known.
+        source: Source in the data set, or "".
         prediction: Mask file of the method.
-        truth: Mask file, or position in the data set.
-        image: Image file, if one is at hand apart from a data set.
+        truth: Ground truth: mask file, or position in the data set.
+        image: Image file, if given.
     """
 
     id: str
@@ -59,25 +61,25 @@ class Entry:
 
 
 class PredictionFolder:
-    """Mask files of a method, matched with their truths.
+    """Mask files of a method, matched with their ground truths.
 
     Args:
         predictions: Folder of mask files.
-        truth: Folder of true masks, or a split of a data set with columns `image`, `mask`, `id` and `source`.
-        truth_suffix: What a true mask has after the name of its prediction, such as `_pixels0`.
-        images: Folder of the pictures, for sheets; a data set has its own.
-        only_matched: Leave out predictions without truth, and the reverse, instead of refusing them.
-        max_pixels: Width times height above which a file is refused.
-        limit: Take the first so many entries only.
+        truth: Folder of ground truth masks, or a split of a data set with the columns `image`, `mask`, `id`, `source`.
+        truth_suffix: Text that follows the name in ground truth files, such as `_pixels0`.
+        images: Folder of images, for sheets. A data set has its own.
+        only_matched: Leave out files without a counterpart instead of refusing them.
+        max_pixels: Limit on width times height of a file.
+        limit: Number of pairs to score, from the first.
 
     Attributes:
-        entries: What can be scored, in the order of names, or of the data set.
-        without_truth: Names of predictions that have none.
-        without_prediction: Names of truths that have none.
+        entries: Pairs to score, in the order of names or of the data set.
+        without_truth: Names of predictions without ground truth.
+        without_prediction: Names of ground truths without prediction.
 
     Raises:
-        UserError: If a folder cannot be read, a name is ambiguous, or a file lacks its counterpart and `only_matched` is
-            false. Each of the latter is logged.
+        UserError: If a folder cannot be read, a name is ambiguous, or a file has no counterpart and `only_matched` is
+            false. Missing counterparts are also logged.
     """
 
     def __init__(
@@ -103,44 +105,46 @@ class PredictionFolder:
                 truths.setdefault(id.rpartition("/")[2], []).append(index)
             where = "the data set"
         matched = by_name(list_images(Path(predictions)), truths)
-        pictures = list_images(Path(images)) if images else {}
-        pictures = {name.casefold(): files[0] for name, files in pictures.items()}
-        double = [name for name, files in matched.items() if max(map(len, files)) > 1]
-        if double:
+        image_files = list_images(Path(images)) if images else {}
+        image_files = {name.casefold(): files[0] for name, files in image_files.items()}
+        ambiguous = [name for name, files in matched.items() if max(map(len, files)) > 1]
+        if ambiguous:
             raise UserError(
-                f"{_named(double)} in {predictions} or {where} stand for several files each; give every picture one"
+                f"several files in {predictions} or {where} have the name {_first_names(ambiguous)}; "
+                "give each image its own name"
             )
         self.without_truth = [name for name, (_, true) in matched.items() if not true]
         self.without_prediction = [name for name, (masks, _) in matched.items() if not masks]
         self.entries = [
-            Entry(
+            MaskPair(
                 ids[true[0]] if self.dataset is not None else name,
                 sources.get(true[0], ""),
                 masks[0],
                 true[0],
-                pictures.get(name.casefold()),
+                image_files.get(name.casefold()),
             )
             for name, (masks, true) in matched.items()
             if masks and true
         ]
         if self.dataset is not None:
             self.entries.sort(key=lambda entry: entry.truth)
-        for kind, names in (("truth", self.without_truth), ("prediction", self.without_prediction)):
+        unmatched = []
+        for names, have, lack in (
+            (self.without_truth, "predictions", "ground truth"),
+            (self.without_prediction, "ground truths", "prediction"),
+        ):
             for name in names:
-                logger.warning("%s: no %s", name, kind)
-        lacking = " and ".join(
-            f"{len(names)} {have} have no {lack} ({_named(names)})"
-            for names, have, lack in (
-                (self.without_truth, "predictions", "truth"),
-                (self.without_prediction, "truths", "prediction"),
-            )
-            if names
-        )
+                logger.warning("%s: no %s", name, lack)
+            if names:
+                unmatched.append(f"{len(names)} {have} have no {lack} ({_first_names(names)})")
+        unmatched = " and ".join(unmatched)
         if not self.entries:
-            raise UserError(f"no file of {predictions} has the name of a truth in {where}: {lacking}; name them alike")
-        if lacking and not only_matched:
             raise UserError(
-                f"{lacking}; name them alike, or pass --only-matched to score the {len(self.entries)} that have both"
+                f"no file in {predictions} has the name of a ground truth in {where}: {unmatched}; rename them"
+            )
+        if unmatched and not only_matched:
+            raise UserError(
+                f"{unmatched}; rename them, or pass --only-matched to score the {len(self.entries)} that have both"
             )
         self.entries = self.entries[:limit]
 
@@ -150,61 +154,59 @@ class PredictionFolder:
         """Score every prediction by a protocol.
 
         Args:
-            protocol: How to score, one of `PROTOCOLS`.
-            metric_workers: Processes that read and score; with 0 it is done here.
+            protocol: One of `PROTOCOLS`.
+            metric_workers: Processes that read and score; 0 scores in this process.
             progress: Whether to show a progress bar.
             **options: Options of the protocol's `score_image`.
 
         Returns:
-            One row a picture, in the order of `entries`: `id`, `source`, `height`, `width` (pixels), `converted`,
-            `resized`, `mask_changed` (by the rules above) and the keys of the protocol's `score_image`.
+            One row for each image, in the order of `entries`: `id`, `source`, `height`, `width` (pixels), `converted`,
+            `resized`, `mask_changed` (see above) and the keys of the protocol's `score_image`.
 
         Raises:
             UserError: If a file cannot be read or used, or the protocol has no such option.
         """
         score = partial(_score_entry, protocol, checked_options(protocol, **options), self.max_pixels)
         done = map_unordered(score, self._jobs(), min(metric_workers, len(self.entries)))
-        rows = list(tqdm(done, "evaluate", len(self.entries), unit="picture", disable=not progress))
-        rows.sort(key=lambda row: row["index"])
-        for row in rows:
-            del row["index"]
-        return rows
+        return in_order(list(tqdm(done, "evaluate", len(self.entries), unit="image", disable=not progress)))
 
-    def look(self, index: int) -> tuple[Image.Image | None, np.ndarray, np.ndarray]:
-        """Return the picture, if it is at hand, the truth (H, W) and the prediction (H, W) of an entry."""
+    def load_example(self, index: int) -> tuple[Image.Image | None, np.ndarray, np.ndarray]:
+        """Return image (if there is one), ground truth (H, W) and prediction (H, W) of an entry."""
         entry = self.entries[index]
-        truth = self._truth(entry)
-        target, _ = read_truth(truth, self.max_pixels)
+        target, _ = read_ground_truth(self._truth(entry), self.max_pixels)
         probs, *_ = read_prediction(entry.prediction, target.shape, self.max_pixels)
         if entry.image:
             try:
                 return read_image(entry.image, self.max_pixels), target, probs
             except UserError as error:
-                raise UserError(f"{entry.image}: {error}") from None
+                raise UserError(f"{entry.image}: {error}") from error
         image = to_rgb(self.dataset[entry.truth]["image"]) if self.dataset is not None else None
         return image, target, probs
 
-    def _jobs(self) -> Iterator[tuple[int, Entry, Path | np.ndarray]]:
+    def _jobs(self) -> Iterator[tuple[int, MaskPair, Path | np.ndarray]]:
         order = range(len(self.entries))
         if self.dataset is None:
-            # The largest first: a large one that comes last would keep one worker busy while the others wait.
+            # Largest first: a large one at the end would keep one worker busy while the others wait.
             order = sorted(order, key=lambda index: -_num_pixels(self.entries[index].truth, self.max_pixels))
         for index in order:
             yield index, self.entries[index], self._truth(self.entries[index])
 
-    def _truth(self, entry: Entry) -> Path | np.ndarray:
+    def _truth(self, entry: MaskPair) -> Path | np.ndarray:
         if self.dataset is None:
             return entry.truth
-        # Without the column of images, which would be decoded too.
+        # Select the column: otherwise the image is decoded, too.
         return np.asarray(to_mask(self.dataset.select_columns("mask")[entry.truth]["mask"]))
 
 
-def read_truth(truth: Path | np.ndarray, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bool]:
-    """Return a true mask (H, W), boolean, and whether it held other values than 0 and 255.
+def read_ground_truth(truth: Path | np.ndarray, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bool]:
+    """Return a ground truth mask and whether it held other values than 0 and 255.
 
     Args:
-        truth: File, or the grey values of a data set's mask.
-        max_pixels: Width times height above which a file is refused.
+        truth: Mask file, or gray values of a data set's mask.
+        max_pixels: Limit on width times height of a file.
+
+    Returns:
+        (H, W), boolean; whether it held other values.
 
     Raises:
         UserError: If the file cannot be read.
@@ -213,8 +215,8 @@ def read_truth(truth: Path | np.ndarray, max_pixels: int = MAX_PIXELS) -> tuple[
         try:
             return read_mask(truth, max_pixels=max_pixels)[:2]
         except UserError as error:
-            raise UserError(f"{truth.parent}: {error}") from None
-    return truth > 127, bool(((truth != 0) & (truth != 255)).any())
+            raise UserError(f"{truth.parent}: {error}") from error
+    return is_object(truth), not is_black_and_white(truth)
 
 
 def read_prediction(
@@ -224,15 +226,15 @@ def read_prediction(
 
     Args:
         path: Mask file.
-        shape: (height, width) to resize it to.
-        max_pixels: Width times height above which it is refused.
+        shape: (height, width) to resize to.
+        max_pixels: Limit on width times height.
 
     Returns:
-        (H, W), uint8 or, where it was resized or has more depth, float32 in [0, 1]; whether it was converted; whether it
+        (H, W), uint8, or float32 in [0, 1] if it was resized or has more bits; whether it was converted; whether it
         was resized.
 
     Raises:
-        UserError: If the file cannot be read, or holds values that are no prediction.
+        UserError: If the file cannot be read, or its values are not those of a prediction.
     """
     try:
         with open_image(path, max_pixels) as image:
@@ -242,13 +244,13 @@ def read_prediction(
             else:
                 values = np.asarray(to_mask(image))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # Pillow's decoders raise nearly any class on damaged files
-        raise UserError(f"{path} cannot be read as a mask: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # Pillow raises nearly any class on damaged files
+        raise UserError(f"{path} cannot be read as a mask: {one_line(error)}") from error
     if values.dtype != np.uint8 and not (values.min() >= 0 and values.max() <= 1):
         raise UserError(
-            f"{path} holds values from {values.min():g} to {values.max():g}, where 1 is white; expected [0, 1]: save "
-            "probabilities, or grey of 8 or 16 bits"
+            f"{path} holds values from {values.min():g} to {values.max():g} (white is 1), expected [0, 1]; "
+            "save probabilities, or 8-bit or 16-bit gray"
         )
     resized = shape is not None and values.shape != shape
     if resized:
@@ -258,17 +260,17 @@ def read_prediction(
     return values, mode != "L", resized
 
 
-def counts(rows: list[Mapping[str, Any]]) -> dict[str, int]:
-    """Return how many predictions were converted and resized, and how many truths were not of 0 and 255 alone."""
+def count_changes(rows: list[Mapping[str, Any]]) -> dict[str, int]:
+    """Count converted predictions, resized predictions, and changed ground truths."""
     return {f"num_{name}": sum(row[name] for row in rows) for name in ("converted", "resized", "mask_changed")}
 
 
 def _score_entry(
-    protocol: Protocol, options: dict[str, Any], max_pixels: int, job: tuple[int, Entry, Path | np.ndarray]
+    protocol: Protocol, options: dict[str, Any], max_pixels: int, job: tuple[int, MaskPair, Path | np.ndarray]
 ) -> dict[str, Any]:
-    """The row of an entry, with its position; runs in a worker."""
+    """Return the row of a pair, with its position; runs in a worker."""
     index, entry, truth = job
-    target, mask_changed = read_truth(truth, max_pixels)
+    target, mask_changed = read_ground_truth(truth, max_pixels)
     probs, converted, resized = read_prediction(entry.prediction, target.shape, max_pixels)
     example = {
         "index": index,
@@ -285,11 +287,11 @@ def _score_entry(
 
 def _num_pixels(path: Path, max_pixels: int) -> int:
     try:
-        with open_image(path, max_pixels) as picture:
-            return picture.width * picture.height
+        with open_image(path, max_pixels) as image:
+            return image.width * image.height
     except (UserError, OSError):
-        return 0  # whoever reads it says why
+        return 0  # the reader reports it
 
 
-def _named(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,33 +1,35 @@
-"""The protocol `infrared`: how papers on small infrared targets score, by pixels and by targets.
+"""The protocol `infrared` for small infrared targets.
 
-**Input.** The soft prediction in [0, 1] at the original size of the picture, nothing rescaled (no min-max step), and the
-truth at that size. A pixel is predicted where the prediction is *above* the threshold (0.5, that is logit > 0), and true
-where the 8-bit mask is above 127.
+Papers on small infrared targets score binary masks this way, by pixels and by targets.
 
-**One picture, by pixels.** The counts, scores and curves of the protocol `segmentation`, and its rule for pictures with
-nothing to find.
+**Input.** The prediction is a soft mask in [0, 1] at the original size of the image, without any rescaling (no min-max
+step). The ground truth has the same size. A pixel is predicted if the prediction is *above* the threshold (0.5, that
+is logit > 0). It is object if the 8-bit mask is above 127.
 
-**One picture, by targets.** A target is a component of the truth, a blob one of the prediction, both 8-connected. Each
-target, in the order of rows, takes the first blob in the order of rows that no other target has taken and whose centroid
-lies less than `max_distance` (3 pixels) from its own. `num_targets`, `num_detected` and `num_false_blobs` count targets,
-targets that took a blob and blobs that none took; `false_pixels` are the pixels of the latter.
+**One image, by pixels.** Counts, scores and curves as in the protocol `segmentation`, with its rule for empty masks.
+
+**One image, by targets.** A target is a component of the ground truth. A blob is a component of the prediction. Both
+are 8-connected. Targets are matched in the order of rows. Each takes the first blob, in the order of rows, that is
+still free and whose centroid is less than `max_distance` (3 pixels) from its own. `num_targets` counts targets,
+`num_detected` targets with a blob, `num_false_blobs` blobs without a target. `false_pixels` counts the pixels of these
+false blobs.
 
 | key of the data set | |
 |---|---|
-| `iou`, `niou` | IoU from the counts of all pixels; mean over pictures |
-| `f1`, `mean_f1` | likewise; SRS's tables show `niou` and `mean_f1` |
-| `pd` | probability of detection: detected targets / targets of all pictures |
-| `fa` | false-alarm rate: false pixels / pixels of all pictures; tables show it in 1e-6; lower is better |
+| `iou`, `niou` | IoU of all pixels of the set; mean over images |
+| `f1`, `mean_f1` | the same for F1; SRS's tables report `niou` and `mean_f1` |
+| `pd` | probability of detection: detected targets / targets of all images |
+| `fa` | false-alarm rate: false pixels / pixels of all images; tables show it in 1e-6; lower is better |
 
-Where no picture has a target, `pd` is 1: none was missed.
+If no image has a target, `pd` is 1: no target was missed.
 
-**Two ways to find false alarms.** The evaluation code that goes around in this field (from DNANet on) looks for the
-blobs that no target took by their *area*: a false blob with as many pixels as a blob that was taken in the same picture
-is not counted. Here blobs are told apart by themselves. `by_area` counts as that code does, to compare with numbers
-that it produced; its `fa` is never higher.
+**Two ways to find false alarms.** The evaluation code that is common in this field (since DNANet) finds false blobs by
+their *area*. It does not count a false blob that has as many pixels as a matched blob of the same image. This protocol
+identifies each blob itself. `by_area` counts like the common code, for comparison with its numbers; its `fa` is never
+higher.
 
-Pd depends on pixels: score at the original size, not at the network's. pyirstdmetrics, which has the same rules, does not
-install beside numpy 2, so components come from scikit-image and the matching is written here.
+Pd depends on pixels: score at the original size, not at the network's. pyirstdmetrics has the same rules but cannot be
+installed together with numpy 2. So components come from scikit-image, and the matching is written here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,40 +38,41 @@ from typing import Any
 import numpy as np
 from skimage.measure import label, regionprops
 
-from .base import Column, Protocol, check_rows, to_unit
+from .base import MetricColumn, Protocol, check_rows, to_unit
 from .protocol_segmentation import CURVES
 from .protocol_segmentation import score_image as score_pixels
 from .protocol_segmentation import summarize as summarize_pixels
 
 
 COLUMNS = {
-    "iou": Column("IoU"),
-    "niou": Column("nIoU"),
-    "f1": Column("F1"),
-    "mean_f1": Column("mean F1"),
-    "pd": Column("Pd"),
-    "fa": Column("Fa (1e-6)", higher_is_better=False, scale=1e6, digits=2),
+    "iou": MetricColumn("IoU"),
+    "niou": MetricColumn("nIoU"),
+    "f1": MetricColumn("F1"),
+    "mean_f1": MetricColumn("mean F1"),
+    "pd": MetricColumn("Pd"),
+    "fa": MetricColumn("Fa (1e-6)", higher_is_better=False, scale=1e6, digits=2),
 }
 
 
 def score_image(
     probs: np.ndarray, target: np.ndarray, threshold: float = 0.5, max_distance: float = 3, by_area: bool = False
 ) -> dict[str, Any]:
-    """Score one picture by the protocol above.
+    """Score one image by the protocol above.
 
     Args:
         probs: Prediction, (height, width), floating in [0, 1] or uint8.
-        target: Truth, (height, width), boolean.
-        threshold: A pixel counts as predicted where `probs` is above it.
-        max_distance: Centroids of a target and its blob are less than this apart, in pixels.
-        by_area: Find false blobs by their area, with the flaw of the field's common code.
+        target: Ground truth, (height, width), boolean.
+        threshold: A pixel counts as predicted if `probs` is above it.
+        max_distance: Limit on the distance between the centroids of a target and its blob, in pixels.
+        by_area: Find false blobs by their area, with the flaw of the common code.
 
     Returns:
-        What `protocol_segmentation.score_image` returns, `num_targets`, `num_detected`, `num_false_blobs` and `false_pixels`.
+        The keys of `protocol_segmentation.score_image`, `num_targets`, `num_detected`, `num_false_blobs`,
+        `false_pixels`.
 
     Raises:
-        ValueError: If the sizes differ, or if a floating `probs` leaves [0, 1] or is not a number somewhere.
-        TypeError: If `target` is not boolean, or `probs` neither floating nor uint8.
+        ValueError: If the sizes differ, or if floating `probs` are outside [0, 1] or NaN.
+        TypeError: If `target` is not boolean, or `probs` are not floating or uint8.
     """
     row = score_pixels(probs, target, threshold)
     targets, blobs = (regionprops(label(mask, connectivity=2)) for mask in (target, to_unit(probs) > threshold))
@@ -94,12 +97,12 @@ def score_image(
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Put the rows of `score_image` together to the numbers of a data set, by the protocol above.
+    """Return the numbers of a data set from the rows of its images.
 
-    The result does not depend on the order of the rows, to the last digit.
+    The order of the rows changes nothing, to the last digit.
 
     Raises:
-        ValueError: If there is no row.
+        ValueError: If there are no rows.
     """
     rows = check_rows(rows)
     summary = summarize_pixels(rows)

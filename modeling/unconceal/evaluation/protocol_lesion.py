@@ -1,23 +1,26 @@
-"""The protocol `lesion`: how SRS (TIP 2025) and papers on ultrasound score a binary map, one picture at a time.
+"""The protocol `lesion` for breast lesions in ultrasound.
 
-**Input.** The soft prediction in [0, 1] at the original size of the picture, nothing rescaled (no min-max step), and the
-truth at that size. A pixel is predicted where the prediction is *above* the threshold (0.5, that is logit > 0), and true
-where the 8-bit mask is above 127.
+SRS (TIP 2025) and papers on ultrasound score binary masks this way, one image at a time.
 
-**One picture.** From the counts of pixels tp, fp, fn, tn: iou = tp / (tp + fp + fn), f1 (the Dice coefficient)
-= 2 tp / (2 tp + fp + fn), sensitivity = tp / (tp + fn), precision = tp / (tp + fp), accuracy = (tp + tn) / all. The
+**Input.** The prediction is a soft mask in [0, 1] at the original size of the image, without any rescaling (no min-max
+step). The ground truth has the same size. A pixel is predicted if the prediction is *above* the threshold (0.5, that
+is logit > 0). It is object if the 8-bit mask is above 127.
+
+**One image.** From the pixel counts tp, fp, fn, tn: iou = tp / (tp + fp + fn), f1 (the Dice coefficient) =
+2 tp / (2 tp + fp + fn), sensitivity = tp / (tp + fn), precision = tp / (tp + fp), accuracy = (tp + tn) / all. The
 curves are those of the protocol `segmentation`.
 
-**Nothing to find.** The rule of `segmentation`: where truth and prediction are both empty, each score is 1; any other
-0 / 0 is 0. So a healthy picture scores 1 when nothing is predicted and, but for accuracy, 0 when a single pixel is.
+**Empty masks.** As in `segmentation`: if ground truth and prediction are both empty, each score is 1; any other 0 / 0
+is 0. So a healthy image scores 1 if nothing is predicted. If a single pixel is predicted, it scores 0, except
+accuracy.
 
-**The data set.** `mean_iou`, `mean_f1`, `mean_sensitivity`, `mean_precision` and `mean_accuracy` are means over
-pictures, each weighing the same; SRS's tables show the first two. `iou` is the IoU of all pixels of the set, where large
-lesions weigh more.
+**The data set.** `mean_iou`, `mean_f1`, `mean_sensitivity`, `mean_precision` and `mean_accuracy` are means over images
+with equal weight. SRS's tables report the first two. `iou` is the IoU of all pixels of the set, so large lesions weigh
+more.
 
-SRS's own code differs in two points. It adds 1e-5 to both sides of IoU's fraction and 1e-6 below the others, which moves
-the scores of a picture with an object by less than 0.0001. And it takes the highest value of a mask for foreground, so
-that it reads an empty mask as one that is all object; here that is nothing to find.
+SRS's own code differs in two points. It adds 1e-5 to both sides of IoU's fraction and 1e-6 below the others. This
+changes the scores of an image with an object by less than 0.0001. And it reads the highest value of a mask as object,
+so an empty mask becomes one that is all object. Here an empty mask is empty.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,38 +29,38 @@ from typing import Any
 import numpy as np
 from py_sod_metrics import OverallAccuracyHandler
 
-from .base import Column, Protocol, check_rows, mean_scores
+from .base import MetricColumn, Protocol, check_rows, mean_scores
 from .protocol_segmentation import COUNTS, CURVES, total_scores
 from .protocol_segmentation import score_image as score_pixels
 
 
 SCORES = ("iou", "f1", "sensitivity", "precision", "accuracy")
 COLUMNS = {
-    "mean_iou": Column("mean IoU"),
-    "mean_f1": Column("mean F1"),
-    "mean_sensitivity": Column("mean SE", selects=False),
-    "mean_precision": Column("mean PC", selects=False),
-    "mean_accuracy": Column("mean ACC", selects=False),
-    "iou": Column("IoU of all pixels"),
+    "mean_iou": MetricColumn("mean IoU"),
+    "mean_f1": MetricColumn("mean F1"),
+    "mean_sensitivity": MetricColumn("mean SE", selects=False),
+    "mean_precision": MetricColumn("mean PC", selects=False),
+    "mean_accuracy": MetricColumn("mean ACC", selects=False),
+    "iou": MetricColumn("IoU of all pixels"),
 }
 _ACCURACY = OverallAccuracyHandler(with_dynamic=False, with_adaptive=False)
 
 
 def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -> dict[str, Any]:
-    """Score one picture by the protocol above.
+    """Score one image by the protocol above.
 
     Args:
         probs: Prediction, (height, width), floating in [0, 1] or uint8.
-        target: Truth, (height, width), boolean.
-        threshold: A pixel counts as predicted where `probs` is above it.
+        target: Ground truth, (height, width), boolean.
+        threshold: A pixel counts as predicted if `probs` is above it.
 
     Returns:
-        `tp`, `fp`, `fn`, `tn` (pixels), `iou`, `f1`, `sensitivity`, `precision`, `accuracy` (in [0, 1]), and the curves
-        of `protocol_segmentation.score_image`.
+        `tp`, `fp`, `fn`, `tn` (pixels), `iou`, `f1`, `sensitivity`, `precision`, `accuracy` (in [0, 1]), and the
+        curves of `protocol_segmentation.score_image`.
 
     Raises:
-        ValueError: If the sizes differ, or if a floating `probs` leaves [0, 1] or is not a number somewhere.
-        TypeError: If `target` is not boolean, or `probs` neither floating nor uint8.
+        ValueError: If the sizes differ, or if floating `probs` are outside [0, 1] or NaN.
+        TypeError: If `target` is not boolean, or `probs` are not floating or uint8.
     """
     row = score_pixels(probs, target, threshold)
     row["sensitivity"] = row["recall"]
@@ -66,12 +69,12 @@ def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Put the rows of `score_image` together to the numbers of a data set, by the protocol above.
+    """Return the numbers of a data set from the rows of its images.
 
-    The result does not depend on the order of the rows, to the last digit.
+    The order of the rows changes nothing, to the last digit.
 
     Raises:
-        ValueError: If there is no row.
+        ValueError: If there are no rows.
     """
     rows = check_rows(rows)
     means = mean_scores(rows, {name: f"mean_{name}" for name in SCORES})

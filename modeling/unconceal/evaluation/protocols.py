@@ -1,4 +1,4 @@
-"""The protocols by name, as recipes, scripts and reports call them."""
+"""List the protocols by name."""
 
 from . import protocol_cod, protocol_dis, protocol_infrared, protocol_lesion, protocol_segmentation
 from .base import Protocol

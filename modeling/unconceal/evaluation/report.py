@@ -1,4 +1,4 @@
-"""From scores to files that say what produced them."""
+"""Write scores to files, with a record of how they were made."""
 
 import csv
 import json
@@ -22,22 +22,22 @@ from ..utils.markdown import markdown_table
 from .base import THRESHOLDS, Protocol, mean_curve
 
 
-PER_IMAGE = {"csv": "per_image.csv", "parquet": "per_image.parquet"}
-CURVES, RESULTS = "curves.csv", "results.json"
-PICTURES = ("samples.png", "worst.png", "best.png", "curves.png")
-REPORT_FILES = (*PER_IMAGE.values(), CURVES, *PICTURES, RESULTS)
+PER_IMAGE_FILES = {"csv": "per_image.csv", "parquet": "per_image.parquet"}
+CURVES_FILE, RESULTS_FILE = "curves.csv", "results.json"
+IMAGE_FILES = ("samples.png", "worst.png", "best.png", "curves.png")
+REPORT_FILES = (*PER_IMAGE_FILES.values(), CURVES_FILE, *IMAGE_FILES, RESULTS_FILE)
 
 
 def check_report_folder(out: str | Path, overwrite: bool):
-    """Make the folder of a report, before the work whose result it shall hold.
+    """Make the folder of a report, before any work is done.
 
     Raises:
-        UserError: If a report is there already and `overwrite` is false, or if the folder cannot be written.
+        UserError: If the folder holds a report and `overwrite` is false, or if it cannot be written.
     """
     existing = [name for name in REPORT_FILES if os.path.lexists(Path(out) / name)]
     folders = [name for name in existing if is_folder(Path(out) / name)]
     if folders:
-        raise UserError(f"{out} holds a folder {folders[0]}, where a file would go; choose another --out")
+        raise UserError(f"{out} holds a folder named {folders[0]}, expected a file; choose another --out")
     if existing and not overwrite:
         raise UserError(
             f"{out} already holds {' and '.join(existing)}; choose another --out, or pass --overwrite to replace them"
@@ -53,19 +53,18 @@ def write_report(
     run: Mapping[str, Any],
     file_format: str = "csv",
 ):
-    """Write the numbers of each picture, the mean curves and `results.json`.
+    """Write the numbers of each image, the mean curves and `results.json`.
 
-    An earlier report in the folder is replaced once all of this one is written, and as a whole: what this one does not
-    have is removed.
+    An earlier report in the folder is replaced as a whole, after all files of this one are written.
 
     Args:
         out: Folder.
-        protocol: By which `rows` were scored.
-        rows: What `evaluate_model` or `PredictionFolder.evaluate` returned.
-        summary: What the protocol's `summarize` made of them.
-        run: What else produced the numbers (model, data, split, options of the protocol, command); kept beside protocol,
-            sources, date, version and, in a git checkout, commit.
-        file_format: Of the numbers of each picture, a key of `PER_IMAGE`.
+        protocol: Protocol that scored `rows`.
+        rows: From `evaluate_model` or `PredictionFolder.evaluate`.
+        summary: From the protocol's `summarize`.
+        run: What else made the numbers: model, data, split, options of the protocol, command. It is kept together with
+            protocol, sources, date, version and, in a git checkout, commit.
+        file_format: Key of `PER_IMAGE_FILES`, for the numbers of each image.
     """
     folder = make_folder(out)
     scalars = [
@@ -86,43 +85,43 @@ def write_report(
         "unconceal_version": __version__,
         "git_commit": git_commit(),
     }
-    # Written beside, then renamed: a failure on the way leaves the earlier report as it was.
-    with TemporaryDirectory(prefix=".", dir=folder) as beside:
-        beside = Path(beside)
+    # Write to a temporary folder, then rename: a failure keeps the earlier report.
+    with TemporaryDirectory(prefix=".", dir=folder) as temporary:
+        temporary = Path(temporary)
         if file_format == "csv":
-            _write_csv(beside / PER_IMAGE["csv"], list(scalars[0]), scalars)
+            _write_csv(temporary / PER_IMAGE_FILES["csv"], list(scalars[0]), scalars)
         else:
-            pq.write_table(pa.Table.from_pylist(scalars), beside / PER_IMAGE["parquet"])
+            pq.write_table(pa.Table.from_pylist(scalars), temporary / PER_IMAGE_FILES["parquet"])
         if curves:
             points = [
                 {"threshold": threshold, **dict(zip(curves, values, strict=True))}
                 for threshold, values in zip(THRESHOLDS, zip(*curves.values(), strict=True), strict=True)
             ]
-            _write_csv(beside / CURVES, list(points[0]), points)
-        (beside / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        written = sorted(path.name for path in beside.iterdir())
+            _write_csv(temporary / CURVES_FILE, list(points[0]), points)
+        (temporary / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        written = sorted(path.name for path in temporary.iterdir())
         for name in written:
-            (beside / name).replace(folder / name)
+            (temporary / name).replace(folder / name)
     for name in set(REPORT_FILES) - set(written):
         (folder / name).unlink(missing_ok=True)
 
 
-def add_images(out: str | Path, pictures: Mapping[str, Image.Image]):
-    """Put pictures, some of `PICTURES` by name, beside the numbers of a report."""
-    for name, picture in pictures.items():
+def add_images(out: str | Path, images: Mapping[str, Image.Image]):
+    """Save images, named as in `IMAGE_FILES`, into the folder of a report."""
+    for name, image in images.items():
         with replacing(Path(out) / name) as path:
-            picture.save(path)
+            image.save(path)
 
 
 def format_table(protocol: Protocol, summary: Mapping[str, float]) -> str:
-    """Return the numbers of a data set as a Markdown table with one line of values."""
+    """Return the numbers of a data set as a Markdown table."""
     columns = {name: column for name, column in protocol.columns.items() if name in summary}
     values = [column.format(summary[name]) for name, column in columns.items()]
     return markdown_table([column.title for column in columns.values()], [values])
 
 
 def mean_curves(protocol: Protocol, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Return the mean over pictures of each of the protocol's curves, over the thresholds 255 to 0."""
+    """Return the mean of each of the protocol's curves over images."""
     return {name: mean_curve(rows, name) for name in protocol.curves}
 
 
@@ -134,10 +133,13 @@ def _write_csv(path: Path, names: list[str], rows: Sequence[Mapping[str, Any]]):
 
 
 def git_commit() -> str | None:
-    """Return the commit that this package runs from, with "-dirty" where files differ from it; None outside git."""
+    """Return the commit of this package, or None outside git.
+
+    It ends in "-dirty" if files differ from the commit.
+    """
     here = Path(__file__).resolve()
     try:
-        # Installed inside another project's checkout, this file lies in git's reach but is none of its own.
+        # If installed inside another project's checkout, this file is not in that repository.
         _git("ls-files", "--error-unmatch", here.name, cwd=here.parent)
         return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", cwd=here.parent)
     except (OSError, subprocess.CalledProcessError):

@@ -1,12 +1,12 @@
-"""Tables of measured results beside the figures that papers print: one for each benchmark, that is test split.
+"""Compare results with each other and with the figures of papers.
 
-What is published stands in `papers.yaml`, what is measured in the `results.json` of evaluations. Both are shown as the
-columns of the benchmark's protocol say.
+Each benchmark, that is each test split, has a table of its own. `papers.yaml` holds what papers print. The
+`results.json` of an evaluation holds what was measured.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from itertools import combinations
@@ -18,14 +18,14 @@ import yaml
 
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_folder
-from ..utils.markdown import escape_latex, latex_table, markdown_table
-from .base import Column, Protocol
+from ..utils.markdown import markdown_table
+from .base import MetricColumn, Protocol
 from .protocols import PROTOCOLS
-from .report import RESULTS
+from .report import RESULTS_FILE
 
 
 MISSING = "–"
-MARKS = "†‡§¶"
+# What `read_result` reads of a results.json. Optional keys may be null or absent.
 REQUIRED = {"name": str, "protocol": str, "results": dict, "sources": dict, "options": dict}
 OPTIONAL = {
     "split": str,
@@ -39,20 +39,19 @@ OPTIONAL = {
     "date": str,
     "git_commit": str,
 }
-"""What `read_result` reads of a results.json; those of `OPTIONAL` may be null or absent."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A test split and how it is scored.
+    """A test split and its protocol.
 
     Attributes:
         title: Name for people.
         protocol: Key of `PROTOCOLS`.
-        num_images: Pictures of the split.
-        source: What the column `source` of our data sets says of its pictures.
-        split: Its name in our data sets.
-        mean_of: Benchmarks whose figures it is the mean of. Nothing is scored on such a one: no source, no split.
+        num_images: Number of images in the split.
+        source: The column `source` of these images in our data sets.
+        split: Name of the split in our data sets.
+        mean_of: Benchmarks whose figures are averaged. Such a benchmark is not scored: it has no source and no split.
     """
 
     title: str
@@ -65,17 +64,16 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Published:
-    """A row of a paper's table, on one benchmark.
+    """A row of a paper's table, for one benchmark.
 
     Attributes:
-        benchmark: Its name.
-        method: As the paper calls it.
-        backbone: Where stated.
-        source: Where the row stands, such as "RUN, Table 1, common setting".
-        reference: The paper that holds it.
-        figures: Metric -> value, as our protocols name and scale them.
-        doubts: Metric -> what to know before its figure is compared.
-        remarks: What to know of the whole row.
+        benchmark: Name of the benchmark.
+        method: Name in the paper.
+        backbone: Backbone, if stated.
+        source: Place of the row, such as "RUN, Table 1, common setting".
+        reference: The paper.
+        figures: Metric -> value, with the names and scales of our protocols.
+        notes: Facts to know before comparing.
     """
 
     benchmark: str
@@ -84,8 +82,7 @@ class Published:
     source: str
     reference: str
     figures: Mapping[str, float]
-    doubts: Mapping[str, str] = field(default_factory=dict)
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,22 +90,22 @@ class Result:
     """A measured result.
 
     Attributes:
-        path: File that it was read from.
-        name: Of the method, chosen by the user.
-        protocol: By which it was scored.
+        path: The results.json.
+        name: Name of the method, chosen by the user.
+        protocol: Protocol that scored it.
         figures: Metric -> value.
-        num_images: Pictures that were scored.
-        sources: Where they come from, sorted.
-        split: Their split, if any.
-        benchmark: Name of the benchmark, if the user gave one.
-        division_seed: Of the random division of the data, if there was one.
-        settings: Options that are not those of a report, such as "min_max off".
-        stamps: When and at which commit it was measured.
-        weights: Digest of the model's weights, if there was a model (see `inference.weights_digest`).
+        num_images: Number of scored images.
+        sources: Sources of the images, sorted.
+        split: Split of the data set, if any.
+        benchmark: Name of the benchmark, if given.
+        split_seed: Seed of the random split of the data, if there was one.
+        settings: Options that differ from those of a report, such as "min_max off".
+        stamps: Date and commit of the measurement.
+        weights: Digest of the model's weights, if there was a model (see `api.weights_digest`).
         limit: Number of images, if only the first of the split were scored.
-        data: Folder or id of what it was scored on.
-        date: When, by ISO 8601.
-        command: What measured it.
+        data: Folder or Hub id of the data.
+        date: Time of the measurement, ISO 8601.
+        command: Command of the measurement.
     """
 
     path: Path
@@ -119,7 +116,7 @@ class Result:
     sources: tuple[str, ...]
     split: str | None = None
     benchmark: str | None = None
-    division_seed: int | None = None
+    split_seed: int | None = None
     settings: tuple[str, ...] = ()
     stamps: tuple[str, ...] = ()
     weights: str | None = None
@@ -131,13 +128,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of plain text, which `to_markdown` and `to_latex` escape.
+    """A table of plain text; `to_markdown` escapes it.
 
     Attributes:
-        title: What was scored, and how.
+        title: Test set and protocol.
         header: Titles of the columns.
-        rows: Lines of as many cells as the header has.
-        notes: Lines to stand under the table.
+        rows: Cells of each row, as many as titles.
+        notes: Lines under the table.
     """
 
     title: str
@@ -148,7 +145,7 @@ class Table:
 
 @dataclass(frozen=True)
 class _Test:
-    """What the results in one table share. A benchmark stands for its split and sources."""
+    """What the results of one table share; a benchmark stands for its split and sources."""
 
     protocol: str
     benchmark: str | None
@@ -156,9 +153,22 @@ class _Test:
     sources: tuple[str, ...] = ()
 
 
+def results_table(paths: Iterable[str | Path], with_papers: bool = True) -> str:
+    """Return Markdown tables of results, one for each test set.
+
+    Args:
+        paths: Files results.json, or folders that hold one.
+        with_papers: Whether to add the papers' rows.
+
+    Raises:
+        UserError: As `read_result` and `make_tables`.
+    """
+    return to_markdown(make_tables(map(read_result, paths), with_papers))
+
+
 @cache
 def load_papers() -> tuple[dict[str, Benchmark], list[Published]]:
-    """Return the benchmarks by name, and the published rows, both in the order in which tables show them."""
+    """Return the benchmarks by name and the published rows, in the order of the tables."""
     data = yaml.safe_load(resources.files(__package__).joinpath("papers.yaml").read_text(encoding="utf-8"))
     benchmarks = {}
     for name, facts in data["benchmarks"].items():
@@ -170,14 +180,10 @@ def load_papers() -> tuple[dict[str, Benchmark], list[Published]]:
 
 
 def _published_rows(paper: Mapping[str, Any], benchmarks: Mapping[str, Benchmark]) -> Iterator[Published]:
-    """The rows of a paper of `papers.yaml`, taken apart by benchmark."""
-    notes = paper.get("notes", ())
     about = ", ".join(filter(None, (paper["reference"], paper.get("url"))))
     for place, rows in paper["rows"].items():
         for row in rows:
-            for benchmark, values in row.items():
-                if benchmark in ("method", "backbone"):
-                    continue
+            for benchmark in (key for key in row if key in benchmarks):
                 metrics = paper["figures"][benchmarks[benchmark].protocol]
                 yield Published(
                     benchmark=benchmark,
@@ -185,34 +191,36 @@ def _published_rows(paper: Mapping[str, Any], benchmarks: Mapping[str, Benchmark
                     backbone=row.get("backbone"),
                     source=f"{paper['paper']}, {place}",
                     reference=f"{paper['paper']} ({about})",
-                    figures=dict(zip(metrics, values, strict=True)),
-                    doubts={metric: note["text"] for note in notes for metric in note.get("figures", ())},
-                    remarks=tuple(note["text"] for note in notes if "figures" not in note),
+                    figures=dict(zip(metrics, row[benchmark], strict=True)),
+                    notes=tuple(paper.get("notes", ())),
                 )
 
 
 def read_result(path: str | Path) -> Result:
-    """Read what an evaluation wrote.
+    """Read a results.json.
 
     Args:
-        path: A results.json, or the folder that holds it.
+        path: The file, or the folder that holds it.
 
     Raises:
-        UserError: If there is none, or if it is damaged or foreign.
+        UserError: If there is no such file, or it is damaged or foreign.
     """
     path = Path(path)
-    file = path / RESULTS if is_folder(path) else path
+    file = path / RESULTS_FILE if is_folder(path) else path
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
-            f"cannot read {file} ({error.strerror}); expected a {RESULTS}, or the folder that evaluate.py --out wrote"
-        ) from None
-    except (ValueError, RecursionError) as error:  # of the JSON or of its encoding
-        raise UserError(f"{file} is damaged ({one_line(error)}); evaluate again") from None
+            f"cannot read {file} ({error.strerror}); "
+            f"expected a {RESULTS_FILE}, or a folder that unconceal evaluate --out wrote"
+        ) from error
+    except (ValueError, RecursionError) as error:  # wrong JSON or wrong encoding
+        raise UserError(f"{file} is damaged ({one_line(error)}); evaluate again") from error
     problem = _problem(data)
     if problem:
-        raise UserError(f"{file} is no {RESULTS} of evaluate.py: {problem}; evaluate again, or leave it out")
+        raise UserError(
+            f"{file} is not a {RESULTS_FILE} of unconceal evaluate: {problem}; evaluate again, or leave it out"
+        )
     protocol = PROTOCOLS[data["protocol"]]
     return Result(
         path=file,
@@ -220,29 +228,25 @@ def read_result(path: str | Path) -> Result:
         protocol=protocol,
         figures={metric: data["results"][metric] for metric in protocol.columns if metric in data["results"]},
         num_images=data["results"]["num_images"],
-        # Masks in a folder have no source of their own: the folder tells one test set from another.
+        # Masks in a folder have no source: the folder tells test sets apart.
         sources=tuple(sorted({source or data.get("data") or "unnamed data" for source in data["sources"]})),
-        split=data.get("split"),
-        benchmark=data.get("benchmark"),
-        division_seed=data.get("division_seed"),
+        split_seed=data.get("division_seed"),  # the file keeps the option's old name
         settings=_settings(protocol, data["options"], data.get("refine")),
         stamps=(_stamp(data.get("date"), data.get("git_commit")),),
-        **{key: data.get(key) for key in ("weights", "limit", "data", "date", "command")},
+        **{key: data.get(key) for key in ("split", "benchmark", "weights", "limit", "data", "date", "command")},
     )
 
 
 def _problem(data: Any) -> str | None:
-    """What makes the content of a file none of our results, if anything does."""
+    """Return why the content of a file is not a result of ours, or None."""
     if not isinstance(data, dict):
         return f"it holds a {type(data).__name__}, expected an object"
     for key, kind in {**REQUIRED, **OPTIONAL}.items():
         value = data.get(key)
+        if key not in data and key in REQUIRED:
+            return f"it has no {key!r}"
         if type(value) is not kind and not (value is None and key in OPTIONAL):
-            return (
-                f"{key!r} is {json.dumps(value)[:50]}, expected {kind.__name__}"
-                if key in data
-                else f"it has no {key!r}"
-            )
+            return f"{key!r} is {json.dumps(value)[:50]}, expected {kind.__name__}"
     if not data["name"].strip():
         return "'name' is empty"
     if data["protocol"] not in PROTOCOLS:
@@ -253,14 +257,14 @@ def _problem(data: Any) -> str | None:
         return f"'results' has no num_images or no number of the protocol {data['protocol']}"
     for metric in columns:
         value = results.get(metric, 0)
-        if type(value) not in (int, float) or not abs(value) < 1e300:  # NaN and infinity fail too
+        if type(value) not in (int, float) or not abs(value) < 1e300:  # also refuses NaN and infinity
             return f"{metric} is {json.dumps(value)[:50]}, expected a finite number"
     return None
 
 
 def _settings(protocol: Protocol, options: Mapping[str, Any], refine: str | None) -> tuple[str, ...]:
-    """The options that are not those of a report, in words."""
-    # Refining is no option of a protocol, but papers score without it.
+    """Return the options that differ from those of a report, in words."""
+    # `refine` is not an option of a protocol, but papers score without it.
     usual = {**protocol.options(**protocol.report_options), "refine": "never"}
     used = {**options, "refine": refine or "never"}
     return tuple(
@@ -271,7 +275,7 @@ def _settings(protocol: Protocol, options: Mapping[str, Any], refine: str | None
 
 
 def _stamp(date: str | None, commit: str | None) -> str:
-    """Day and commit, in words."""
+    """Return day and commit in words."""
     day = f"on {date[:10]}" if date else "on an unknown day"
     if not commit:
         return day
@@ -280,10 +284,10 @@ def _stamp(date: str | None, commit: str | None) -> str:
 
 
 def find_benchmark(result: Result) -> str | None:
-    """Return the benchmark of a result: the one it names, else the one that has its source and split, if any.
+    """Return the benchmark that a result names, or the one of its data.
 
     Raises:
-        UserError: If it names one that does not exist, or that is not scored itself.
+        UserError: If the named benchmark does not exist or is not scored itself.
     """
     benchmarks, _ = load_papers()
     if result.benchmark is None:
@@ -293,24 +297,24 @@ def find_benchmark(result: Result) -> str | None:
     if result.benchmark not in scored:
         parts = benchmarks[result.benchmark].mean_of if result.benchmark in benchmarks else scored
         raise UserError(
-            f"{result.path} is for the benchmark {result.benchmark!r}; expected one of {', '.join(parts)}; "
-            "evaluate again with one of these as --benchmark, or without"
+            f"{result.path} is for the benchmark {result.benchmark!r}, expected one of {', '.join(parts)}; "
+            "evaluate again with one of these as --benchmark, or without --benchmark"
         )
     return result.benchmark
 
 
 def make_tables(results: Iterable[Result], with_papers: bool = True) -> list[Table]:
-    """Put results and the papers' rows into tables: those of the benchmarks, in their order, then those of other data.
+    """Make one table for each test set: benchmarks first, in their order.
 
-    Results of one name over several random divisions of the data become one row, of means and sample standard
-    deviations. A benchmark that is the mean of others gets the rows that all of these have.
+    Results of one name on several random splits become one row: mean and sample standard deviation. A benchmark that
+    is a mean of others gets a row if all of these have one.
 
     Args:
-        results: What `read_result` returned.
-        with_papers: Whether the papers' rows stand beside the measured ones.
+        results: From `read_result`.
+        with_papers: Whether to add the papers' rows.
 
     Raises:
-        UserError: If two results claim one row, or one names a benchmark that nothing is scored on.
+        UserError: If two results need the same row, or a result names an unknown benchmark.
     """
     benchmarks, published = load_papers()
     tests: dict[_Test, dict[str, list[Result]]] = {}
@@ -321,24 +325,25 @@ def make_tables(results: Iterable[Result], with_papers: bool = True) -> list[Tab
         methods.setdefault(result.name, []).append(result)
     for test, methods in tests.items():
         for runs in methods.values():
-            _check_divisions(runs, _title(test))
+            _check_one_row(runs, _title(test))
     for name, benchmark in benchmarks.items():
-        if benchmark.mean_of:
-            means = _mean_of_parts([tests.get(_Test(benchmark.protocol, part), {}) for part in benchmark.mean_of])
-            if means:
-                tests[_Test(benchmark.protocol, name)] = means
+        means = benchmark.mean_of and _mean_of_parts(
+            [tests.get(_Test(benchmark.protocol, part), {}) for part in benchmark.mean_of]
+        )
+        if means:
+            tests[_Test(benchmark.protocol, name)] = means
     order = list(benchmarks)
     in_order = sorted(tests, key=lambda test: order.index(test.benchmark) if test.benchmark else len(order))
     return [_make_table(test, tests[test], published if with_papers else ()) for test in in_order]
 
 
-def _check_divisions(runs: Sequence[Result], title: str):
-    """Refuse results of one name but for those over different random divisions that were scored alike."""
+def _check_one_row(runs: Sequence[Result], title: str):
+    """Check that results of one name are different random splits with equal options."""
     for one, other in combinations(runs, 2):
-        if None in (one.division_seed, other.division_seed) or one.division_seed == other.division_seed:
-            problem = "and not of two random divisions by different seeds"
+        if None in (one.split_seed, other.split_seed) or one.split_seed == other.split_seed:
+            problem = "and are not random splits with different seeds"
         elif one.settings != other.settings:
-            problem = "and were scored by different options"
+            problem = "but were scored with different options"
         else:
             continue
         raise UserError(
@@ -348,8 +353,8 @@ def _check_divisions(runs: Sequence[Result], title: str):
 
 
 def _mean_of_parts(parts: Sequence[Mapping[str, Sequence[Result]]]) -> dict[str, list[Result]]:
-    """The means over benchmarks, each given as its results by name, of what there is on all of them."""
-    by_run = [{(run.name, run.division_seed): run for runs in part.values() for run in runs} for part in parts]
+    """Return the mean over benchmarks of each result that all of them have, by name."""
+    by_run = [{(run.name, run.split_seed): run for runs in part.values() for run in runs} for part in parts]
     means: dict[str, list[Result]] = {}
     for key, first in by_run[0].items():
         runs = [part[key] for part in by_run if key in part]
@@ -366,7 +371,7 @@ def _mean_of_parts(parts: Sequence[Mapping[str, Sequence[Result]]]) -> dict[str,
 
 
 def _common_figures(runs: Sequence[Result]) -> dict[str, list[float]]:
-    """Metric -> its values, where all have it."""
+    """Return the values of each metric that all results have."""
     return {
         metric: [run.figures[metric] for run in runs]
         for metric in runs[0].figures
@@ -384,7 +389,6 @@ def _title(test: _Test) -> str:
 
 
 def _make_table(test: _Test, methods: Mapping[str, Sequence[Result]], published: Iterable[Published]) -> Table:
-    """One table from the results by name, and those of the published rows that belong beside them."""
     benchmark = load_papers()[0].get(test.benchmark)
     comparable = benchmark is not None and benchmark.protocol == test.protocol
     papers = [row for row in published if comparable and row.benchmark == test.benchmark]
@@ -392,19 +396,16 @@ def _make_table(test: _Test, methods: Mapping[str, Sequence[Result]], published:
         metric for row in (*papers, *(run for runs in methods.values() for run in runs)) for metric in row.figures
     }
     columns = {metric: column for metric, column in PROTOCOLS[test.protocol].columns.items() if metric in shown}
-    doubts = dict.fromkeys(doubt for row in papers for doubt in row.doubts.values())
-    marks = dict(zip(doubts, MARKS, strict=False))
-    rows = [_published_row(row, columns, marks) for row in papers]
+    rows = [_published_row(row, columns) for row in papers]
     rows += [_measured_row(runs, columns, benchmark) for runs in methods.values()]
-    notes = [f"{mark} {doubt}" for doubt, mark in marks.items()]
-    notes += dict.fromkeys(remark for row in papers for remark in row.remarks)
+    notes = list(dict.fromkeys(note for row in papers for note in row.notes))
     if benchmark and not comparable:
         notes.append(
-            f"Scored by the protocol {test.protocol}. Published figures are of the protocol {benchmark.protocol}, so "
-            "none is shown."
+            f"Scored by the protocol {test.protocol}. The published figures follow the protocol {benchmark.protocol}, "
+            "so none is shown."
         )
     if any(len(runs) > 1 for runs in methods.values()):
-        notes.append("± is the sample standard deviation over the divisions.")
+        notes.append("± is the sample standard deviation over the random splits.")
     if papers:
         notes.append(f"Published: {'; '.join(dict.fromkeys(row.reference for row in papers))}.")
     stamps = [
@@ -415,22 +416,21 @@ def _make_table(test: _Test, methods: Mapping[str, Sequence[Result]], published:
     return Table(_title(test), ["method", *(column.title for column in columns.values()), "source"], rows, notes)
 
 
-def _published_row(row: Published, columns: Mapping[str, Column], marks: Mapping[str, str]) -> list[str]:
-    figures = {
-        metric: columns[metric].format(value) + marks.get(row.doubts.get(metric), "")
-        for metric, value in row.figures.items()
-    }
-    return _cells(row.method, [row.backbone] if row.backbone else [], columns, figures, row.source)
+def _published_row(row: Published, columns: Mapping[str, MetricColumn]) -> list[str]:
+    figures = {metric: columns[metric].format(value) for metric, value in row.figures.items()}
+    return _cells(row.method, [row.backbone] if row.backbone else [], columns, figures, f"paper: {row.source}")
 
 
-def _measured_row(runs: Sequence[Result], columns: Mapping[str, Column], benchmark: Benchmark | None) -> list[str]:
-    """The row of one method: of its only result, or of its results over several divisions."""
+def _measured_row(
+    runs: Sequence[Result], columns: Mapping[str, MetricColumn], benchmark: Benchmark | None
+) -> list[str]:
+    """Return the row of one method: one result, or several random splits."""
     details = []
     if len(runs) > 1:
-        details.append(f"mean of {len(runs)} divisions")
-    elif runs[0].division_seed is not None:
-        details.append(f"division by seed {runs[0].division_seed}")
-    # On fewer or more pictures than the benchmark's a result is not comparable.
+        details.append(f"mean of {len(runs)} random splits")
+    elif runs[0].split_seed is not None:
+        details.append(f"random split, seed {runs[0].split_seed}")
+    # A result on fewer or more images than the benchmark's is not comparable.
     num_images = sorted({run.num_images for run in runs})
     if benchmark is None or num_images != [benchmark.num_images]:
         scored = " to ".join(str(number) for number in dict.fromkeys((num_images[0], num_images[-1])))
@@ -451,7 +451,7 @@ def _cells(
 
 
 def to_markdown(tables: Iterable[Table]) -> str:
-    """Return tables as Markdown, each under a heading."""
+    """Return tables as Markdown, each with a heading."""
 
     def escape(cells: Iterable[str]) -> list[str]:
         return [cell.replace("|", r"\|") for cell in cells]
@@ -461,22 +461,3 @@ def to_markdown(tables: Iterable[Table]) -> str:
         grid = markdown_table(escape(table.header), map(escape, table.rows))
         parts += [f"### {table.title}", grid, *table.notes]
     return "\n\n".join(parts)
-
-
-def to_latex(tables: Iterable[Table]) -> str:
-    r"""Return tables as LaTeX, each a `table` with a caption; the document needs `\usepackage{booktabs}`."""
-    return "\n\n".join(
-        "\n".join(
-            (
-                r"\begin{table}",
-                r"\centering",
-                rf"\caption{{{escape_latex(table.title)}}}",
-                latex_table(table.header, table.rows),
-                r"\begin{flushleft}\footnotesize",
-                "\n\n".join(map(escape_latex, table.notes)),
-                r"\end{flushleft}",
-                r"\end{table}",
-            )
-        )
-        for table in tables
-    )

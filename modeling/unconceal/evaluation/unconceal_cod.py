@@ -1,4 +1,4 @@
-"""The protocol `cod` for `evaluate.load`; protocol_cod.py states it."""
+"""Offer the protocol `cod` to `evaluate.load`; see protocol_cod.py."""
 
 from .base import Protocol
 from .evaluate_module import ProtocolMetric

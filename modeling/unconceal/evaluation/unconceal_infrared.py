@@ -1,6 +1,6 @@
-"""The protocol `infrared` for `evaluate.load`; protocol_infrared.py states it."""
+"""Offer the protocol `infrared` to `evaluate.load`; see protocol_infrared.py."""
 
-# `evaluate` copies the files that this one names, so what those need is named too. It reads a comment on such a line as an
+# `evaluate` copies only the files named here, so name their imports too. It reads a comment on such a line as an
 # address.
 from .base import Protocol
 from .evaluate_module import ProtocolMetric

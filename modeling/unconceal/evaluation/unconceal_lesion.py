@@ -1,6 +1,6 @@
-"""The protocol `lesion` for `evaluate.load`; protocol_lesion.py states it."""
+"""Offer the protocol `lesion` to `evaluate.load`; see protocol_lesion.py."""
 
-# `evaluate` copies the files that this one names, so what those need is named too. It reads a comment on such a line as an
+# `evaluate` copies only the files named here, so name their imports too. It reads a comment on such a line as an
 # address.
 from .base import Protocol
 from .evaluate_module import ProtocolMetric

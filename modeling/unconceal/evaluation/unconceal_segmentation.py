@@ -1,4 +1,4 @@
-"""The protocol `segmentation` for `evaluate.load`; protocol_segmentation.py states it."""
+"""Offer the protocol `segmentation` to `evaluate.load`; see protocol_segmentation.py."""
 
 from .base import Protocol
 from .evaluate_module import ProtocolMetric

@@ -1,4 +1,4 @@
-"""Work on pictures in processes of its own, beside the work that makes them."""
+"""Run jobs in worker processes."""
 
 import ctypes
 import os
@@ -15,28 +15,28 @@ from ..utils.errors import UserError
 
 
 def default_workers(num_processes: int = 1) -> int:
-    """Return how many workers each of some processes can have on this machine, at most 8."""
+    """Return the number of workers for each process, at most 8."""
     try:
-        num_cores = len(os.sched_getaffinity(0))  # what a container or a batch system allows
+        num_cores = len(os.sched_getaffinity(0))  # the limit of a container or a batch system
     except AttributeError:  # not on macOS or Windows
         num_cores = os.cpu_count() or 1
     return max(1, min(8, num_cores // num_processes))
 
 
 def map_unordered(function: Callable[[Any], Any], jobs: Iterable[Any], num_workers: int) -> Iterator[Any]:
-    """Yield `function(job)` for each job, in the order in which they are done.
+    """Yield `function(job)` for each job, in the order of completion.
 
-    Jobs are drawn as they are needed: at most two for each worker wait at a time. Workers start as those of a torch
-    `DataLoader` do, by the platform's own method.
+    Jobs are drawn on demand: at most two for each worker wait at a time. Workers start by the platform's default
+    method, like those of a torch `DataLoader`.
 
     Args:
-        function: Can be pickled, as can its results.
-        jobs: Can be pickled.
-        num_workers: Processes; with 0 the work is done here, job by job.
+        function: Picklable, with picklable results.
+        jobs: Picklable.
+        num_workers: Number of processes; 0 runs the jobs in this process.
 
     Raises:
-        UserError: If a worker is ended from outside.
-        Exception: Whatever `function` raises; then no further job begins.
+        UserError: If a worker was killed.
+        Exception: Any error of `function`; then no further job starts.
     """
     if num_workers == 0:
         yield from map(function, jobs)
@@ -52,37 +52,38 @@ def map_unordered(function: Callable[[Any], Any], jobs: Iterable[Any], num_worke
         while pending:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
-    except BrokenProcessPool:
+    except BrokenProcessPool as error:
         raise UserError(
-            f"one of the {num_workers} metric workers was ended from outside, most likely for want of memory; run with "
-            "fewer --metric-workers"
-        ) from None
+            f"one of the {num_workers} metric workers was killed, probably because memory ran out; "
+            "run with fewer --metric-workers"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start_worker():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for the results
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _keep_freed_memory()
     import cv2
 
-    # OpenCV's threads do not survive a fork: a child that uses them may wait forever.
+    # OpenCV's threads do not survive a fork: a child process that uses them may hang.
     cv2.setNumThreads(0)
 
 
 def _end_with_parent():
-    """Do not outlive a parent that was killed: nobody would ever send a job, or an end."""
+    """End this worker when its parent ends, even if that was killed."""
     parent_process().join()
     os._exit(1)
 
 
 def _keep_freed_memory():
-    """Have glibc, where it is, reuse the memory of large arrays instead of handing it back after each.
+    """Let glibc reuse the memory of large arrays.
 
-    Fetched anew, each page is cleared first, which takes several workers a tenth of their time and holds each other up.
+    By default it returns that memory to the system. Then every new page is cleared, which costs a tenth of the time of
+    several workers.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no array lies apart from the heap
+        mallopt(-4, 0)  # M_MMAP_MAX: all arrays are in the heap
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
