@@ -3,9 +3,9 @@
 Importing the package registers its networks with the Auto classes of transformers.
 """
 
-import importlib
-import sys
-from pathlib import Path
+import importlib as _importlib
+import sys as _sys
+from pathlib import Path as _Path
 
 
 __version__ = "0.1.0"
@@ -33,22 +33,22 @@ def __getattr__(name):
     """Import a public name when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(_importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__():
-    """List the public names."""
+    """Return the public names."""
     return [*__all__, "__version__"]
 
 
 def _is_command_line() -> bool:
-    """Whether this process was started as `unconceal ...` or `python -m unconceal ...`."""
-    program = sys.argv[0] if sys.argv else ""
+    """Return whether this process runs `unconceal ...` or `python -m unconceal ...`."""
+    program = _sys.argv[0] if _sys.argv else ""
     if program == "-m":  # what Python puts there while it imports the package that follows -m
-        return "unconceal" in sys.orig_argv
-    return Path(program).stem == "unconceal"
+        return "unconceal" in _sys.orig_argv
+    return _Path(program).stem == "unconceal"
 
 
-# Registering imports torch and transformers, which takes seconds. On the command line each command imports what it needs.
+# This imports torch and transformers, which takes seconds. On the command line each command imports what it needs.
 if not _is_command_line():
-    importlib.import_module(f"{__name__}.models")
+    _importlib.import_module(f"{__name__}.models")

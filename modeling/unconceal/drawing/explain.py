@@ -5,10 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from ..api import Segmenter, overlay
-from ..models.image_processing_unconceal import to_rgb
 from ..models.unfolding import GRAY, HEAT, Stage, Unfolding, draw_colors, draw_scale
-from .layout import GAP, INK, LINE_HEIGHT, PAPER, paste_framed, wrapped
+from .layout import GAP, INK, LINE_HEIGHT, PAPER, overlay, paste_framed, wrapped
 
 
 CELL = 220  # pixels, the longer side of a map on the sheet
@@ -51,30 +49,29 @@ COLUMNS = {
 }
 
 
-def explain(segmenter: Segmenter, image: Image.Image) -> Image.Image:
-    """Draw a sheet that shows how a network unfolds one picture.
+def map_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the (width, height) of the maps on the sheet of an image."""
+    scale = CELL / max(image_size)
+    return tuple(max(1, round(side * scale)) for side in image_size)
 
-    At the top stand the picture and the final mask on it; then a row for each stage, from the coarse start, k = 0, to
-    the last, and a column for each kind of map (see `COLUMNS`). What the network does not make is left blank.
+
+def draw_unfolding(image: Image.Image, unfolding: Unfolding) -> Image.Image:
+    """Draw a sheet that shows how a network finds the mask of an image.
+
+    The image and the final mask are at the top. Below is a row for each stage, from the coarse start, k = 0, to the
+    last, and a column for each kind of map (see `COLUMNS`). Maps that the network does not have are left blank.
 
     Args:
-        segmenter: A network with stages.
-        image: Any picture.
+        image: RGB image, upright.
+        unfolding: Its maps, at `map_size`.
 
     Returns:
-        An RGB picture.
-
-    Raises:
-        UserError: If the network has no stages, or memory runs out.
+        RGB image.
     """
-    image = to_rgb(image)
-    scale = CELL / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
-    unfolding = segmenter.unfold(image, size)
-    picture = image.resize(size, Image.Resampling.BOX)
-    rows = [_cells(stage, picture) for stage in unfolding.stages]
+    small = image.resize(map_size(image.size), Image.Resampling.BOX)
+    rows = [_cells(stage, small) for stage in unfolding.stages]
     columns = {name: column for name, column in COLUMNS.items() if any(name in row for row in rows)}
-    return _sheet(image.size, picture, unfolding, columns, rows)
+    return _sheet(image.size, small, unfolding, columns, rows)
 
 
 def _cells(stage: Stage, image: Image.Image) -> dict[str, Image.Image]:

@@ -1,11 +1,15 @@
-"""What drawn sheets have in common: colours, distances, and text that fits."""
+"""Share colors, distances, overlays and text between drawn sheets."""
 
 from bisect import bisect_left
 from collections.abc import Callable
 
+import numpy as np
 from PIL import Image, ImageFont, ImageOps
 
+from ..models.image_processing_unconceal import to_rgb
+from ..utils.errors import UserError
 from ..utils.files import printable
+from ..utils.images import size_text
 
 
 GAP = 12
@@ -13,8 +17,39 @@ LINE_HEIGHT = 18
 INK, FRAME, PAPER = (20, 20, 20), (150, 150, 150), (255, 255, 255)
 
 
+def overlay(
+    image: Image.Image, mask: np.ndarray, color: tuple[int, int, int] = (255, 0, 80), alpha: float = 0.6
+) -> Image.Image:
+    """Tint an image where the mask is set.
+
+    Args:
+        image: Any image.
+        mask: (H, W) of the displayed image, in [0, 1].
+        color: RGB, 0 to 255.
+        alpha: Share of `color` where the mask is 1, in [0, 1].
+
+    Returns:
+        RGB image of the displayed size.
+
+    Raises:
+        UserError: If the mask has another size.
+    """
+    image = to_rgb(image)
+    check_mask_size(mask, image)
+    pixels = np.asarray(image, np.float32)
+    weight = alpha * np.asarray(mask, np.float32)[..., None]  # (H, W, 1)
+    return Image.fromarray(np.rint(pixels + weight * (np.asarray(color, np.float32) - pixels)).astype(np.uint8))
+
+
+def check_mask_size(mask: np.ndarray, image: Image.Image):
+    """Raise a `UserError` unless mask and image have one size."""
+    if mask.shape != (image.height, image.width):
+        got, expected = size_text(mask.shape[::-1]), size_text(image.size)
+        raise UserError(f"got a mask of {got}, expected {expected}, the size of the image")
+
+
 def paste_framed(sheet: Image.Image, cell: Image.Image, left: int, top: int):
-    """Paste a cell with a line around it, for without one a map of ones looks blank."""
+    """Paste a cell with a line around it; otherwise a white map looks blank."""
     sheet.paste(ImageOps.expand(cell.convert("RGB"), 1, FRAME), (left - 1, top - 1))
 
 
@@ -31,9 +66,10 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def shortened(text: str, fits: Callable[[str], bool]) -> str:
-    """Return a text as one line that fits; from a longer one the middle is cut, as names differ at their ends.
+    """Return a text as one line that fits.
 
-    Half characters, which stand in for bytes of file names that are no text, become question marks.
+    The middle of a long text is cut, because names differ at their ends. Bytes of file names that are not text become
+    question marks.
     """
     text = " ".join(printable(text).split())
 

@@ -1,4 +1,4 @@
-"""A pipeline that returns soft masks; `pipeline("image-segmentation")` returns hard ones, with labels."""
+"""Return soft masks from a pipeline; `pipeline("image-segmentation")` returns hard ones."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +18,7 @@ from .unfolding import Unfolding, unfold
 
 
 class SoftMaskPipeline(Pipeline):
-    """Pictures in, soft masks of their own size out, for every network of the project.
+    """Pipeline from images to soft masks of the same size.
 
     Its task is "soft-image-segmentation":
 
@@ -26,8 +26,8 @@ class SoftMaskPipeline(Pipeline):
         find("photo.jpg")["mask"].save("mask.png")
         find("photo.jpg", cutout=True)["cutout"].save("cutout.png")
 
-    Where the package is installed, `pipeline("image-segmentation", model=..., pipeline_class=SoftMaskPipeline)` runs none
-    of the repository's code.
+    If the package is installed, `pipeline("image-segmentation", model=..., pipeline_class=SoftMaskPipeline)` runs no
+    code of the repository.
     """
 
     task_name = "soft-image-segmentation"
@@ -39,26 +39,26 @@ class SoftMaskPipeline(Pipeline):
     def __call__(
         self, inputs: Any, *, batch_size: int | None = None, **kwargs
     ) -> dict[str, Any] | list[dict[str, Any]] | Iterable[dict[str, Any]]:
-        """Find the object in one picture or in many.
+        """Find the object in one image or in many.
 
         Options can be given here or when the pipeline is made.
 
         Args:
-            inputs: A Pillow image, a path, a URL, an array or a tensor (H, W), (H, W, C) or (C, H, W); a list, tuple or
-                batch (B, ...) of them; or a generator or data set, which is read while its masks are taken.
-            batch_size: Pictures, or tiles of one, that the network sees at a time, 1 by default.
-            **kwargs: `refine`, whether the edges of large pictures are looked at again, in tiles: "auto", the default,
-                where a side is twice the network's or longer, "always" where one is longer at all, "never"; `cutout`,
-                whether to cut the object out, False by default; `num_workers`, processes that read ahead, none by
-                default; `timeout`, seconds to wait for a URL, for ever by default.
+            inputs: A PIL image, path, URL, or an array or tensor (H, W), (H, W, C) or (C, H, W). Or many: a list,
+                tuple or batch (B, ...) of them. A generator or data set is read as its masks are taken.
+            batch_size: Images, or tiles of one image, in a forward pass, 1 by default.
+            **kwargs: `refine`: whether the edges of large images are predicted again, in tiles: "auto" (default) for
+                images at least twice as large as the network's input, "always" for all larger images, "never".
+                `cutout`: whether to cut the object out, False by default. `num_workers`: processes that read ahead,
+                none by default. `timeout`: seconds to wait for a URL, no limit by default.
 
         Returns:
-            For a picture a dictionary: `mask`, an 8-bit grey Pillow image, and `probs`, the same as a float32 tensor
-            (H, W) in [0, 1], both of the picture's upright size; with `cutout` also `cutout`, what `cut_out` makes of
-            the picture and its mask. For a list or batch a list of them, else an iterator.
+            For one image a dictionary. `mask` is an 8-bit gray PIL image and `probs` the same as a float32 tensor (H,
+            W) in [0, 1], both of the upright size. With `cutout` also `cutout`, the result of `cut_out`. For a list or
+            batch a list of them, otherwise an iterator.
 
         Raises:
-            ValueError: If an input is no picture, or an option has no such value.
+            ValueError: If an input is not an image, or an option has an unknown value.
         """
         if batch_size is None:
             batch_size = 1 if self._batch_size is None else self._batch_size
@@ -68,34 +68,33 @@ class SoftMaskPipeline(Pipeline):
             inputs = list(inputs)
         if isinstance(inputs, list) and not inputs:
             return []  # transformers looks at the first of them
-        # Under a second name, since transformers tells `_forward` nothing of the first.
+        # Under a second name: transformers does not pass the first on to `_forward`.
         return super().__call__(inputs, batch_size=batch_size, tile_batch_size=batch_size, **kwargs)
 
-    def cut_out(self, picture: Any, mask: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
-        """Return a picture as RGBA with a mask as its opacity.
+    def cut_out(self, image: Any, mask: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
+        """Return an image as RGBA with a mask as its opacity.
 
-        At soft edges, where a photograph mixes object and background, the object's own colours are estimated where
-        pymatting is installed; else they stay as photographed, and a line in the log says so, once.
+        At soft edges a photograph mixes object and background. pymatting, if installed, estimates the colors of the
+        object there. Otherwise they stay as photographed, and a line in the log says so once.
 
         Args:
-            picture: Any picture that the pipeline takes.
-            mask: Of the picture's upright size: a Pillow image, white where the object is, or an array or tensor
-                (H, W) in [0, 1].
+            image: Any image that the pipeline accepts.
+            mask: Mask of the upright size: a PIL image, white for object, or an array or tensor (H, W) in [0, 1].
 
         Raises:
-            ValueError: If the mask has another size, or if either is no picture.
+            ValueError: If the mask has another size, or if either is not an image.
         """
-        image, opacity = self._read(picture), _opacity(mask)
+        image, opacity = self._read(image), _opacity(mask)
         if opacity.size != image.size:
             size, expected = (f"{width}x{height}" for width, height in (opacity.size, image.size))
-            raise ValueError(f"got a mask of {size}, expected {expected}, the picture's width and height")
+            raise ValueError(f"got a mask of {size}, expected {expected}, the size of the image")
         return make_cutout(image, opacity)
 
     def unfold(self, image: Any, size: tuple[int, int] | None = None) -> Unfolding:
-        """Return the maps of every stage by which a network such as RUN finds its mask.
+        """Return the maps of every stage of one image, for a network such as RUN.
 
         Args:
-            image: Any image that the pipeline takes.
+            image: Any image that the pipeline accepts.
             size: (width, height) of the maps, by default the size of the image.
 
         Raises:
@@ -115,53 +114,53 @@ class SoftMaskPipeline(Pipeline):
         if cutout not in (None, False, True):
             raise ValueError(f"got cutout={cutout!r}, expected True or False")
         options = ({"timeout": timeout}, {"refine": refine, "batch_size": tile_batch_size}, {"cutout": cutout})
-        # What is left out stays as it was when the pipeline was made.
+        # Options that are left out keep the values that the pipeline was made with.
         return tuple({name: value for name, value in part.items() if value is not None} for part in options)
 
     def _read(self, inputs: Any, timeout: float | None = None) -> Image.Image:
-        """Return one picture of any kind as people see it."""
+        """Return one image of any kind as people see it."""
         if isinstance(inputs, str) and inputs.startswith(("http://", "https://")):
             inputs = load_image(inputs, timeout=timeout)
-        pictures = [to_rgb(picture) for picture in self.image_processor.to_pil(inputs)]
-        if len(pictures) != 1:
-            raise ValueError(f"got {len(pictures)} pictures as one input; give them as a list of pictures")
-        return pictures[0]
+        images = [to_rgb(image) for image in self.image_processor.to_pil(inputs)]
+        if len(images) != 1:
+            raise ValueError(f"got {len(images)} images as one input; give them as a list of images")
+        return images[0]
 
     def preprocess(self, inputs: Any, timeout: float | None = None) -> dict[str, Any]:
-        """Return `pixel_values` (1, C, H, W) of one picture and, as `picture`, itself."""
-        picture = self._read(inputs, timeout)
-        pixel_values = self.image_processor(picture, return_tensors="pt").pixel_values.to(self.dtype)
-        return {"pixel_values": pixel_values, "picture": picture}
+        """Return `pixel_values` (1, C, H, W) of one image, and the image as `image`."""
+        image = self._read(inputs, timeout)
+        pixel_values = self.image_processor(image, return_tensors="pt").pixel_values.to(self.dtype)
+        return {"pixel_values": pixel_values, "image": image}
 
     def _forward(self, model_inputs: dict[str, Any], refine: str = "auto", batch_size: int = 1) -> ModelOutput:
-        given = model_inputs["picture"]  # one image, or the list of a batch
+        given = model_inputs["image"]  # one image, or the list of a batch
         images = given if isinstance(given, list) else [given]
         masks = predict_masks(
             self.model, self.image_processor, images, refine, batch_size, model_inputs["pixel_values"]
         )
         # To the CPU one by one, so that an accelerator holds one large mask at a time.
-        return ModelOutput(probs=[mask.cpu() for mask in masks], picture=given)
+        return ModelOutput(probs=[mask.cpu() for mask in masks], image=given)
 
     def postprocess(self, model_outputs: ModelOutput, cutout: bool = False) -> dict[str, Any]:
-        """Return the picture's mask, as `__call__` describes."""
+        """Return the mask of an image, as `__call__` describes."""
         probs = model_outputs["probs"][0]
         found = {"mask": mask_to_image(probs.numpy()), "probs": probs}
         if cutout:
-            found["cutout"] = self.cut_out(model_outputs["picture"], found["mask"])
+            found["cutout"] = self.cut_out(model_outputs["image"], found["mask"])
         return found
 
 
 def _opacity(mask: Any) -> Image.Image:
-    """Return a mask of any kind as 8-bit grey."""
+    """Return a mask of any kind as 8-bit gray."""
     if isinstance(mask, Image.Image):
         return to_mask(mask)
     if isinstance(mask, torch.Tensor):
         mask = mask.detach().cpu().float().numpy()  # NumPy has no bfloat16
     if not isinstance(mask, np.ndarray):
-        raise ValueError(f"got a mask of {type(mask).__name__}, expected a Pillow image, an array or a tensor")
+        raise ValueError(f"got a mask of {type(mask).__name__}, expected a PIL image, an array or a tensor")
     if mask.ndim != 2 or not mask.size:
         raise ValueError(f"got a mask of shape {mask.shape}, expected (height, width)")
-    if not (mask.min() >= 0 and mask.max() <= 1):  # nor NaN
+    if not (mask.min() >= 0 and mask.max() <= 1):  # also refuses NaN
         raise ValueError(f"got a mask with values from {mask.min():g} to {mask.max():g}, expected 0 to 1")
     return mask_to_image(mask)
 

@@ -22,8 +22,8 @@ def predict_masks(
 ) -> Iterator[torch.Tensor]:
     """Yield the soft mask of each image, at the size of the image.
 
-    The network sees a whole image first. `refine` decides whether tiles along the edges are predicted again. Images are
-    read as masks are taken, `batch_size` at a time.
+    The network sees the whole image first. `refine` decides whether tiles along the edges are predicted again. Images
+    are read as masks are taken, `batch_size` at a time.
 
     Args:
         model: A network that segments, in evaluation mode.
@@ -32,7 +32,7 @@ def predict_masks(
         refine: "auto" for images at least twice as large as the network's input, "always" for all larger images, or
             "never".
         batch_size: Images, or tiles of one image, in a forward pass.
-        pixel_values: (B, 3, H, W) of all images, on the model's device and in its dtype. One forward pass takes them all.
+        pixel_values: (B, 3, H, W) of all images, on the model's device and in its dtype, for one forward pass.
 
     Yields:
         (height, width), float32 in [0, 1], on the model's device.

@@ -1,29 +1,35 @@
-"""How commands speak to people: one clear line for a user's mistake, and a non-zero exit."""
+"""Report errors of users and of the program."""
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 
+DEBUG = "UNCONCEAL_DEBUG"
+
+
 class UserError(Exception):
-    """A mistake the user can mend. The message is one line: what was got, what was expected, what to do."""
+    """Mistake that the user can fix; the message is one line."""
 
 
 def one_line(error: Exception) -> str:
-    """Return a library's message, which may have many lines, as one of at most 300 characters."""
+    """Return a library's message as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def run_main(main: Callable[[], int | None]):
     """Run a command line and exit with its code.
 
-    A `UserError` is printed as one line and gives exit code 2, Ctrl-C gives 130, a closed pipe (`| head`) gives 141.
-    Anything else is a defect of ours and keeps its traceback.
+    A `UserError` is printed as one line and gives exit code 2. With UNCONCEAL_DEBUG=1 its traceback is shown, too. Any
+    other error is a defect of the program and shows its traceback. Ctrl-C gives 130, a closed pipe (`| head`) 141.
     """
     try:
         code = main() or 0
         sys.stdout.flush()
     except UserError as error:
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            traceback.print_exception(error)
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

@@ -9,13 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import UserError
-
-
-# What a folder is searched for. A file given by name is tried whatever its suffix.
-IMAGE_SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm"),
-    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-)
+from .images import IMAGE_SUFFIXES  # noqa: F401
 
 
 @contextmanager

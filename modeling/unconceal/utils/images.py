@@ -1,42 +1,66 @@
-"""Opening picture files under one limit on their size."""
+"""Open image files under one limit on their size."""
 
-import warnings
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .errors import UserError
 
 
-MAX_PIXELS = 178_956_970  # where Pillow itself stops; a 200-megapixel phone needs more
+MAX_PIXELS = 178_956_970  # Pillow's own limit; a camera of 200 megapixels needs more
+# Suffixes that a folder is searched for. A file given by name is tried with any suffix.
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm"),
+    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
 
 
 @contextmanager
 def open_image(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Yield a picture that is opened but not decoded: decode it inside, where the limit of this call is in force.
+    """Yield an image whose header was read; decode it inside the block.
+
+    Threads can use different limits: Pillow's own limit, one for all threads, stays untouched and unused.
 
     Args:
         source: A path, or a file open for reading bytes.
-        max_pixels: Width times height above which the file is refused.
+        max_pixels: Largest width times height.
 
     Raises:
-        UserError: If it is larger, without the file's name. Pillow's own errors pass.
+        UserError: If the image is larger. The message does not name the file. Pillow's own errors pass.
     """
-    too_large = f"over the limit of {max_pixels} pixels that guards against decompression bombs; raise --max-pixels"
-    pillow_limit = Image.MAX_IMAGE_PIXELS
-    try:
-        # Pillow warns above its limit and stops above twice that; here one limit stops.
-        Image.MAX_IMAGE_PIXELS = max_pixels
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                if image.width * image.height > max_pixels:
-                    raise UserError(f"{image.width}x{image.height} is {too_large}")
-                yield image
-    except Image.DecompressionBombError:
-        raise UserError(f"it is {too_large}") from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = pillow_limit
+    with Path(source).open("rb") if isinstance(source, (str, Path)) else nullcontext(source) as file:
+        file.seek(0)
+        image = _read_header(file, str(source) if isinstance(source, (str, Path)) else "")
+        if image.width * image.height > max_pixels:
+            raise UserError(
+                f"got {size_text(image.size)}, expected at most {max_pixels} pixels, a guard against decompression "
+                "bombs; raise --max-pixels"
+            )
+        yield image
+
+
+def _read_header(file: BinaryIO, name: str) -> Image.Image:
+    """Do what `Image.open` does, without its check of the size."""
+    prefix, tried = file.read(16), set()
+    for import_plugins in (Image.preinit, Image.init):  # the common formats first, then all
+        import_plugins()
+        for kind in [kind for kind in Image.ID if kind not in tried]:
+            tried.add(kind)
+            factory, accept = Image.OPEN[kind]
+            try:
+                is_accepted = accept is None or accept(prefix)
+                if is_accepted and not isinstance(is_accepted, str):  # a text says what the plugin lacks
+                    file.seek(0)
+                    return factory(file, name)
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # the next plugin may read it
+    raise UnidentifiedImageError("cannot identify image file")
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """Return (width, height) as messages show it, such as 640x480."""
+    return f"{size[0]}x{size[1]}"

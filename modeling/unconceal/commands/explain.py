@@ -1,0 +1,45 @@
+"""Draw how a network finds its mask, stage by stage."""
+
+import argparse
+import os
+from pathlib import Path
+
+from ..utils.errors import UserError
+from ..utils.files import replacing
+from .segment import add_model_arguments, load_model
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    """Add the arguments of `unconceal explain`."""
+    parser.usage = "unconceal explain IMAGE --model ID --out FILE.png [options]"
+    parser.description = (
+        "Draw a sheet with a row for each stage: mask, its outline on the image, edge, background, uncertainty, "
+        "reconstruction and its error. For networks with stages, such as RUN."
+    )
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="one image")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the sheet")
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace):
+    """Draw the sheet of one image."""
+    out = args.out
+    if out.suffix.lower() != ".png":
+        raise UserError(f"got --out {out}, expected a file name that ends in .png")
+    if out.resolve() == args.image.resolve():
+        raise UserError(f"got {out} as input and as --out; choose another name for the sheet")
+    if os.path.lexists(out) and not args.overwrite:
+        raise UserError(f"{out} exists; replace it with --overwrite")
+    from ..data.image_files import read_image
+
+    try:
+        image = read_image(args.image, args.max_pixels)
+    except UserError as error:
+        raise UserError(f"cannot read {args.image}: {error}") from error
+    sheet = load_model(args).explain(image)
+    try:
+        with replacing(out) as temporary:
+            sheet.save(temporary)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    print(f"wrote {out}")
