@@ -57,10 +57,11 @@ def record(name: str) -> str:
 
 
 def papers(network: str) -> str:
-    """Return the figures that the network's own paper prints."""
+    """Return the figures that the network's own paper prints for one pass at one scale."""
     benchmarks, published = load_papers()
-    own = [row for row in published if row.reference.startswith(network) and row.method.startswith(network)]
-    parts, remarks = [], {}
+    own = [row for row in published if row.source.startswith(network) and row.method.startswith(network)]
+    own = [row for row in own if "multiple" not in row.source]  # variants with several scales or passes
+    parts, notes = [], {}
     for protocol, rows in groupby(own, key=lambda row: benchmarks[row.benchmark].protocol):
         rows = list(rows)
         columns = {key: each for key, each in PROTOCOLS[protocol].columns.items() if key in rows[0].figures}
@@ -71,15 +72,16 @@ def papers(network: str) -> str:
         ]
         titles = [column.title for column in columns.values()]
         parts.append(markdown_table(["data", "the paper's figures", "source", *titles], lines))
-        remarks |= dict.fromkeys(remark for row in rows for remark in (*row.remarks, *row.doubts.values()))
-    return "\n\n".join([*parts, *remarks])
+        notes |= dict.fromkeys(note for row in rows for note in row.notes)
+    return "\n\n".join([*parts, " ".join(notes)])
 
 
 def recipes(network: str) -> str:
     """Return the recipes of a network, each with the first sentence of its header."""
     lines = []
     for path in sorted((ROOT / "configs" / network).glob("*.yaml")):
-        header = " ".join(re.findall(r"^# ?(.*)", path.read_text(encoding="utf-8").split("# Source:")[0], re.MULTILINE))
+        text = path.read_text(encoding="utf-8").split("# Source:")[0]
+        header = " ".join(re.findall(r"^# ?(.*)", text, re.MULTILINE))
         lines.append([f"`configs/{network}/{path.name}`", re.split(r"(?<=\.) |: |$", header)[0].rstrip(".")])
     return markdown_table(["recipe", "what it trains"], lines)
 
