@@ -58,7 +58,11 @@ def predict_mask(name: str, image: Image.Image, refine: str) -> tuple[np.ndarray
 def predict_stages(name: str, image: Image.Image) -> list[dict[str, Image.Image]]:
     """Return the maps of each stage by name, shaped like the image."""
     unfolding = shared["catalog"][name].unfold(image, preview_size(image.size, STAGE_SIDE))
-    return [stage.images() for stage in unfolding.stages]
+    # Gray files of mask and edge are a third as large.
+    return [
+        {kind: drawn.convert("L") if kind in ("mask", "edge") else drawn for kind, drawn in stage.images().items()}
+        for stage in unfolding.stages
+    ]
 
 
 def preview_size(size: tuple[int, int], side: int) -> tuple[int, int]:

@@ -200,7 +200,7 @@ const unfold = () => {
 const takeStages = () => {
   const failed = props.stages?.error;
   stages = failed ? null : props.stages || null;
-  find(".uc-waiting").textContent = failed ? `${failed} Press Play to try again.` : "Unfolding…";
+  find(".uc-waiting").textContent = failed || "Unfolding…";
   find(".uc-maps").toggleAttribute("data-ready", Boolean(stages));
   stage.disabled = !stages;
   play.disabled = !stages && !failed;
