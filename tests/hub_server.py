@@ -1,24 +1,20 @@
-"""A Hugging Face Hub on 127.0.0.1, for tests with the real clients and without internet. Standard library only.
+"""A small Hugging Face Hub on 127.0.0.1, for tests with the real clients and without internet.
 
     with HubServer(tmp_path / "hub") as hub:
         subprocess.run([sys.executable, "-c", code], env=hub.environment(tmp_path / "home"))
 
-Clients read the endpoint when they are imported, so that each needs a process of its own. `python tests/hub_server.py FOLDER`
-serves by hand. `ROUTES` lists the calls that are answered: who am I; create, delete, settings of a repository; validate-yaml;
-preupload, LFS batch, upload in one or several parts, verify; commit; info, tree, paths-info, refs, commits; branches and tags;
-resolve. As on the real Hub:
+Clients read the endpoint when they are imported, so each needs its own process. `ROUTES` lists the calls that are
+answered. As on the real Hub:
 
-- A commit is a full snapshot. It is read and checked whole before its branch moves, and stays readable by its id.
-- Large files are uploaded before the commit, stay when it fails, and are not asked for again in the same repository.
-- A new repository has a first commit, which holds `.gitattributes`, and `README.md` in a Space.
-- Who may not see a repository is told that there is none: 404, or 401 without a token.
+- A commit is a full snapshot. It is read and checked completely before its branch moves, and stays readable by its id.
+- Large files are uploaded before the commit, stay when it fails, and are not requested again in the same repository.
+- A new repository has a first commit with `.gitattributes`, and `README.md` in a Space.
+- Without access to a repository, clients get the same answer as for a missing one: 404, or 401 without a token.
 
-What differs: uploads go through LFS, as for clients without Xet; large files come from the same host, without a redirect, and
-an upload's address is not signed, but works only for what was announced; listings have one page and name one last commit for
-all files; there are no pull requests; of a card's metadata little is checked. State lives as long as the object.
+What differs: uploads use LFS, as for clients without Xet, in one part. Large files come from the same host. Listings
+have one page. Few of a card's metadata are checked. State lives as long as the object.
 """
 
-import argparse
 import base64
 import contextlib
 import hashlib
@@ -46,32 +42,24 @@ LFS_SUFFIXES = tuple(f".{name}" for name in re.findall(r"\w+", _LARGE))
 PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 ORGANIZATION = "org"  # every user belongs to it
 
-# Method, path, what the caller must be allowed to do to the repository that the path names, method of `HubServer`.
+# Method, path, right that the caller needs on the repository, method of `HubServer`.
 _API = "/api/{type}s/{repo}"
 ROUTES = [
-    ("GET", "/api/whoami-v2", None, "_whoami"),
     ("POST", "/api/repos/create", None, "_create_repo"),
-    ("DELETE", "/api/repos/delete", None, "_delete_repo"),
     ("POST", "/api/validate-yaml", None, "_validate_yaml"),
     ("GET", _API, "read", "_info"),
     ("GET", _API + "/revision/{revision}", "read", "_info"),
     ("GET", _API + "/tree/{revision}", "read", "_tree"),
     ("GET", _API + "/tree/{revision}/{path}", "read", "_tree"),
-    ("POST", _API + "/paths-info/{revision}", "read", "_paths_info"),
     ("GET", _API + "/refs", "read", "_refs"),
-    ("GET", _API + "/commits/{revision}", "read", "_commits"),
     ("PUT", _API + "/settings", "write", "_settings"),
     ("POST", _API + "/branch/{name}", "write", "_create_branch"),
-    ("DELETE", _API + "/branch/{name}", "write", "_delete_branch"),
     ("POST", _API + "/tag/{revision}", "write", "_create_tag"),
-    ("DELETE", _API + "/tag/{name}", "write", "_delete_tag"),
     ("POST", _API + "/preupload/{revision}", "write", "_preupload"),
     ("POST", _API + "/commit/{revision}", "write", "_commit"),
     ("POST", "/{prefix}{repo}.git/info/lfs/objects/batch", "write", "_lfs_batch"),
     ("POST", "/{prefix}{repo}.git/info/lfs/verify", "write", "_lfs_verify"),
     ("PUT", "/lfs/{type}/{repo}/{oid}", "upload", "_lfs_upload"),
-    ("PUT", "/lfs/{type}/{repo}/{oid}/{part}", "upload", "_lfs_part"),
-    ("POST", "/lfs/{type}/{repo}/{oid}", "upload", "_lfs_complete"),
     ("GET", "/{prefix}{repo}/resolve/{revision}/{path}", "read", "_resolve"),
 ]
 _FIELDS = {
@@ -98,7 +86,7 @@ class Reply:
 
 
 class Refusal(Exception):
-    """An answer that is an error; by the code, clients tell what is missing."""
+    """Error answer; its code tells clients what is missing."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **body):
         super().__init__(message)
@@ -108,11 +96,11 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class File:
-    """A file of a commit; its bytes are in the store."""
+    """File of a commit; its bytes are in the store."""
 
     sha256: str
     size: int
-    blob_id: str  # of git: for a large file that of its pointer
+    blob_id: str  # hash of git; for a large file, hash of its pointer
     is_lfs: bool
 
     @property
@@ -121,7 +109,7 @@ class File:
 
     @property
     def lfs(self) -> dict:
-        """What listings say of large files only; some call the hash oid, others sha256."""
+        """Return the details of large files; listings call the hash oid or sha256."""
         details = {"oid": self.sha256, "sha256": self.sha256, "size": self.size, "pointerSize": 134}
         return {"lfs": details} if self.is_lfs else {}
 
@@ -146,7 +134,6 @@ class Repo:
     tags: dict[str, str] = field(default_factory=dict)
     lfs_sizes: dict[str, int] = field(default_factory=dict)  # of uploaded files, in a commit or not
     announced: dict[str, int] = field(default_factory=dict)  # sizes of what may be uploaded
-    parts: dict[tuple[str, int], bytes] = field(default_factory=dict)
 
     def at(self, revision: str) -> Commit:
         """Return the commit that a branch, a tag or the beginning of a commit id names."""
@@ -160,7 +147,7 @@ class Repo:
 
 @dataclass
 class Call:
-    """A request that was read whole."""
+    """Request with its body."""
 
     fields: dict[str, str]  # of the route
     query: dict[str, list[str]]
@@ -175,7 +162,7 @@ class Call:
 
     @property
     def commit(self) -> Commit:
-        """What the path names, else the newest."""
+        """Return the commit that the path names, or the newest."""
         return self.repo.at(self.fields.get("revision", "main"))
 
 
@@ -184,13 +171,11 @@ class HubServer:
 
     Attributes:
         requests: "METHOD /path" of all requests in order, without queries.
-        part_size: Large files of more bytes are asked for in parts of that many.
     """
 
-    def __init__(self, root: Path, users: dict[str, str] | None = None):
-        self.users = {"hf_test": "tester"} if users is None else users  # token -> name
+    def __init__(self, root: Path):
+        self.users = {"hf_test": "tester"}  # token -> name
         self.requests: list[str] = []
-        self.part_size = 50 * 1000**2
         self._repos: dict[tuple[str, str], Repo] = {}
         self._store = Path(root) / "objects"
         self._store.mkdir(parents=True, exist_ok=True)
@@ -215,7 +200,7 @@ class HubServer:
         self.stop()
 
     def start(self) -> None:
-        """Serve; after `stop` on the same port, with nothing left of `fail_after`."""
+        """Serve; after `stop` on the same port and without `fail_after`."""
         self._last_byte = None
         deadline = time.monotonic() + 5
         while True:
@@ -231,7 +216,7 @@ class HubServer:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
-        """Close the port and all connections; what is under way gets no answer."""
+        """Close the port and all connections; open requests get no answer."""
         with self._lock:
             server, self._server = self._server, None
             connections = list(self._connections)
@@ -244,12 +229,12 @@ class HubServer:
         server.server_close()
 
     def fail_after(self, num_bytes: int) -> None:
-        """Die, without an answer, as soon as that many more bytes of request bodies have been read."""
+        """Stop without an answer after that many more bytes of request bodies."""
         with self._lock:
             self._last_byte = self._num_bytes_read + num_bytes
 
     def environment(self, home: Path, token: str | None = "hf_test") -> dict[str, str]:
-        """Return the environment for a client: this endpoint, caches in `home`, no other setting of the libraries."""
+        """Return the environment for a client, with caches in `home`."""
         kept = {name: value for name, value in os.environ.items() if not re.match("HF_|HUGGING|TRANSFORMERS_", name)}
         no_proxy = ",".join(filter(None, [kept.get("no_proxy") or kept.get("NO_PROXY"), "127.0.0.1"]))
         return {
@@ -265,8 +250,12 @@ class HubServer:
             **({"HF_TOKEN": token} if token else {}),
         }
 
+    def count_commits(self, repo_id: str) -> int:
+        """Return the number of commits of a model's repository, on all branches."""
+        return len(self._repos["model", repo_id].commits)
+
     def files(self, repo_id: str, repo_type: str = "model", revision: str = "main") -> dict[str, bytes]:
-        """Return path -> content, whoever may see it."""
+        """Return path -> content, without access checks."""
         with self._lock:
             commit = self._repos[repo_type, repo_id].at(revision)
         return {path: self._read(file) for path, file in commit.files.items()}
@@ -311,7 +300,7 @@ class HubServer:
         return user is not None and namespace in (user, ORGANIZATION)
 
     def _named(self, call: Call) -> tuple[str, str]:
-        """Return type and id of the repository that a body names, which the caller may make or delete."""
+        """Return type and id of the repository that a body names, if the caller may make it."""
         if call.user is None:
             raise Refusal(401, "Invalid username or password.")
         repo_type, namespace = call.json.get("type") or "model", call.json.get("organization") or call.user
@@ -324,21 +313,14 @@ class HubServer:
 
     # ---- repositories -----------------------------------------------------------------------------------------------
 
-    def _whoami(self, call: Call) -> dict:
-        if call.user is None:
-            raise Refusal(401, "Invalid username or password.")
-        organization = {"type": "org", "name": ORGANIZATION, "fullname": ORGANIZATION, "roleInOrg": "admin"}
-        token = {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}}
-        return {"type": "user", "name": call.user, "fullname": call.user, "orgs": [organization], "auth": token}
-
     def _create_repo(self, call: Call) -> dict:
         repo_type, repo_id = self._named(call)
         name = repo_id.partition("/")[2]
         if not re.fullmatch(r"(?!.*(--|\.\.))\w([\w.-]{0,94}\w)?(?<!\.git)", name, re.ASCII):
             raise Refusal(
                 400,
-                "Only regular characters and '-', '_', '.' are accepted. '--' and '..' are forbidden. '-' and '.' cannot "
-                'start or end the name. The name cannot end with ".git". Max length is 96.',
+                "Only regular characters and '-', '_', '.' are accepted. '--' and '..' are forbidden. '-' and '.' "
+                'cannot start or end the name. The name cannot end with ".git". Max length is 96.',
             )
         url = f"{self.url}/{PREFIXES[repo_type]}{repo_id}"
         if (repo_type, repo_id) in self._repos:
@@ -351,12 +333,6 @@ class HubServer:
             files["README.md"] = self._add(f"---\ntitle: {name}\nsdk: {sdk}\n---\n".encode())
         self._record(repo, "main", files, "initial commit")
         return {"url": url, "name": repo_id, "private": is_private}
-
-    def _delete_repo(self, call: Call) -> dict:
-        key = self._named(call)
-        self._find(*key, call.user, "write")
-        del self._repos[key]
-        return {}
 
     def _settings(self, call: Call) -> dict:
         if "visibility" in call.json:
@@ -381,19 +357,6 @@ class HubServer:
         if name in refs:
             raise Refusal(409, f"Reference {name} already exists")
         refs[name] = commit.oid
-        return {}
-
-    def _delete_branch(self, call: Call) -> dict:
-        if call.fields["name"] == "main":
-            raise Refusal(403, "The main branch cannot be deleted")
-        return self._forget(call.repo.branches, call.fields["name"])
-
-    def _delete_tag(self, call: Call) -> dict:
-        return self._forget(call.repo.tags, call.fields["name"])
-
-    def _forget(self, refs: dict[str, str], name: str) -> dict:
-        if refs.pop(name, None) is None:
-            raise Refusal(404, f"Invalid rev id: {name}", "RevisionNotFound")
         return {}
 
     # ---- reading ----------------------------------------------------------------------------------------------------
@@ -425,18 +388,6 @@ class HubServer:
         if folder and not below:
             raise Refusal(404, f"{folder} does not exist on {call.commit.oid}", "EntryNotFound")
         return [entry for entry in below if is_recursive or "/" not in entry["path"].removeprefix(start)]
-
-    def _paths_info(self, call: Call) -> list[dict]:
-        paths = {path.strip("/") for path in parse_qs(call.body.decode()).get("paths", [])}
-        return [entry for entry in _entries(call.commit) if entry["path"] in paths]
-
-    def _commits(self, call: Call) -> list[dict]:
-        found, oid = [], call.commit.oid
-        while oid:
-            commit = call.repo.commits[oid]
-            found.append({"id": oid, "title": commit.title, "message": "", "date": commit.date, "authors": []})
-            oid = commit.parent
-        return found
 
     def _resolve(self, call: Call) -> Reply:
         headers = {"X-Repo-Commit": call.commit.oid, "Accept-Ranges": "bytes"}
@@ -485,28 +436,11 @@ class HubServer:
                 continue
             repo.announced[oid] = size
             upload = {"href": f"{self.url}/lfs/{repo.type}/{repo.id}/{oid}"}
-            if size > self.part_size and "multipart" in call.json.get("transfers", []):
-                numbers = range(1, -(-size // self.part_size) + 1)
-                urls = {str(number): f"{upload['href']}/{number}" for number in numbers}
-                upload["header"] = {"chunk_size": str(self.part_size), **urls}
             objects[-1] |= {"authenticated": True, "actions": {"upload": upload, "verify": {"href": verify}}}
         return {"transfer": "basic", "objects": objects}
 
     def _lfs_upload(self, call: Call) -> dict:
-        return self._keep(call.repo, call.fields["oid"], call.body)
-
-    def _lfs_part(self, call: Call) -> Reply:
-        call.repo.parts[call.fields["oid"], int(call.fields["part"])] = call.body
-        return Reply(headers={"ETag": f'"{hashlib.md5(call.body).hexdigest()}"'})
-
-    def _lfs_complete(self, call: Call) -> dict:
-        oid, asked = call.fields["oid"], call.json["parts"]
-        parts = [call.repo.parts[oid, part["partNumber"]] for part in asked]
-        if [part["etag"] for part in asked] != [f'"{hashlib.md5(part).hexdigest()}"' for part in parts]:
-            raise Refusal(400, "One or more of the specified parts could not be found")
-        return self._keep(call.repo, oid, b"".join(parts))
-
-    def _keep(self, repo: Repo, oid: str, content: bytes) -> dict:
+        repo, oid, content = call.repo, call.fields["oid"], call.body
         if repo.announced.get(oid) != len(content) or hashlib.sha256(content).hexdigest() != oid:
             raise Refusal(400, "The content does not match the announced size and hash")
         repo.lfs_sizes[oid] = self._add(content).size
@@ -519,16 +453,12 @@ class HubServer:
 
     def _commit(self, call: Call) -> dict:
         repo, branch = call.repo, call.fields["revision"]
-        if call.query.get("create_pr"):
-            raise Refusal(501, "This server has no pull requests")
         if branch not in repo.branches:
             raise Refusal(404, f"Invalid rev id: {branch}", "RevisionNotFound")
         (key, header), *operations = [(line["key"], line["value"]) for line in map(json.loads, call.body.splitlines())]
         if key != "header" or not header["summary"]:
             raise Refusal(400, "The first line must be a header with a summary")
         head = repo.at(branch)
-        if not head.oid.startswith(header.get("parentCommit") or head.oid):
-            raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         files = dict(head.files)
         for key, value in operations:
             self._apply(repo, files, key, value)
@@ -553,13 +483,9 @@ class HubServer:
                 raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {path}")
             pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{value['oid']}\nsize {size}\n"
             files[path] = File(value["oid"], size, _blob_id(pointer.encode()), is_lfs=True)
-        elif key in ("deletedFile", "deletedFolder"):
-            start = path.removesuffix("/") + "/"
-            gone = [one for one in files if (one.startswith(start) if key == "deletedFolder" else one == path)]
-            if not gone:
+        elif key == "deletedFile":
+            if files.pop(path, None) is None:
                 raise Refusal(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
-            for one in gone:
-                del files[one]
         else:
             raise Refusal(400, f"Unknown operation: {key}")
 
@@ -582,7 +508,7 @@ class HubServer:
         return (self._store / file.sha256).read_bytes()
 
     def _count(self, num_bytes: int) -> None:
-        """Count what was read of a body, and die where `fail_after` said."""
+        """Count bytes of a body, and stop where `fail_after` said."""
         with self._lock:
             self._num_bytes_read += num_bytes
             is_over = self._last_byte is not None and self._num_bytes_read >= self._last_byte
@@ -595,7 +521,7 @@ class _Server(ThreadingHTTPServer):
     hub: HubServer
 
     def handle_error(self, request, client_address) -> None:
-        """Print nothing of a connection that ended in the middle."""
+        """Print nothing about broken connections."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -621,7 +547,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         hub, (path, _, query) = self.server.hub, self.path.partition("?")
         hub.requests.append(f"{self.command} {path}")
-        body = b"".join(self.read_body())
+        body = b"".join(self.read_body(int(self.headers.get("Content-Length") or 0)))
         method = "GET" if self.command == "HEAD" else self.command
         try:
             with hub._lock:
@@ -638,17 +564,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
 
-    def read_body(self) -> Iterator[bytes]:
-        """Yield a body whose length is told, or which comes in chunks."""
-        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            yield from self.read_counted(int(self.headers.get("Content-Length") or 0))
-            return
-        while length := int(self.rfile.readline().partition(b";")[0] or b"-1", 16):
-            yield from self.read_counted(length)
-            self.rfile.readline()
-        self.rfile.readline()
-
-    def read_counted(self, length: int) -> Iterator[bytes]:
+    def read_body(self, length: int) -> Iterator[bytes]:
         while length:
             piece = self.rfile.read(min(length, 1 << 16)) if length > 0 else b""
             if not piece:
@@ -670,7 +586,7 @@ def _blob_id(content: bytes) -> str:
 
 
 def _entries(commit: Commit) -> Iterator[dict]:
-    """Yield folders and files as listings have them."""
+    """Yield folders and files in the form of listings."""
     last = {"id": commit.oid, "title": commit.title, "date": commit.date}
     folders = {str(folder) for path in commit.files for folder in Path(path).parents} - {"."}
     for path in sorted({*folders, *commit.files}):
@@ -681,7 +597,7 @@ def _entries(commit: Commit) -> Iterator[dict]:
 
 
 def _check_card(text: str, repo_type: str) -> list[str]:
-    """Return warnings on a card; refuse what the Hub refuses, as far as that can be seen without a YAML parser."""
+    """Return warnings about a card; refuse some of what the Hub refuses."""
     metadata = re.match(r"---\r?\n(.*?)^---\s*$", text, re.DOTALL | re.MULTILINE)
     if metadata is None and not text.startswith("---"):
         return ["empty or missing yaml metadata in repo card"]
@@ -693,12 +609,3 @@ def _check_card(text: str, repo_type: str) -> list[str]:
     else:
         return []
     raise Refusal(400, "Invalid metadata in README.md", errors=[{"message": fault}], warnings=[])
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Serve a Hugging Face Hub on 127.0.0.1 until Ctrl-C.")
-    parser.add_argument("root", type=Path, help="folder for the bytes of files")
-    with HubServer(parser.parse_args().root) as served, contextlib.suppress(KeyboardInterrupt):
-        sys.stdout.write(f"{served.url}\n")
-        sys.stdout.flush()
-        threading.Event().wait()

@@ -1,6 +1,5 @@
-"""The converter, against the published names and shapes and against the published topology written out plainly."""
+"""The converter against the published names, shapes and topology."""
 
-import importlib.util
 import math
 import os
 from pathlib import Path
@@ -12,17 +11,15 @@ from transformers import AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
+from unconceal.__main__ import main
 from unconceal.hub.convert import convert_srs_reconstruction, convert_srs_segmentation, load_published
 from unconceal.utils.errors import UserError
 
 
 ROOT = Path(__file__).parents[1]
 SPECS = Path(os.environ.get("UNCONCEAL_SPECS", ROOT.parent / "shared" / "specs"))
-spec = importlib.util.spec_from_file_location("convert_checkpoint", ROOT / "scripts" / "convert_checkpoint.py")
-convert_checkpoint = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(convert_checkpoint)
 
-# What each node of the grid reads, in this order: "u" enlarges, "d" pools.
+# Inputs of each node of the grid, in order: "u" upsamples, "d" pools.
 NODES = {
     "0_0": [],
     "1_0": ["d0_0"],
@@ -42,7 +39,7 @@ NETWORKS = {
 
 
 def published_shapes(network: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a published state dict."""
+    """Return names and shapes of a published state dict."""
     facts = NETWORKS[network]
     widths, shapes = facts["widths"], {}
 
@@ -98,13 +95,13 @@ def published_shapes(network: str) -> dict[str, tuple[int, ...]]:
 
 
 def random_state(network: str) -> dict[str, torch.Tensor]:
-    """A published state dict of random tensors, at scales that keep the activations near 1."""
+    """Return a published state dict of random tensors that keep the activations near 1."""
     generator = torch.Generator().manual_seed(ord(network))
     state = {}
     for name, shape in published_shapes(network).items():
         noise = torch.randn(shape, generator=generator)
         if name.startswith("PKernel_D2.Conv.2"):
-            state[name] = noise / 48  # these are kernels of a 3x3 convolution with 256 inputs
+            state[name] = noise / 48  # kernels of a 3x3 convolution with 256 inputs
         elif name.endswith("num_batches_tracked"):
             state[name] = torch.tensor(7)
         elif name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1):
@@ -117,7 +114,7 @@ def random_state(network: str) -> dict[str, torch.Tensor]:
 
 
 class Published:
-    """The published networks' forward pass, written from their description over a published state dict."""
+    """Forward pass of the published networks over a published state dict."""
 
     def __init__(self, state: dict, depths: tuple, batch_statistics: bool = False):
         self.state, self.depths, self.batch_statistics = state, depths, batch_statistics
@@ -163,7 +160,7 @@ class Published:
         return features
 
     def dynamic_conv(self, x, y):
-        """DPConv as the paper draws it: a kernel for every image of the batch."""
+        """Run the paper's DPConv: each image of the batch has its own kernel."""
         batch, channels = x.shape[:2]
         a = self.spatial_attention("PKernel_D2.sa", self.channel_attention("PKernel_D2.ca", y) * y) * y
         v = F.adaptive_avg_pool2d(self.conv("PKernel_D2.Conv.0", a), 1)
@@ -219,7 +216,7 @@ def states():
 @pytest.fixture(scope="module")
 def files(states, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
-    # The one as data-parallel training leaves it, the other in a wrapper: both are met in the wild.
+    # One as data-parallel training leaves it, the other in a wrapper: both exist.
     torch.save({f"module.{name}": tensor for name, tensor in states["r"].items()}, folder / "R.pth")
     torch.save({"state_dict": states["s"], "epoch": 3}, folder / "S.pth")
     return folder / "R.pth", folder / "S.pth"
@@ -229,7 +226,7 @@ def files(states, tmp_path_factory):
 def test_names_and_shapes_are_the_published_ones(network):
     path = SPECS / f"srs_{network}_published_keys.tsv"
     if not path.is_file():
-        pytest.skip(f"{path} is not here")
+        pytest.skip(f"no {path}")
     lines = (line.split("\t") for line in path.read_text().splitlines() if not line.startswith("#"))
     expected = {name: shape for name, shape in lines}
     assert {name: str(shape) for name, shape in published_shapes(network).items()} == expected
@@ -264,19 +261,31 @@ def test_segmentation_equals_the_published_networks(states):
             guide = Published(states["r"], NETWORKS["r"]["depths"], batch_statistics)
             features["3_0"] = deepest + published.dynamic_conv(deepest, guide.encode(image)["3_0"])
             expected = published.decode(features, contrast=False)
-            # What is compared is no constant, and the guidance matters to it.
+            # The output is not constant, and depends on the guidance.
             assert expected.std() > 0.03
             assert (expected - without_guidance).abs().max() > 0.03
             model.config.reconstruction_batch_statistics = batch_statistics
             torch.testing.assert_close(model.eval()(image).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_command_line_makes_folders_that_open(states, files, tmp_path, capsys):
+def test_command_writes_folders_that_open(states, files, tmp_path, capsys):
     r, s = map(str, files)
     out, r_out = str(tmp_path / "srs"), str(tmp_path / "srs-r")
     quirks = ["--release-quirks", "--bgr"]
-    convert_checkpoint.main(
-        ["srs", "--reconstruction", r, "--segmentation", s, "--out", out, "--reconstruction-out", r_out, *quirks]
+    main(
+        [
+            "convert",
+            "srs",
+            "--reconstruction",
+            r,
+            "--segmentation",
+            s,
+            "--out",
+            out,
+            "--reconstruction-out",
+            r_out,
+            *quirks,
+        ]
     )
     printed = capsys.readouterr().out
     assert "IPATR0.conv1" in printed
@@ -291,21 +300,30 @@ def test_command_line_makes_folders_that_open(states, files, tmp_path, capsys):
     assert processor.channel_order == "bgr"
     assert processor.image_std == pytest.approx([255 * 0.229, 255 * 0.224, 255 * 0.225])
     with pytest.raises(UserError, match="not an empty folder"):
-        convert_checkpoint.main(["srs", "--reconstruction", r, "--out", out])
+        main(["convert", "srs", "--reconstruction", r, "--out", out])
 
 
 def test_reconstruction_alone(files, tmp_path):
-    convert_checkpoint.main(["srs", "--reconstruction", str(files[0]), "--out", str(tmp_path / "r")])
+    main(["convert", "srs", "--reconstruction", str(files[0]), "--out", str(tmp_path / "r")])
     model = AutoModel.from_pretrained(tmp_path / "r")
     assert isinstance(model, SrsForReconstruction)
     assert not model.config.reconstruction_batch_statistics
     with pytest.raises(UserError, match="--segmentation"):
-        convert_checkpoint.main(
-            ["srs", "--reconstruction", str(files[0]), "--out", str(tmp_path / "x"), "--reconstruction-out", "y"]
+        main(
+            [
+                "convert",
+                "srs",
+                "--reconstruction",
+                str(files[0]),
+                "--out",
+                str(tmp_path / "x"),
+                "--reconstruction-out",
+                "y",
+            ]
         )
 
 
-def test_every_fault_is_named(states):
+def test_error_names_every_fault(states):
     config = SrsConfig()
     published = states["r"]
     missing = {name: tensor for name, tensor in published.items() if name != "conv2_1.3.bn2.running_var"}
@@ -322,7 +340,7 @@ def test_every_fault_is_named(states):
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 broken"])
-def test_a_file_that_is_no_checkpoint(tmp_path, content):
+def test_damaged_files_are_refused(tmp_path, content):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match="x.pth") as error:
@@ -330,7 +348,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-def test_other_files_of_torch(tmp_path):
+def test_other_files_of_torch_are_refused(tmp_path):
     with pytest.raises(UserError, match="no file"):
         load_published(tmp_path / "absent.pth")
     torch.save([1, 2], tmp_path / "list.pth")

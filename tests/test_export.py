@@ -1,6 +1,5 @@
-"""Exported files against their networks, what lies beside them, what is refused; and compiling."""
+"""Exported files against their networks, their folder, refusals; and compiling."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -25,26 +24,23 @@ from unconceal import (
     SrsForImageSegmentation,
     SrsForReconstruction,
 )
+from unconceal.__main__ import main as run_command
 from unconceal.api import Segmenter, load
-from unconceal.hub.export import FORMATS, check_sizes, export_model
+from unconceal.hub.export import check_sizes, export_model
+from unconceal.hub.formats import FORMATS
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.selective_scan import selective_scan
 from unconceal.utils.errors import UserError, run_main
 
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "export.py"
-spec = importlib.util.spec_from_file_location("export_script", SCRIPT)
-export_script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(export_script)
-
 NETWORKS = {
     "opds": (OpdsForImageSegmentation, TINY_OPDS),
-    # Two stages, the first of which must be enlarged by 8: four take twice as long to trace.
+    # Two stages, the first at an eighth of the size. Four take twice as long to trace.
     "run": (RunForImageSegmentation, {**TINY_RUN, "stage_levels": (3, 0)}),
     "srs": (SrsForImageSegmentation, TINY_SRS),
 }
 
-# Runs a program of torch.export where neither this package nor transformers can be imported.
+# Runs a program of torch.export without this package and transformers.
 ELSEWHERE = """
 import sys
 
@@ -67,15 +63,15 @@ def make_tester(name: str) -> ModelTester:
 
 
 def main(*args):
-    """Run the script as a shell would, and return its exit code."""
+    """Run `unconceal export` as a shell would, and return its exit code."""
     with pytest.raises(SystemExit) as caught:
-        run_main(lambda: export_script.main([str(arg) for arg in args]))
+        run_main(lambda: run_command(["export", *map(str, args)]))
     return caught.value.code
 
 
 @pytest.fixture(scope="module")
 def segmenter():
-    """The smallest network there is, with fresh weights."""
+    """Return the smallest network, with random weights."""
     torch.manual_seed(0)
     model = SrsForImageSegmentation(SrsConfig(**SMALLEST_SRS)).eval()
     return Segmenter(model, UnconcealImageProcessor(size={"height": 32, "width": 40}, image_mean=0.3, image_std=0.2))
@@ -91,7 +87,7 @@ def checkpoint(segmenter, tmp_path_factory):
 
 @pytest.fixture
 def traced_once(monkeypatch):
-    """Keep torch from tracing: for tests of what happens around it."""
+    """Replace the tracing, for tests of what happens around it."""
     monkeypatch.setattr(export_module, "_trace", lambda *_: None)
 
     def save(program, path, *_):
@@ -103,7 +99,7 @@ def traced_once(monkeypatch):
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-# The others take minutes. OPDS to ONNX is also what a command of the README does, which checks its file itself.
+# The others take minutes.
 QUICK = (("run", "onnx"), ("srs", "onnx"), ("srs", "torch-export"))
 WAYS = [
     pytest.param(way, id="-".join(way), marks=() if way in QUICK else pytest.mark.thorough)
@@ -113,7 +109,7 @@ WAYS = [
 
 @pytest.fixture(scope="module", params=WAYS)
 def exported(request, tmp_path_factory):
-    """(format, report, model, the file as a function) of each network in each format."""
+    """Return (format, report, model, the file as a function) of each network in each format."""
     name, format = request.param
     if format == "onnx":
         onnxruntime = pytest.importorskip("onnxruntime")
@@ -138,7 +134,7 @@ def exported(request, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_exported_file_gives_the_logits_of_the_network_at_any_size(exported):
+def test_export_gives_the_logits_of_the_network_at_any_size(exported):
     _, report, model, run = exported
     assert report.difference < 1e-5
     assert (report.tolerance, report.stray_share) == (1e-4, 0)
@@ -152,7 +148,7 @@ def test_exported_file_gives_the_logits_of_the_network_at_any_size(exported):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_folder_holds_the_file_and_its_settings_alone(exported):
+def test_folder_holds_only_the_file_and_its_settings(exported):
     _, report, model, _ = exported
     folder = report.path.parent
     assert {path.name for path in folder.iterdir()} == {report.path.name, "config.json", "preprocessor_config.json"}
@@ -160,7 +156,7 @@ def test_folder_holds_the_file_and_its_settings_alone(exported):
     assert config["model_type"] == model.config.model_type
     assert not {"auto_map", "custom_pipelines"} & config.keys(), "names code that is not here"
     assert UnconcealImageProcessor.from_pretrained(folder).size == {"height": 64, "width": 48}
-    # No path of this machine: neither what traces name nor where the package lies.
+    # No local path: neither in traces nor of the package.
     if report.path.suffix == ".pt2":
         with zipfile.ZipFile(report.path) as archive:
             parts = [archive.read(name) for name in archive.namelist()]
@@ -172,7 +168,7 @@ def test_folder_holds_the_file_and_its_settings_alone(exported):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_file_tells_how_to_prepare_a_picture(exported, tmp_path):
+def test_metadata_say_how_to_prepare_an_image(exported, tmp_path):
     format, report, model, run = exported
     if format == "onnx":
         onnx = pytest.importorskip("onnx")
@@ -188,7 +184,7 @@ def test_file_tells_how_to_prepare_a_picture(exported, tmp_path):
         assert done.returncode == 0, done.stderr
         about = json.loads(done.stdout)
     assert about["network"] in NETWORKS and isinstance(model, NETWORKS[about["network"]][0])
-    # As a consumer would: the picture, prepared by what the file says, is what the processor makes of it.
+    # An image prepared by the metadata equals the processor's.
     height, width = json.loads(about["image_size"])
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     assert about["channel_order"] == "rgb"
@@ -204,7 +200,7 @@ def test_file_tells_how_to_prepare_a_picture(exported, tmp_path):
 @pytest.mark.thorough
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("format", FORMATS)
-def test_script_exports_half_precision_in_single_and_the_same_file_twice(format, checkpoint, tmp_path, capsys):
+def test_command_exports_half_precision_as_float32_and_is_reproducible(format, checkpoint, tmp_path, capsys):
     if format == "onnx":
         pytest.importorskip("onnxruntime")
     half = tmp_path / "half"
@@ -214,7 +210,7 @@ def test_script_exports_half_precision_in_single_and_the_same_file_twice(format,
     for out in ("one", "two"):
         assert main(half, "--format", format, "--out", tmp_path / out, "--size", 48, 32, *opset) == 0
         output = capsys.readouterr().out
-        for part in (str(tmp_path / out / FORMATS[format]), "from a checkpoint in bfloat16", "48x32", "difference"):
+        for part in (str(tmp_path / out / FORMATS[format]), "from a checkpoint in bfloat16", "32x48", "difference"):
             assert part in output
         assert ("opset 18" in output) == (format == "onnx")
     for name in (FORMATS[format], "config.json", "preprocessor_config.json"):
@@ -224,12 +220,11 @@ def test_script_exports_half_precision_in_single_and_the_same_file_twice(format,
         "width": 32,
     }
     assert json.loads((tmp_path / "one" / "config.json").read_text())["dtype"] == "float32"
-    # The check has compared it with the network in single precision, of which the weights are the half ones.
     assert load(half, "cpu").model.dtype == torch.bfloat16
 
 
 def test_a_scan_is_exported_as_one_loop():
-    """Its steps one by one would be thousands of nodes. tests/test_selective_scan.py compares the values."""
+    """Unrolled, its steps would be thousands of nodes. tests/test_selective_scan.py compares the values."""
 
     class Scan(torch.nn.Module):
         def forward(self, x, delta, A, B, C):
@@ -244,7 +239,7 @@ def test_a_scan_is_exported_as_one_loop():
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
-def test_users_mistakes_give_one_line(checkpoint, tmp_path, capsys, monkeypatch):
+def test_mistakes_of_users_give_one_line(checkpoint, tmp_path, capsys, monkeypatch):
     reconstruction = tmp_path / "reconstruction"
     SrsForReconstruction(SrsConfig(**SMALLEST_SRS)).save_pretrained(reconstruction)
     UnconcealImageProcessor().save_pretrained(reconstruction)
@@ -256,10 +251,10 @@ def test_users_mistakes_give_one_line(checkpoint, tmp_path, capsys, monkeypatch)
         ((checkpoint, "--format", "onnx", "--out", new, "--opset", 17), "17", "18 to 23"),
         ((checkpoint, "--format", "torch-export", "--out", new, "--opset", 18), "opset", "torch-export"),
         ((tmp_path / "empty", "--format", "torch-export", "--out", new), "without config.json"),
-        ((tmp_path / "none", "--format", "torch-export", "--out", new), "no folder"),
+        ((tmp_path / "none", "--format", "torch-export", "--out", new), "not a folder"),
         ((reconstruction, "--format", "torch-export", "--out", new), "SrsForReconstruction", "trained to segment"),
-        ((checkpoint, "--format", "torch-export", "--out", new, "--size", 32, 31), "32x31", "at least 32x32"),
-        ((checkpoint, "--format", "torch-export", "--out", tmp_path / "file"), "is no folder"),
+        ((checkpoint, "--format", "torch-export", "--out", new, "--size", 32, 31), "31x32", "at least 32x32"),
+        ((checkpoint, "--format", "torch-export", "--out", tmp_path / "file"), "is not a folder"),
         ((checkpoint, "--format", "torch-export", "--out", tmp_path / "file" / "deeper"), "cannot write"),
         ((checkpoint, "--format", "torch-export", "--out", checkpoint), "not an empty folder", "--overwrite"),
         ((checkpoint, "--format", "torch-export", "--out", checkpoint, "--overwrite"), "which no export wrote"),
@@ -281,11 +276,11 @@ def test_users_mistakes_give_one_line(checkpoint, tmp_path, capsys, monkeypatch)
     [
         (lambda model: lambda images: model(images).logits * (1 + 2e-4) + 2e-4, "differ by up to"),
         (lambda model: lambda images: model(images).logits * float("nan"), "differ by up to nan"),
-        (lambda model: lambda images: model(images).logits[:1], "logits of (1, 1, 32, 40) for 3 image(s) of 32x40"),
-        (lambda model: lambda images: model(images[:, :2]).logits, "fails for 1 image(s) of 32x40"),
+        (lambda model: lambda images: model(images).logits[:1], "logits of (1, 1, 32, 40) for 3 image(s) of 40x32"),
+        (lambda model: lambda images: model(images[:, :2]).logits, "fails for 1 image(s) of 40x32"),
     ],
 )
-def test_a_file_that_differs_never_takes_its_place(run, says, segmenter, traced_once, tmp_path, monkeypatch):
+def test_differing_export_is_not_written(run, says, segmenter, traced_once, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "_open_program", lambda path: run(segmenter.model))
     with pytest.raises(UserError, match="(?s)nothing is written") as caught:
         export_model(segmenter, "torch-export", tmp_path / "out")
@@ -293,7 +288,7 @@ def test_a_file_that_differs_never_takes_its_place(run, says, segmenter, traced_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_spot_that_a_last_bit_has_turned_is_let_pass_and_told(segmenter, traced_once, tmp_path, monkeypatch):
+def test_small_spot_that_differs_is_accepted_and_reported(segmenter, traced_once, tmp_path, monkeypatch):
     def turn_spot(side):
         def run(images):
             logits = segmenter.model(images).logits
@@ -308,23 +303,21 @@ def test_a_spot_that_a_last_bit_has_turned_is_let_pass_and_told(segmenter, trace
     assert report.tolerance < 1e-2
     assert report.stray_share == pytest.approx(9 / (32 * 32), abs=1e-6)  # of the smallest size, one image
     monkeypatch.setattr(export_module, "_open_program", lambda path: turn_spot(4))
-    with pytest.raises(UserError, match="allowed in 1.2% of the pixels"):
+    with pytest.raises(UserError, match="in 1.2% of the pixels"):
         export_model(segmenter, "torch-export", tmp_path / "other")
 
 
-def test_rounding_decides_what_is_allowed_of_a_network_that_enlarges_it():
+def test_network_that_amplifies_rounding_gets_a_larger_tolerance():
     images = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     for factor, least, most in ((1, 1e-4, 1e-4), (2e2, 1.1e-4, 1e-3), (1e7, 1e-2, 1e-2)):
-        # Differences around 1 are multiplied; the logits stay below 2.
+        # Multiplies differences; the logits stay below 2.
         def network(images, factor=factor):
             return (images * factor).sin()
 
         assert least <= export_module._tolerance(network, images, network(images)) <= most
 
 
-def test_overwrite_replaces_an_export_and_keeps_it_when_the_new_one_fails(
-    segmenter, traced_once, tmp_path, monkeypatch
-):
+def test_overwrite_keeps_the_old_export_if_the_new_one_fails(segmenter, traced_once, tmp_path, monkeypatch):
     export_model(segmenter, "torch-export", tmp_path / "out", check=False)
     before = (tmp_path / "out" / "config.json").stat().st_mtime_ns
     with pytest.raises(UserError, match="--overwrite"):
@@ -346,14 +339,14 @@ def test_overwrite_replaces_an_export_and_keeps_it_when_the_new_one_fails(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_export_leaves_the_network_as_it_is(segmenter, traced_once, tmp_path):
+def test_export_does_not_change_the_network(segmenter, traced_once, tmp_path):
     requires_grad = [parameter.requires_grad for parameter in segmenter.model.parameters()]
     export_model(segmenter, "torch-export", tmp_path / "out", size=(64, 64), check=False)
     assert [parameter.requires_grad for parameter in segmenter.model.parameters()] == requires_grad
     assert segmenter.processor.size == {"height": 32, "width": 40}
 
 
-def test_sizes_of_the_check_are_possible_and_unlike():
+def test_sizes_of_the_check_differ_and_are_allowed():
     for own in ((32, 32), (64, 48), (256, 256), (384, 384), (1024, 1024)):
         first, odd, smaller = check_sizes(own, 32)
         assert first == own
@@ -370,7 +363,7 @@ def test_sizes_of_the_check_are_possible_and_unlike():
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_compiled_equals_eager_forward_and_backward(name, dynamic):
-    """Without a C++ compiler: the traced forward and backward passes are run as they are."""
+    """The traced forward and backward passes run as they are, without a C++ compiler."""
     tester = make_tester(name)
     model = tester.make_lively_model()
     torch.compiler.reset()
@@ -384,7 +377,7 @@ def test_compiled_equals_eager_forward_and_backward(name, dynamic):
         loss.backward()
         return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    # Where a maximum or a ReLU is nearly undecided, the last bit decides over eager's own gradients; at these sizes none is.
+    # At these sizes no maximum and no ReLU is so close to undecided that the last bit changes the gradients.
     for size in ((33, 47), (45, 70)) if dynamic else ((33, 47),):
         inputs = tester.make_inputs(size=size)
         model.eval()
