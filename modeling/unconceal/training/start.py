@@ -16,13 +16,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
-from ..api import LOADING_ERRORS
 from ..data.loading import load_splits
 from ..data.splits import split_datasets_at_random
 from ..models import NETWORKS
 from ..models.image_processing_unconceal import UnconcealImageProcessor
-from ..utils.errors import UserError, one_line
+from ..utils.errors import UserError
 from ..utils.files import is_hub_id, make_folder, replacing
+from ..utils.loading import loading_explained
 from .checkpoints import RECIPE_FILE
 from .recipe import DataRecipe, PhaseRecipe, Recipe
 
@@ -95,21 +95,13 @@ def check_start(recipe: Recipe, task: str, resume: bool):
     phase, model_class = recipe.phases[task], NETWORKS[recipe.network].tasks[task]
     processor, config = build_processor(recipe, phase.init_from), build_config(recipe, phase.init_from)
     color = (40, 120, 200)
-    refused = (*LOADING_ERRORS, AssertionError)  # raised by encoders that are not installed or do not fit
-    try:
-        with torch.device("meta"):
-            model = model_class(config).eval()
-    except refused as error:
-        raise UserError(f"recipe: model: {one_line(error)}") from error
-    try:
+    with loading_explained("recipe: model"), torch.device("meta"):
+        model = model_class(config).eval()
+    with loading_explained("recipe: processor"):
         pixel_values = processor(Image.new("RGB", (64, 64), color))["pixel_values"]
         model.check_pixel_values(pixel_values)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"recipe: processor: {one_line(error)}") from error
-    try:
+    with loading_explained("recipe: model"):
         model(pixel_values.to("meta"))
-    except refused as error:
-        raise UserError(f"recipe: model: {one_line(error)}") from error
     plain = model.denormalize(pixel_values)
     if plain is not None:
         seen = plain.mean(dim=(0, 2, 3)) * 255
@@ -129,25 +121,20 @@ def build_config(recipe: Recipe, init_from: str | Path | None) -> PreTrainedConf
         UserError: If the checkpoint is missing or of another network, or the values do not fit together.
     """
     config_class = NETWORKS[recipe.network].config_class
-    try:
-        if init_from is None:
+    if init_from is None:
+        with loading_explained("recipe: model"):
             return config_class(**recipe.model)
-        if not Path(init_from).exists() and not is_hub_id(init_from):
-            raise UserError(
-                f"cannot start from {init_from}: there is no such folder, and a Hub id has the form owner/name"
-            )
+    if not Path(init_from).exists() and not is_hub_id(init_from):
+        raise UserError(
+            f"cannot start from {init_from}: there is no such folder, and a Hub id has the form owner/name"
+        )
+    with loading_explained(f"cannot start from {init_from}"):
         kept = config_class.get_config_dict(init_from)[0]
         found = kept.get("model_type")
         if found != config_class.model_type:
-            raise UserError(
-                f"cannot start from {init_from}: it holds a network of type {found}, "
-                f"expected {config_class.model_type}"
-            )
+            raise ValueError(f"it holds a network of type {found}, expected {config_class.model_type}")
         # `from_pretrained` would change the fields after it has checked them.
         return config_class.from_dict({**kept, **recipe.model})
-    except LOADING_ERRORS as error:
-        where = "recipe: model" if init_from is None else f"cannot start from {init_from}"
-        raise UserError(f"{where}: {one_line(error)}") from error
 
 
 def build_processor(recipe: Recipe, init_from: str | Path | None) -> UnconcealImageProcessor:
@@ -156,13 +143,11 @@ def build_processor(recipe: Recipe, init_from: str | Path | None) -> UnconcealIm
     Raises:
         UserError: If the values do not fit together.
     """
-    try:
+    with loading_explained("recipe: processor"):
         # Checkpoints published by others may have no image processor.
         if init_from and cached_file(init_from, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False):
             return UnconcealImageProcessor.from_pretrained(init_from, **recipe.processor)
         return UnconcealImageProcessor(**recipe.processor)
-    except LOADING_ERRORS as error:
-        raise UserError(f"recipe: processor: {one_line(error)}") from error
 
 
 def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreTrainedModel:
@@ -177,9 +162,8 @@ def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreT
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of new weights is expected in a later phase
     try:
-        model, report = model_class.from_pretrained(init_from, config=config, output_loading_info=True)
-    except LOADING_ERRORS as error:
-        raise UserError(f"cannot start from {init_from}: {one_line(error)}") from error
+        with loading_explained(f"cannot start from {init_from}"):
+            model, report = model_class.from_pretrained(init_from, config=config, output_loading_info=True)
     finally:
         transformers_logging.set_verbosity(level)
     if not set(model.state_dict()) - set(report["missing_keys"]):
@@ -196,17 +180,14 @@ def load_backbone(model: PreTrainedModel, phase: PhaseRecipe, warn: bool = True)
         UserError: If the weights are missing, cannot be reached, or are of another encoder.
     """
     source = phase.init_backbone_from
-    try:
+    with loading_explained(f"cannot start the encoder from {source}"):
         on_hub = is_hub_id(source) and not Path(source).exists()
-        if on_hub and cached_file(source, CONFIG_NAME, _raise_exceptions_for_connection_errors=False) is None:
-            if phase.init_backbone_required:
-                raise UserError(
-                    f"cannot reach the Hub for {source}, the encoder's pretrained weights; connect and rerun, set "
-                    "init_backbone_from to a folder, or train from random weights with init_backbone_required=false"
-                )
-            if warn and PartialState().is_main_process:
-                logger.warning("cannot reach the Hub for %s: the encoder starts from random weights", source)
-            return
-        model.load_backbone(source)
-    except LOADING_ERRORS as error:
-        raise UserError(f"cannot start the encoder from {source}: {one_line(error)}") from error
+        if not on_hub or cached_file(source, CONFIG_NAME, _raise_exceptions_for_connection_errors=False):
+            model.load_backbone(source)
+        elif phase.init_backbone_required:
+            raise UserError(
+                f"cannot reach the Hub for {source}, the encoder's pretrained weights; connect and rerun, set "
+                "init_backbone_from to a folder, or train from random weights with init_backbone_required=false"
+            )
+        elif warn and PartialState().is_main_process:
+            logger.warning("cannot reach the Hub for %s: the encoder starts from random weights", source)
