@@ -1,4 +1,4 @@
-"""A small Hugging Face Hub on 127.0.0.1, for tests with the real clients and without internet.
+"""A small Hugging Face Hub on 127.0.0.1, for tests without internet.
 
     with HubServer(tmp_path / "hub") as hub:
         subprocess.run([sys.executable, "-c", code], env=hub.environment(tmp_path / "home"))
@@ -109,7 +109,7 @@ class File:
 
     @property
     def lfs(self) -> dict:
-        """Return the details of large files; listings call the hash oid or sha256."""
+        """Return the details of large files in listings."""
         details = {"oid": self.sha256, "sha256": self.sha256, "size": self.size, "pointerSize": 134}
         return {"lfs": details} if self.is_lfs else {}
 
@@ -136,7 +136,7 @@ class Repo:
     announced: dict[str, int] = field(default_factory=dict)  # sizes of what may be uploaded
 
     def at(self, revision: str) -> Commit:
-        """Return the commit that a branch, a tag or the beginning of a commit id names."""
+        """Return the commit of a branch, a tag or an abbreviated id."""
         oid = self.branches.get(revision) or self.tags.get(revision)
         if oid is None and re.fullmatch("[0-9a-f]{7,40}", revision):
             oid = next((oid for oid in self.commits if oid.startswith(revision)), None)
@@ -162,12 +162,12 @@ class Call:
 
     @property
     def commit(self) -> Commit:
-        """Return the commit that the path names, or the newest."""
+        """Return the commit in the path, or the newest."""
         return self.repo.at(self.fields.get("revision", "main"))
 
 
 class HubServer:
-    """The server and its state, which survives `stop` and `start`.
+    """The server and its state, kept across `stop` and `start`.
 
     Attributes:
         requests: "METHOD /path" of all requests in order, without queries.
@@ -229,7 +229,7 @@ class HubServer:
         server.server_close()
 
     def fail_after(self, num_bytes: int) -> None:
-        """Stop without an answer after that many more bytes of request bodies."""
+        """Stop without an answer after `num_bytes` more of request bodies."""
         with self._lock:
             self._last_byte = self._num_bytes_read + num_bytes
 
@@ -300,7 +300,7 @@ class HubServer:
         return user is not None and namespace in (user, ORGANIZATION)
 
     def _named(self, call: Call) -> tuple[str, str]:
-        """Return type and id of the repository that a body names, if the caller may make it."""
+        """Return type and id of the repository in a body."""
         if call.user is None:
             raise Refusal(401, "Invalid username or password.")
         repo_type, namespace = call.json.get("type") or "model", call.json.get("organization") or call.user

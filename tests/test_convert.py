@@ -95,7 +95,7 @@ def published_shapes(network: str) -> dict[str, tuple[int, ...]]:
 
 
 def random_state(network: str) -> dict[str, torch.Tensor]:
-    """Return a published state dict of random tensors that keep the activations near 1."""
+    """Return a published state dict with random tensors of useful scale."""
     generator = torch.Generator().manual_seed(ord(network))
     state = {}
     for name, shape in published_shapes(network).items():
@@ -160,7 +160,7 @@ class Published:
         return features
 
     def dynamic_conv(self, x, y):
-        """Run the paper's DPConv: each image of the batch has its own kernel."""
+        """Run the paper's DPConv: one kernel for each image."""
         batch, channels = x.shape[:2]
         a = self.spatial_attention("PKernel_D2.sa", self.channel_attention("PKernel_D2.ca", y) * y) * y
         v = F.adaptive_avg_pool2d(self.conv("PKernel_D2.Conv.0", a), 1)

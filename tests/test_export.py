@@ -109,7 +109,7 @@ WAYS = [
 
 @pytest.fixture(scope="module", params=WAYS)
 def exported(request, tmp_path_factory):
-    """Return (format, report, model, the file as a function) of each network in each format."""
+    """Return (format, report, model, the file as a function)."""
     name, format = request.param
     if format == "onnx":
         onnxruntime = pytest.importorskip("onnxruntime")
@@ -363,7 +363,7 @@ def test_sizes_of_the_check_differ_and_are_allowed():
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_compiled_equals_eager_forward_and_backward(name, dynamic):
-    """The traced forward and backward passes run as they are, without a C++ compiler."""
+    """The traced passes run as they are, without a C++ compiler."""
     tester = make_tester(name)
     model = tester.make_lively_model()
     torch.compiler.reset()

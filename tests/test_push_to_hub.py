@@ -1,4 +1,4 @@
-"""`unconceal push` against a local Hub. Clients run in processes whose environment names it."""
+"""`unconceal push` against a local Hub, with clients in their own processes."""
 
 import json
 import re
@@ -51,7 +51,7 @@ for line in sys.stdin:
 
 
 class Client:
-    """A Hub, and a process that pushes to it."""
+    """A Hub, and a process to push from."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -82,24 +82,24 @@ class Client:
         return code, said.strip()
 
     def push(self, *words, token: str | None = "hf_test") -> str:
-        """Run a command that succeeds; return what it prints."""
+        """Run a successful command; return its output."""
         code, said = self._do(token, argv=[str(word) for word in words])
         assert code == 0, said
         return said
 
     def refuse(self, *words, token: str | None = "hf_test") -> str:
-        """Run a command that fails with one line; return it."""
+        """Run a failing command; return its one line."""
         code, said = self._do(token, argv=[str(word) for word in words])
         assert (code, len(said.splitlines())) == (2, 1), said
         return said
 
     def run(self, code: str):
-        """Run code that succeeds."""
+        """Run code without an error."""
         status, said = self._do("hf_test", code=code)
         assert status == 0, said
 
     def fail(self, code: str) -> str:
-        """Run code that fails with one line; return it."""
+        """Run failing code; return its one line."""
         status, said = self._do("hf_test", code=code)
         assert (status, len(said.splitlines())) == (2, 1), said
         return said
@@ -429,7 +429,7 @@ def test_card_states_the_recorded_facts(models, data, tmp_path, monkeypatch):
 
 
 def check_no_paths(upload, folder: Path):
-    """Check that no file holds a local path."""
+    """Check for local paths in the files of an upload."""
     for name, path in upload.files.items():
         if path.suffix not in (".safetensors", ".parquet"):
             text = path.read_text()

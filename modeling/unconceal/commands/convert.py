@@ -1,4 +1,4 @@
-"""Convert checkpoints that a paper's authors published."""
+"""Convert checkpoints published by a paper's authors."""
 
 import argparse
 from pathlib import Path
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace):
-    """Convert the networks that the arguments name."""
+    """Convert the networks in the arguments."""
     _convert_srs(args) if args.network == "srs" else _convert_mscan(args)
 
 

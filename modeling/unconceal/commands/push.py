@@ -76,8 +76,8 @@ def run(args: argparse.Namespace):
         if args.dry_run:
             _print_files(args, upload)
             if args.write_card:
-                with replacing(args.write_card) as beside:
-                    beside.write_bytes(upload.files[CARD].read_bytes())
+                with replacing(args.write_card) as file:
+                    file.write_bytes(upload.files[CARD].read_bytes())
             return
         done = push(upload, public=args.public, revision=args.revision, tag=args.tag, message=args.message)
     visibility = "private" if done.is_private else "public"

@@ -52,7 +52,7 @@ class Training:
 
 
 def network_name(config: PreTrainedConfig) -> str:
-    """Return the key of `NETWORKS` that a configuration belongs to.
+    """Return the key of a configuration's network in `NETWORKS`.
 
     Raises:
         UserError: If it belongs to none of them.
@@ -81,7 +81,7 @@ def read_data_card(path: str | Path) -> DatasetCard | None:
 
 
 def split_counts(card: DatasetCard) -> dict[str, int]:
-    """Return the number of pairs in each split from the card's header, empty without numbers."""
+    """Return split -> number of pairs from the card's header."""
     info = card.data.to_dict().get("dataset_info")
     splits = info.get("splits") if isinstance(info, dict) else None
     return {
@@ -93,7 +93,7 @@ def split_counts(card: DatasetCard) -> dict[str, int]:
 
 @cache
 def is_on_hub(name: str | None, repo_type: str) -> bool:
-    """Return whether a name in a recipe or result is a public repository on the Hub.
+    """Return whether a name is a public repository on the Hub.
 
     `data/mine` can be a repository or a folder of somebody's machine; only the Hub knows. Without an answer: False.
     """
@@ -106,7 +106,7 @@ def is_on_hub(name: str | None, repo_type: str) -> bool:
 
 
 def without_folders(text: str) -> str:
-    """Shorten the paths in a text to their names, to leak no path. URLs stay."""
+    """Shorten local paths in a text to their names. URLs stay."""
     return re.sub(
         r"""(^|[\s='"(])(?:file://)?(?:~|\.\.?)?/(?:[^\s'"()]*/)?([^\s'"()/]+)/?""", r"\1.../\2", text, flags=re.M
     )
@@ -259,7 +259,7 @@ def _result_facts(results: Sequence[Result], recipe: Recipe | None) -> dict[str,
 
 
 def _paper_figures(network: str) -> dict[str, list[str]]:
-    """Return the tables of the paper's own figures, and the notes on them."""
+    """Return tables of the paper's own figures, and notes on them."""
     benchmarks, published = load_papers()
     rows = [row for row in published if row.method == network.upper() and row.source.startswith(network.upper())]
     tables = []
@@ -281,7 +281,7 @@ def _paper_figures(network: str) -> dict[str, list[str]]:
 
 
 def _index_rows(result: Result) -> list[EvalResult]:
-    """Return a result in the form of `model-index`, one row for each number."""
+    """Return a result as rows of `model-index`, one for each number."""
     data = result.benchmark or ", ".join(result.sources) or "unknown"
     slug = re.sub(r"[^\w-]+", "-", data).strip("-").lower()
     return [
@@ -304,7 +304,7 @@ def _index_rows(result: Result) -> list[EvalResult]:
 
 
 def _eval_rows(result: Result) -> list[EvalResultEntry]:
-    """Return a result in the Hub's newer form, which takes only data sets on the Hub."""
+    """Return a result in the Hub's newer form, for data sets on the Hub."""
     if not is_on_hub(result.data, "dataset"):
         return []
     scored = ", ".join(filter(None, (f"split {result.split}", f"{result.num_images} images", *result.settings)))

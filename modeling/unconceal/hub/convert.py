@@ -1,4 +1,4 @@
-"""Convert checkpoints that the papers' authors published.
+"""Convert checkpoints published by the papers' authors.
 
 Every tensor of a published file is used, or dropped by a name listed here; anything else is an error. Names and shapes
 are facts about the files. Their meaning was found from the papers and the published topology.
@@ -227,7 +227,7 @@ def _mscan_config(published: Mapping[str, torch.Tensor]) -> MscanConfig:
 
 
 def _mscan_modules(config: MscanConfig) -> Iterator[tuple[str, str]]:
-    """Yield (our name, published name) for all modules and lone parameters of MSCAN."""
+    """Yield (our name, published name) for modules and lone parameters of MSCAN."""
     for i, depth in enumerate(config.depths):
         stage, embedding = f"stages.{i}", f"patch_embed{i + 1}"
         if i == 0:
@@ -257,7 +257,7 @@ def srs_processor(release_quirks: bool = False, bgr: bool = False) -> UnconcealI
 
 
 def _srs_grid(prefix: str, depths: list[int]) -> Iterator[tuple[str, str]]:
-    """Yield (our module, published module) for the modules in both R and S."""
+    """Yield (our module, published module) for modules of both networks."""
     encoder, decoder = f"{prefix}encoder", f"{prefix}decoder"
     yield f"{encoder}.stem.0", "conv1.0"
     yield f"{encoder}.stem.1", "conv1.1"

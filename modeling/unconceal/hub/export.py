@@ -82,7 +82,7 @@ class ExportReport:
 
 
 class LogitsAlone(nn.Module):
-    """Network that returns only its logits."""
+    """Network with its logits as the only output."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -175,9 +175,9 @@ def export_model(
     if format == "onnx":
         opset = OPSET if opset is None else opset
     about = describe(model, processor, opset)
-    with torch.no_grad(), replacing(folder) as beside:
-        beside.mkdir()
-        path = beside / FORMATS[format]
+    with torch.no_grad(), replacing(folder) as new_folder:
+        new_folder.mkdir()
+        path = new_folder / FORMATS[format]
         try:
             with _quiet():
                 program = _trace(network, model.config.num_channels, smallest)
@@ -199,8 +199,8 @@ def export_model(
             )
             image = _images(1, model.config.num_channels, size)
             eager_seconds, exported_seconds = _seconds(network, image), _seconds(run, image)
-        num_bytes = sum(file.stat().st_size for file in beside.iterdir())
-        _write_configs(model, processor, beside)
+        num_bytes = sum(file.stat().st_size for file in new_folder.iterdir())
+        _write_configs(model, processor, new_folder)
     return ExportReport(
         path=Path(folder) / FORMATS[format],
         size=size,
@@ -244,7 +244,7 @@ def describe(model: nn.Module, processor, opset: int | None) -> dict[str, str]:
 
 
 def check_sizes(size: tuple[int, int], smallest: int) -> list[tuple[int, int]]:
-    """Return the sizes (height, width) of the check: its own, an odd one, a smaller one."""
+    """Return three sizes (height, width) for the check: own, odd, smaller."""
     height, width = size
     odd = max(height // 2, smallest) | 1, max(3 * width // 4, smallest + 14) | 1
     return [size, odd, (max(height // 2, smallest), max(width // 2, smallest))]
@@ -308,7 +308,7 @@ def _images(batch_size: int, channels: int, size: tuple[int, int]) -> torch.Tens
 def _compare(
     run: Callable, network: Callable, channels: int, sizes: list[tuple[int, int]]
 ) -> tuple[float, float, float]:
-    """Return the largest difference, the largest allowed one, and the largest share of strays."""
+    """Return the largest difference, tolerance and share of strays."""
     largest, tolerance, stray_share = 0.0, TOLERANCE, 0.0
     for size in sizes:
         for batch_size in BATCH_SIZES:
@@ -344,7 +344,7 @@ def _differences(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 
 def _tolerance(network: Callable, images: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return how much rounding alone may change the logits `expected` of these images."""
+    """Return how much rounding alone may change the logits `expected`."""
     nudged = torch.nextafter(images, torch.zeros_like(images))
     own = _differences(network(nudged), expected).max().item()
     return max(TOLERANCE, min(ROUNDING_MARGIN * own, LAST_TOLERANCE))

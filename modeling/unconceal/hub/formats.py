@@ -1,4 +1,4 @@
-"""Formats of an export. This module is light, so that `--help` can import it."""
+"""Formats of an export, light to import for `--help`."""
 
 FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 """Format -> file in the export's folder."""

@@ -1,4 +1,4 @@
-"""Send files to the Hub as one commit: all of them or nothing."""
+"""Send files to the Hub as one commit: all or nothing."""
 
 import hashlib
 import re
@@ -98,7 +98,7 @@ def check_token():
 
 
 def check_references(**references: str | None):
-    """Refuse names that git does not accept for a branch or a tag.
+    """Refuse names of branches and tags against the rules of git.
 
     Args:
         references: Kind, such as "tag" -> name, or None.
@@ -216,7 +216,7 @@ def _check_card(upload: Upload):
 
 
 def _compare(api: HfApi, repo: dict[str, str], upload: Upload, commit: str) -> tuple[list[str], list[str]]:
-    """Return the files that a commit lacks or holds with other content, and the stale files in it."""
+    """Return the names of files to send, and of stale files in a commit."""
     entries = api.list_repo_tree(**repo, recursive=True, revision=commit)
     present = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     changed = [name for name, path in upload.files.items() if name not in present or not _is_same(path, present[name])]

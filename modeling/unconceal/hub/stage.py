@@ -1,4 +1,4 @@
-"""Check, complete and list the files of a push before anything is sent."""
+"""Check, complete and list the files of a push."""
 
 import re
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def stage_model(
     license: str | None = None,
     card: str | Path | None = None,
 ) -> Upload:
-    """Write weights, code, processor, pipeline and card of a segmentation network into an empty folder.
+    """Write weights, code, processor, pipeline and card of a network.
 
     The network is loaded and saved again. So the weights are complete safetensors, and the code is this version's.
 
@@ -125,7 +125,7 @@ def _read_training(source: Path, given: str | Path | None, network: str) -> Trai
 
 
 def _check_same_model(results: Sequence[Result], source: Path, digest: str):
-    """Refuse to publish the numbers of another model, of mask files, or of a part of a split."""
+    """Refuse results of another model, of mask files or of partial splits."""
     for result in results:
         if result.weights != digest:
             raise UserError(
@@ -144,7 +144,7 @@ def stage_dataset(
     license: str | None = None,
     may_redistribute: bool = False,
 ) -> Upload:
-    """List the files of a data set, with a card that states its license.
+    """List the files of a data set, with its license on the card.
 
     Args:
         source: Folder that `unconceal prepare` made.
@@ -189,7 +189,7 @@ def stage_dataset(
 
 
 def _check_shards(card: DatasetCard, shards: Sequence[Path]):
-    """Refuse files that are unreadable or do not match the card's counts."""
+    """Refuse unreadable files, and counts unlike those on the card."""
     counted = split_counts(card)
     if not counted:
         raise UserError("the data set's card has no counts (dataset_info); prepare the data set again")
@@ -238,7 +238,7 @@ def stage_space(source: str | Path, repo_id: str) -> Upload:
 
 
 def _list_files(folder: Path) -> dict[str, Path]:
-    """Return path in the repository -> file, without hidden files and the leftovers of tools.
+    """Return path in the repository -> file, without hidden files and leftovers.
 
     Raises:
         UserError: If a file is a link that leaves the folder.
