@@ -1,7 +1,6 @@
-"""Evaluation of a model over a data set: every picture once, at its own size, the same in any number of processes."""
+"""Test the scores of a model on a data set, and the command `unconceal evaluate`."""
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,19 +15,20 @@ import torch
 from PIL import Image
 
 from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
+from unconceal.__main__ import main
 from unconceal.api import Segmenter
+from unconceal.commands import evaluate as evaluate_command
 from unconceal.evaluation.networks import evaluate_model
-from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.evaluation.protocol_segmentation import score_image, summarize
+from unconceal.evaluation.protocols import PROTOCOLS
+from unconceal.evaluation.report import PER_IMAGE_FILES
+from unconceal.evaluation.tables import load_papers
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
+from unconceal.models.refine import REFINE
 from unconceal.utils.errors import UserError
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
-spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-evaluate_script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(evaluate_script)
-
 FEATURES = datasets.Features(
     {
         "image": datasets.Image(),
@@ -46,7 +46,7 @@ TINY = {
 
 
 def make_dataset(num_images: int, seed: int = 0) -> datasets.Dataset:
-    """Bright discs on noise, each picture of another size; the last one without a disc."""
+    """Make bright discs on noise, each image of another size; the last without a disc."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(num_images):
@@ -67,7 +67,7 @@ def make_dataset(num_images: int, seed: int = 0) -> datasets.Dataset:
 
 
 class Brightness(torch.nn.Module):
-    """Calls bright what is above the mean of the batch it is in, so results show which pictures were together."""
+    """A network that normalizes over the batch, so results depend on the images in a batch."""
 
     def __init__(self):
         super().__init__()
@@ -86,7 +86,7 @@ def processor():
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """A cache of the tests' own, here and in the processes that they start."""
+    """Give the tests and their subprocesses a cache of their own."""
     folder = str(tmp_path_factory.mktemp("cache"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", folder)
@@ -109,14 +109,14 @@ def model_folder(tmp_path_factory):
     torch.manual_seed(0)
     model = SrsForImageSegmentation(SrsConfig(**TINY)).eval()
     processor = UnconcealImageProcessor(size={"height": 64, "width": 64})
-    with torch.no_grad():  # moves the logits so that masks are neither all black nor all white
+    with torch.no_grad():  # shift the logits so that masks hold both values
         model.head.bias.sub_(model(**processor(images=make_dataset(7)["image"][:])).logits.median())
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
-def test_rows_hold_every_picture_in_order(processor):
+def test_rows_hold_every_image_in_order(processor):
     dataset = make_dataset(5)
     model = Brightness()
     rows = evaluate_model(model, processor, dataset, batch_size=2, progress=False)
@@ -128,7 +128,7 @@ def test_rows_hold_every_picture_in_order(processor):
     for row, example in zip(rows, dataset, strict=True):
         assert (row["width"], row["height"]) == example["image"].size
         assert row["tp"] + row["fp"] + row["fn"] + row["tn"] == row["width"] * row["height"]
-    # The first batch worked out by hand.
+    # The first batch, computed by hand.
     inputs = processor(images=dataset[:2]["image"], return_tensors="pt").pixel_values
     sizes = [(row["height"], row["width"]) for row in rows[:2]]
     for row, mask, probs in zip(
@@ -140,7 +140,7 @@ def test_rows_hold_every_picture_in_order(processor):
     assert 0 < summarize(rows)["iou"] < 1
 
 
-def test_modes_come_back(processor):
+def test_training_modes_are_restored(processor):
     model = Brightness().train()
     model.frozen.eval()
     evaluate_model(model, processor, make_dataset(2), progress=False)
@@ -151,7 +151,7 @@ def test_modes_come_back(processor):
     assert (model.training, model.norm.training, model.frozen.training) == (True, True, False)
 
 
-def test_large_pictures_are_refined_as_in_use_if_asked_for():
+def test_refined_masks_are_those_of_the_segmenter():
     torch.manual_seed(0)
     model = SrsForImageSegmentation(SrsConfig(**TINY)).eval()
     processor = UnconcealImageProcessor(size={"height": 32, "width": 32})
@@ -171,27 +171,28 @@ def test_large_pictures_are_refined_as_in_use_if_asked_for():
 
 
 def equal(rows: list[dict], others: list[dict]) -> bool:
-    """Whether two results are the same to the last digit."""
+    """Return whether two results are equal to the last digit."""
     return len(rows) == len(others) and all(
         row.keys() == other.keys() and all(np.array_equal(row[name], other[name]) for name in row)
         for row, other in zip(rows, others, strict=True)
     )
 
 
-def test_processes_beside_change_nothing(processor):
+def test_worker_processes_change_no_number(processor):
     dataset = make_dataset(5)
     for protocol in (PROTOCOLS["segmentation"], PROTOCOLS["cod"]):
         alone, loaded, scored = (
-            evaluate_model(Brightness(), processor, dataset, batch_size=2, protocol=protocol, progress=False, **beside)
-            for beside in ({}, {"num_workers": 2}, {"metric_workers": 2})
+            evaluate_model(
+                Brightness(), processor, dataset, batch_size=2, protocol=protocol, progress=False, **workers
+            )
+            for workers in ({}, {"num_workers": 2}, {"metric_workers": 2})
         )
         assert equal(alone, loaded)
         assert equal(alone, scored)
     assert not equal(alone, alone[:-1]) and not equal(alone, alone[::-1])
 
 
-def test_any_number_of_processes_sees_the_same_batches(processor):
-    """What each of n processes would score, put together, is what one scores, batch mates included."""
+def test_batches_are_equal_for_any_number_of_processes(processor):
     dataset = make_dataset(7)
     expected = evaluate_model(Brightness(), processor, dataset, batch_size=2, progress=False)
     for world_size in (2, 3, 5):  # 4 batches: with 5 processes one has nothing to do
@@ -201,7 +202,7 @@ def test_any_number_of_processes_sees_the_same_batches(processor):
                 process_index=rank, num_processes=world_size, unwrap_model=lambda model: model
             )
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("unconceal.metrics.evaluation.gather_object", lambda rows: rows)
+                patch.setattr("unconceal.evaluation.networks.gather_object", lambda rows: rows)
                 rows = evaluate_model(
                     Brightness(), processor, dataset, accelerator=accelerator, batch_size=2, progress=False
                 )
@@ -209,23 +210,23 @@ def test_any_number_of_processes_sees_the_same_batches(processor):
         assert equal(sorted(gathered, key=lambda row: row["id"]), expected)
 
 
-def test_bad_data_is_named(processor):
+def test_unusable_images_are_named(processor):
     dataset = make_dataset(2)
     wrong = dataset.select([0]).to_dict()
     other = datasets.Dataset.from_list([{**dataset[1], "mask": Image.new("L", (7, 5))}], features=FEATURES)
     dataset = datasets.concatenate_datasets([datasets.Dataset.from_dict(wrong, features=FEATURES), other])
-    with pytest.raises(UserError, match="disc-1: the mask is 7x5, its picture "):
+    with pytest.raises(UserError, match="disc-1: got a mask of 7x5 for an image of "):
         evaluate_model(Brightness(), processor, dataset, progress=False)
     broken = Brightness()
     broken.scale.data.fill_(torch.nan)
-    with pytest.raises(UserError, match="disc-0: the model's output is not finite"):
+    with pytest.raises(UserError, match="disc-0: the output of the model is not finite"):
         evaluate_model(broken, processor, dataset, progress=False)
 
 
-def test_script(data, model_folder, tmp_path, capsys):
+def test_command_writes_a_report(data, model_folder, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["--model", str(model_folder), "--data", str(data), "--split", "val", "--out", str(out)]
-    evaluate_script.main([*command, "--limit", "3", "--threshold", "0.4"])
+    main(["evaluate", *command, "--limit", "3", "--threshold", "0.4"])
     assert "3 images, threshold 0.4" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert results["results"]["num_images"] == 3
@@ -239,63 +240,57 @@ def test_script(data, model_folder, tmp_path, capsys):
     assert sum(float(row["iou"]) for row in rows) / 3 == pytest.approx(results["results"]["niou"], abs=1e-12)
 
     with pytest.raises(UserError, match="--overwrite"):
-        evaluate_script.main(command)
-    evaluate_script.main([*command, "--overwrite", "--batch-size", "3"])
+        main(["evaluate", *command])
+    main(["evaluate", *command, "--overwrite", "--batch-size", "3"])
     assert json.loads((out / "results.json").read_text())["results"]["num_images"] == 7
     assert sorted(path.name for path in out.iterdir()) == ["curves.csv", "per_image.csv", "results.json"]
     with (out / "curves.csv").open(newline="") as file:
         points = list(csv.DictReader(file))
     assert [int(point["threshold"]) for point in points] == list(range(255, -1, -1))
     assert list(points[0]) == ["threshold", "precision_curve", "recall_curve", "f1_curve"]
-    assert float(points[-1]["recall_curve"]) == 6 / 7  # all is predicted at 0, but one picture holds nothing to recall
+    assert float(points[-1]["recall_curve"]) == 6 / 7  # one image has no object to recall
 
 
-def test_script_by_the_protocol_cod(data, model_folder, tmp_path, capsys):
-    command = ["--model", str(model_folder), "--data", str(data), "--split", "val", "--protocol", "cod", "--out"]
+def test_protocol_options_reach_the_report(data, model_folder, tmp_path, capsys):
     results = {}
-    for name, options, shown in (("stretched", [], "min_max True"), ("plain", ["--no-min-max"], "min_max False")):
-        out = tmp_path / name
-        evaluate_script.main([*command, str(out), *options])
+    for name, options, shown in (
+        ("stretched", ["cod"], "min_max True"),
+        ("plain", ["cod", "--no-min-max"], "min_max False"),
+        ("whole", ["dis"], "min_max True, hce True"),
+        ("quick", ["dis", "--no-hce"], "min_max True, hce False"),
+    ):
+        arguments = [
+            "--model",
+            str(model_folder),
+            "--data",
+            str(data),
+            "--split",
+            "val",
+            "--out",
+            str(tmp_path / name),
+        ]
+        main(["evaluate", *arguments, "--protocol", *options])
         output = capsys.readouterr().out
-        results[name] = json.loads((out / "results.json").read_text())
-        assert f"protocol cod: 7 images, {shown}" in output
-        assert f"| {results[name]['results']['s_measure']:.3f} |" in output
-        assert (results[name]["protocol"], results[name]["options"]) == ("cod", {"min_max": name == "stretched"})
-        with (out / "per_image.csv").open(newline="") as file:
+        assert f"protocol {options[0]}: 7 images, {shown}" in output
+        results[name] = json.loads((tmp_path / name / "results.json").read_text())["results"]
+        assert f"| {results[name]['s_measure']:.3f} |" in output
+        assert ("| HCE |" in output) == (name == "whole")
+        with (tmp_path / name / "per_image.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-        assert [row.pop("id") for row in rows] == [f"disc-{i}" for i in range(7)]
-        assert {row.pop("source") for row in rows} == {"test"}
-        scores = [{column: float(value) for column, value in row.items()} for row in rows]  # no curves
-        assert sum(row["mae"] for row in scores) / 7 == pytest.approx(results[name]["results"]["mae"], abs=1e-12)
-    assert results["stretched"]["results"] != results["plain"]["results"]
+        assert [row["id"] for row in rows] == [f"disc-{i}" for i in range(7)]
+        assert "f_measure_curve" not in rows[0] and ("hce" in rows[0]) == (name == "whole")
+        assert sum(float(row["mae"]) for row in rows) / 7 == pytest.approx(results[name]["mae"], abs=1e-12)
+    assert results["stretched"] != results["plain"]
+    assert results["whole"].pop("hce") > 0
+    assert results["whole"] == results["quick"]
 
 
-def test_script_by_the_protocol_dis(data, model_folder, tmp_path, capsys):
-    command = ["--model", str(model_folder), "--data", str(data), "--split", "val", "--protocol", "dis", "--out"]
-    results = {}
-    for name, options, counted in (("whole", [], True), ("quick", ["--no-hce"], False)):
-        out = tmp_path / name
-        evaluate_script.main([*command, str(out), *options])
-        output = capsys.readouterr().out
-        assert f"min_max True, hce {counted}" in output
-        assert ("| HCE |" in output) == counted
-        results[name] = json.loads((out / "results.json").read_text())
-        assert (results[name]["protocol"], results[name]["options"]["hce"]) == ("dis", counted)
-        with (out / "per_image.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert len(rows) == 7 and ("hce" in rows[0]) == counted and "f_measure_curve" not in rows[0]
-        if counted:
-            assert np.mean([int(row["hce"]) for row in rows]) == results[name]["results"].pop("hce")
-    assert results["whole"]["results"] == results["quick"]["results"]
-
-
-def test_slow_scores_are_left_out_unless_asked_for(processor):
-    """As training evaluates: by the defaults."""
+def test_hce_is_off_by_default_as_in_training(processor):
     rows = evaluate_model(Brightness(), processor, make_dataset(2), protocol=PROTOCOLS["dis"], progress=False)
     assert "hce" not in rows[0]
 
 
-def test_script_refuses_options_of_another_protocol(tmp_path):
+def test_options_of_another_protocol_are_rejected(tmp_path):
     command = ["--model", "absent", "--data", "absent", "--split", "val", "--out", str(tmp_path / "out")]
     for options, message in (
         (["--protocol", "cod", "--threshold", "0.5"], "got option threshold, but the protocol cod has only min_max"),
@@ -304,7 +299,7 @@ def test_script_refuses_options_of_another_protocol(tmp_path):
         (["--protocol", "lesion", "--by-area"], "got option by_area, but the protocol lesion has only threshold"),
     ):
         with pytest.raises(UserError, match=message):
-            evaluate_script.main([*command, *options])
+            main(["evaluate", *command, *options])
     assert not (tmp_path / "out").exists()
 
 
@@ -312,14 +307,14 @@ def test_script_refuses_options_of_another_protocol(tmp_path):
     ("option", "value"),
     [("--threshold", "1"), ("--num-workers", "-1"), ("--num-workers", "x"), ("--batch-size", "0"), ("--limit", "1.5")],
 )
-def test_script_refuses_wrong_numbers(option, value, capsys):
+def test_wrong_numbers_are_rejected(option, value, capsys):
     with pytest.raises(SystemExit) as caught:
-        evaluate_script.main(["--model", "absent", "--data", "absent", "--split", "val", option, value])
+        main(["evaluate", "--model", "absent", "--data", "absent", "--split", "val", option, value])
     assert caught.value.code == 2
     assert f"argument {option}: got {value!r}, expected" in capsys.readouterr().err
 
 
-def test_script_refuses_another_network_and_absent_things(data, model_folder, tmp_path):
+def test_wrong_networks_and_missing_files_are_rejected(data, model_folder, tmp_path):
     SrsForReconstruction(SrsConfig(**TINY)).save_pretrained(tmp_path / "r")
     UnconcealImageProcessor().save_pretrained(tmp_path / "r")
     for model, source, split, message in (
@@ -329,8 +324,16 @@ def test_script_refuses_another_network_and_absent_things(data, model_folder, tm
         (model_folder, data, "test", "train, val"),
     ):
         with pytest.raises(UserError, match=message) as error:
-            evaluate_script.main(["--model", str(model), "--data", str(source), "--split", split])
+            main(["evaluate", "--model", str(model), "--data", str(source), "--split", split])
         assert "\n" not in str(error.value)
+
+
+def test_choices_are_those_of_the_registries():
+    benchmarks, _ = load_papers()
+    assert tuple(PROTOCOLS) == evaluate_command.PROTOCOL_NAMES
+    assert tuple(name for name, each in benchmarks.items() if not each.mean_of) == evaluate_command.BENCHMARK_NAMES
+    assert tuple(PER_IMAGE_FILES) == evaluate_command.FORMATS
+    assert evaluate_command.REFINE == REFINE
 
 
 @pytest.mark.slow
@@ -338,7 +341,7 @@ def test_script_refuses_another_network_and_absent_things(data, model_folder, tm
 def test_two_processes_give_the_numbers_of_one(data, model_folder, tmp_path, protocol, metric):
     command = ["--model", str(model_folder), "--data", str(data), "--split", "val", "--batch-size", "2"]
     command += ["--protocol", protocol, "--out"]
-    evaluate_script.main([*command, str(tmp_path / "one")])
+    main(["evaluate", *command, str(tmp_path / "one")])
     subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
