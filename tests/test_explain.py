@@ -1,4 +1,4 @@
-"""The sheet of an unfolding: what is in its cells, which are blank, and the command."""
+"""Maps of an unfolding, the sheet that shows them, and `unconceal explain`."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,9 @@ from PIL import Image
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from unconceal import RunConfig, RunForImageSegmentation, SrsConfig, SrsForImageSegmentation, UnconcealImageProcessor
+from unconceal.__main__ import main
 from unconceal.api import Segmenter
-from unconceal.commands.segment import main
-from unconceal.drawing.explain import CELL, LABEL_WIDTH, explain, unfold
+from unconceal.drawing.explain import CELL, LABEL_WIDTH
 from unconceal.drawing.layout import FRAME, GAP, PAPER
 from unconceal.utils.errors import UserError
 
@@ -38,14 +38,14 @@ ALL = {"mask", "edge", "background", "uncertainty", "reconstruction", "error"}
 def make_segmenter(size=SIZE, **config):
     torch.manual_seed(0)
     model = RunForImageSegmentation(RunConfig(**TINY, **config)).eval()
-    with torch.no_grad():  # as they start, near 0, they would draw every mask in one grey
+    with torch.no_grad():  # as they start, near 0, they would draw every mask in one gray
         for name, parameter in model.named_parameters():
             if "mask_head" in name or "edge_head" in name:
                 parameter.normal_(std=0.3)
     return Segmenter(model, UnconcealImageProcessor(size=size))
 
 
-def picture(width=90, height=60, seed=0):
+def noise(width=90, height=60, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -71,8 +71,8 @@ def enlarged(maps, stride, width, height, input_width=48, input_height=40):
 
 @pytest.mark.parametrize("size", [(96, 80), (101, 67)])  # twice the network's input, and nothing in common with it
 def test_maps_are_those_of_the_network_without_its_padding(size):
-    segmenter, image = make_segmenter(), picture(*size)
-    unfolding = unfold(segmenter, image)
+    segmenter, image = make_segmenter(), noise(*size)
+    unfolding = segmenter.unfold(image)
     pixel_values, outputs = run_on(segmenter, image)
     full_image = F.pad(segmenter.model.denormalize(pixel_values), (0, 16, 0, 24), mode="replicate")
     (final,) = segmenter.processor.post_process_masks(outputs, [size[::-1]])
@@ -98,33 +98,24 @@ def test_maps_are_those_of_the_network_without_its_padding(size):
 
 def test_maps_shrink_by_averaging():
     segmenter = make_segmenter({"height": 64, "width": 64})
-    _, outputs = run_on(segmenter, picture())
-    stage = unfold(segmenter, picture(), (8, 4)).stages[-1]  # a map of 16 x 16
+    _, outputs = run_on(segmenter, noise())
+    stage = segmenter.unfold(noise(), (8, 4)).stages[-1]  # a map of 16 x 16
     expected = F.avg_pool2d(outputs.mask_logits[-1].sigmoid(), (4, 2))[0, 0]
     np.testing.assert_allclose(stage.mask, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("config", "start", "later"),
-    [
-        ({"use_background": False}, {"mask", "uncertainty", "background"}, ALL - {"reconstruction", "error"}),
-        ({"use_unfolding": False}, {"mask", "uncertainty"}, {"mask", "uncertainty", "edge"}),
-        ({"stage_levels": (0,)}, {"mask", "uncertainty", "background"}, ALL),
-    ],
-)
-def test_what_a_configuration_switches_off_is_absent(config, start, later):
-    unfolding = unfold(make_segmenter(**config), picture())
-    first, *others = unfolding.stages
-    assert maps_of(first) == start
-    assert [maps_of(stage) for stage in others] == [later] * len(config.get("stage_levels", range(4)))
-    assert [stage.stride for stage in unfolding.stages][:: len(others)] == [32, 4]
+def test_one_stage_on_the_finest_level():
+    first, last = make_segmenter(stage_levels=(0,)).unfold(noise()).stages
+    assert maps_of(first) == {"mask", "uncertainty", "background"}
+    assert maps_of(last) == ALL
+    assert (first.stride, last.stride) == (32, 4)
 
 
-def test_colours_are_rgb_for_a_network_that_sees_bgr():
+def test_colors_are_rgb_for_a_network_that_sees_bgr():
     segmenter = make_segmenter(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
     options = {"size": SIZE, "image_mean": [0, 0, 0], "image_std": [1, 1, 1], "channel_order": "bgr"}
     segmenter = Segmenter(segmenter.model, UnconcealImageProcessor(**options))
-    stage = unfold(segmenter, Image.new("RGB", (48, 40), (200, 100, 50))).stages[0]
+    stage = segmenter.unfold(Image.new("RGB", (48, 40), (200, 100, 50))).stages[0]
     shares = stage.background / stage.background.sum(-1, keepdims=True)
     np.testing.assert_allclose(shares, np.broadcast_to(np.float32([4, 2, 1]) / 7, shares.shape), atol=1e-5)
 
@@ -132,25 +123,26 @@ def test_colours_are_rgb_for_a_network_that_sees_bgr():
 def test_half_precision():
     segmenter = make_segmenter()
     segmenter.model.bfloat16()
-    for stage in unfold(segmenter, picture()).stages:
+    for stage in segmenter.unfold(noise()).stages:
         for name in maps_of(stage):
             assert np.isfinite(getattr(stage, name)).all()
             assert getattr(stage, name).dtype == np.float32
 
 
-def test_networks_without_stages_are_refused():
+def test_networks_without_stages_are_rejected():
     srs = SrsForImageSegmentation(SrsConfig(**SMALLEST_SRS)).eval()
-    with pytest.raises(UserError, match="got SrsForImageSegmentation, which has no stages.* expected .* RUN"):
-        explain(Segmenter(srs, UnconcealImageProcessor(size=32)), picture())
+    with pytest.raises(UserError, match="got SrsForImageSegmentation, which has no stages; expected .* RUN"):
+        Segmenter(srs, UnconcealImageProcessor(size=32)).explain(noise())
 
 
 def test_out_of_memory_is_explained(monkeypatch):
-    def full(self, images, **options):
+    def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Segmenter, "run", full)
+    segmenter = make_segmenter()
+    monkeypatch.setattr(segmenter.model, "forward", full)
     with pytest.raises(UserError, match="ran out of memory .* 90x60"):
-        explain(make_segmenter(), picture())
+        segmenter.explain(noise())
 
 
 # ---- the sheet ---------------------------------------------------------------------------------------------------
@@ -177,8 +169,8 @@ def cut(sheet, left, top, width, height):
 
 
 def test_sheet():
-    segmenter, image = make_segmenter(), picture()
-    sheet = explain(segmenter, image)
+    segmenter, image = make_segmenter(), noise()
+    sheet = segmenter.explain(image)
     size = (CELL, round(CELL * 60 / 90))
     assert sheet.mode == "RGB"
     assert sheet.width == LABEL_WIDTH + GAP + 7 * (CELL + GAP)
@@ -188,7 +180,7 @@ def test_sheet():
     for column in (0, 2, 3, 4, 5, 6):  # all stages' maps differ
         drawn = [row[column].tobytes() for row in rows if row[column] is not None]
         assert len(set(drawn)) == len(drawn) >= 4
-    stage = unfold(segmenter, image, size).stages[3]
+    stage = segmenter.unfold(image, size).stages[3]
     masks = np.repeat(np.rint(stage.mask * 255).astype(np.uint8)[..., None], 3, axis=-1)
     np.testing.assert_array_equal(rows[3][0], masks)
     np.testing.assert_array_equal(rows[3][3], np.rint(stage.background.clip(0, 1) * 255).astype(np.uint8))
@@ -197,12 +189,12 @@ def test_sheet():
 
 
 def test_outline_runs_where_the_mask_passes_a_half():
-    segmenter, image = make_segmenter(), picture()
+    segmenter, image = make_segmenter(), noise()
     size = (CELL, round(CELL * 60 / 90))
-    rows = cell_table(explain(segmenter, image), 7, 5, size)
+    rows = cell_table(segmenter.explain(image), 7, 5, size)
     shown = np.asarray(image.resize(size, Image.Resampling.BOX))
     crossed = 0
-    for stage, row in zip(unfold(segmenter, image, size).stages, rows, strict=True):
+    for stage, row in zip(segmenter.unfold(image, size).stages, rows, strict=True):
         inside = stage.mask > 0.5
         changed = (row[1] != shown).any(-1)
         border = np.zeros_like(inside)
@@ -214,25 +206,9 @@ def test_outline_runs_where_the_mask_passes_a_half():
     assert crossed >= 2
 
 
-@pytest.mark.parametrize(
-    ("config", "num_columns", "num_rows", "no_start"),
-    [
-        ({"use_background": False}, 5, 5, {2}),
-        ({"use_unfolding": False}, 4, 5, {2}),
-        ({"stage_levels": (0,)}, 7, 2, {2, 5, 6}),
-    ],
-)
-def test_columns_and_cells_without_maps_are_left_out(config, num_columns, num_rows, no_start):
-    sheet = explain(make_segmenter(**config), picture(60, 60))
-    assert sheet.width == LABEL_WIDTH + GAP + num_columns * (CELL + GAP)
-    first, *others = cell_table(sheet, num_columns, num_rows, (CELL, CELL))
-    assert {index for index, cell in enumerate(first) if cell is None} == no_start
-    assert not any(cell is None for row in others for cell in row)
-
-
 @pytest.mark.parametrize("size", [(1, 1), (3000, 2), (2, 3000)])
-def test_extreme_pictures(size):
-    sheet = explain(make_segmenter(), Image.new("RGB", size, "red"))
+def test_sheets_of_extreme_images(size):
+    sheet = make_segmenter().explain(Image.new("RGB", size, "red"))
     assert max(sheet.size) < 2500
 
 
@@ -250,9 +226,9 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, checkpoint):
-    """Run `unconceal explain` in a folder with one picture, photo.png."""
+    """Run `unconceal explain` in a folder with one image, photo.png."""
     monkeypatch.chdir(tmp_path)
-    picture().save("photo.png")
+    noise().save("photo.png")
 
     def run(*options, image="photo.png", out="sheet.png", model=checkpoint):
         return main(["explain", image, "--model", str(model), "--out", out, "--device", "cpu", *options])
@@ -264,16 +240,16 @@ def test_command_writes_the_sheet(command, checkpoint, tmp_path, capsys):
     assert command(out="new/sheet.png") == 0
     assert capsys.readouterr().out == "wrote new/sheet.png\n"
     model = RunForImageSegmentation.from_pretrained(checkpoint).eval()
-    expected = explain(Segmenter(model, AutoImageProcessor.from_pretrained(checkpoint)), picture())
+    expected = Segmenter(model, AutoImageProcessor.from_pretrained(checkpoint)).explain(noise())
     with Image.open("new/sheet.png") as sheet:
         assert sheet.format == "PNG"
         np.testing.assert_array_equal(np.asarray(sheet), np.asarray(expected))
     assert {path.name for path in tmp_path.rglob("*")} == {"photo.png", "new", "sheet.png"}
 
 
-def test_command_overwrites_when_told(command, tmp_path):
+def test_command_overwrites_on_request(command, tmp_path):
     (tmp_path / "sheet.png").write_text("kept")
-    with pytest.raises(UserError, match="sheet.png exists; --overwrite"):
+    with pytest.raises(UserError, match="sheet.png exists; replace it with --overwrite"):
         command()
     assert (tmp_path / "sheet.png").read_text() == "kept"
     with pytest.raises(UserError):  # nor does a run that fails take it away
@@ -292,7 +268,7 @@ def test_command_overwrites_when_told(command, tmp_path):
         ({"out": f"{'a' * 300}.png"}, "cannot write a.*File name too long"),
         ({"image": "words.png"}, "words.png: not an image file"),
         ({"image": "cut.png"}, "cut.png: .*truncated"),
-        ({"model": "absent"}, "got 'absent' as the model"),
+        ({"model": "absent"}, "got the model 'absent'"),
         ({"model": "srs"}, "got SrsForImageSegmentation, which has no stages"),
         ({"out": "sheet.jpg"}, "got --out sheet.jpg, expected .* .png"),
         ({"out": "photo.png"}, "got photo.png as input and as --out"),
@@ -300,9 +276,9 @@ def test_command_overwrites_when_told(command, tmp_path):
         ({"out": "folder.png"}, "folder.png exists"),
     ],
 )
-def test_a_wrong_call_is_one_line_and_writes_nothing(command, tmp_path, arguments, words):
-    (tmp_path / "words.png").write_text("not a picture")
-    picture(200, 200).save("cut.png")
+def test_wrong_calls_are_one_line_and_write_nothing(command, tmp_path, arguments, words):
+    (tmp_path / "words.png").write_text("not a image")
+    noise(200, 200).save("cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-40000])
     (tmp_path / "folder.png").mkdir()
     if arguments.get("model") == "srs":
@@ -315,8 +291,8 @@ def test_a_wrong_call_is_one_line_and_writes_nothing(command, tmp_path, argument
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_options(command):
-    with pytest.raises(UserError, match="90x60 is over the limit of 5399 pixels"):
+def test_limits_and_dtype_are_checked(command):
+    with pytest.raises(UserError, match="got 90x60, expected at most 5399 pixels"):
         command("--max-pixels", "5399")
     with pytest.raises(UserError, match="got the dtype 'int8'"):
         command("--dtype", "int8")

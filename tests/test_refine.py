@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from unconceal.__main__ import main
 from unconceal.api import Segmenter
-from unconceal.commands.segment import main
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.refine import choose_zooms, edge_band, tile_starts
 from unconceal.utils.errors import UserError
@@ -215,7 +215,7 @@ def test_an_unknown_wish_is_refused():
 def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     image, truth = spiky_disc(256)
     image.save(tmp_path / "a.png")
-    monkeypatch.setattr("unconceal.cli._load", lambda args: segmenter(bright))
+    monkeypatch.setattr("unconceal.commands.segment.load_model", lambda args: segmenter(bright))
     score = {}
     for refine in ("auto", "never"):
         out = tmp_path / refine

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import PreTrainedModel
 
-from .backbones import STRIDE
+from .backbones import COARSEST_STRIDE
 from .image_processing_unconceal import UnconcealImageProcessor
 from .modeling_unconceal import padding_to
 
@@ -41,7 +41,7 @@ def draw_colors(values: np.ndarray) -> Image.Image:
 
 @dataclass(frozen=True)
 class Stage:
-    """Maps of one stage k, float32; None if the network has no such map.
+    """Maps of one stage k, float32; the coarse start, k = 0, lacks some.
 
     Attributes:
         stride: Pixels of the network's input that a position of `mask` stands for.
@@ -57,7 +57,7 @@ class Stage:
     map_size: tuple[int, int]
     mask: np.ndarray
     edge: np.ndarray | None
-    background: np.ndarray | None
+    background: np.ndarray
     reconstruction: np.ndarray | None
     error: np.ndarray | None
 
@@ -68,13 +68,13 @@ class Stage:
 
     def images(self) -> dict[str, Image.Image]:
         """Draw the maps that this stage has: mask, edge, background, uncertainty."""
-        images = {"mask": draw_scale(self.mask, GRAY)}
-        if self.edge is not None:
-            images["edge"] = draw_scale(self.edge, GRAY)
-        if self.background is not None:
-            images["background"] = draw_colors(self.background)
-        images["uncertainty"] = draw_scale(self.uncertainty, HEAT)
-        return images
+        edge = {} if self.edge is None else {"edge": draw_scale(self.edge, GRAY)}
+        return {
+            "mask": draw_scale(self.mask, GRAY),
+            **edge,
+            "background": draw_colors(self.background),
+            "uncertainty": draw_scale(self.uncertainty, HEAT),
+        }
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def unfold(
     (mask,) = processor.post_process_masks(outputs, [(height, width)])
     input_height, input_width = pixel_values.shape[-2:]
     full_image = model.denormalize(pixel_values)  # C
-    full_image = F.pad(full_image, padding_to(STRIDE, input_height, input_width), mode="replicate")
+    full_image = F.pad(full_image, padding_to(COARSEST_STRIDE, input_height, input_width), mode="replicate")
 
     def stride_of(maps: torch.Tensor) -> int:
         return full_image.shape[-1] // maps.shape[-1]
@@ -141,18 +141,18 @@ def unfold(
         # The network sees colors in the processor's order.
         return np.stack(channels if processor.channel_order == "rgb" else channels[::-1], axis=-1)
 
-    num_stages = len(outputs.edge_logits)
-    # Edges and reconstructions begin at stage 1. The configuration can switch whole groups off.
+    # Edges and reconstructions begin at stage 1.
     edges = (None, *(logits.float().sigmoid() for logits in outputs.edge_logits))
-    backgrounds = outputs.backgrounds or (None,) * (num_stages + 1)
-    reconstructions = (None, *(outputs.reconstructions or (None,) * num_stages))
+    reconstructions = (None, *outputs.reconstructions)
     errors = [
         None if maps is None else (maps - F.avg_pool2d(full_image, stride_of(maps))).abs().mean(1, keepdim=True)
         for maps in reconstructions
     ]
     stages = tuple(
         Stage(stride_of(logits), tuple(logits.shape[:1:-1]), resized(logits.float().sigmoid()), *map(resized, others))
-        for logits, *others in zip(outputs.mask_logits, edges, backgrounds, reconstructions, errors, strict=True)
+        for logits, *others in zip(
+            outputs.mask_logits, edges, outputs.backgrounds, reconstructions, errors, strict=True
+        )
     )
     return Unfolding(mask.cpu().numpy(), (input_width, input_height), stages)
 

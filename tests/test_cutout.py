@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from unconceal.api import cutout
-from unconceal.models import cutout as foreground
+from unconceal.models import cutout as cutout_module
 from unconceal.models.cutout import estimator, mask_to_image, object_colors
 
 
@@ -75,7 +75,7 @@ def test_only_soft_pixels_change(scene):
 
 def test_hard_masks_keep_every_colour(scene, monkeypatch):
     image, mask, _ = scene
-    monkeypatch.setattr(foreground, "estimator", lambda: pytest.fail("nothing is to be estimated"))
+    monkeypatch.setattr(cutout_module, "estimator", lambda: pytest.fail("nothing is to be estimated"))
     for hard in ((mask > 0.5).astype(np.float32), np.zeros_like(mask), np.ones_like(mask)):
         np.testing.assert_array_equal(np.asarray(cutout(image, hard))[..., :3], np.asarray(image))
 
@@ -83,11 +83,11 @@ def test_hard_masks_keep_every_colour(scene, monkeypatch):
 @needs_pymatting
 def test_blocks_are_as_good_as_the_whole(scene, monkeypatch):
     image, mask, colors = scene
-    monkeypatch.setattr(foreground, "BLOCK_SIZE", 64)
-    monkeypatch.setattr(foreground, "BLOCK_MARGIN", 24)
+    monkeypatch.setattr(cutout_module, "BLOCK_SIZE", 64)
+    monkeypatch.setattr(cutout_module, "BLOCK_MARGIN", 24)
     seen = []
     real = estimator()
-    monkeypatch.setattr(foreground, "estimator", lambda: lambda *maps: seen.append(maps[1].shape) or real(*maps))
+    monkeypatch.setattr(cutout_module, "estimator", lambda: lambda *maps: seen.append(maps[1].shape) or real(*maps))
     assert fringe(cutout(image, mask), mask, colors) < 2
     assert len(seen) > 4
     assert max(height * width for height, width in seen) <= (64 + 2 * 24) ** 2
@@ -105,7 +105,7 @@ def test_without_the_extra_one_line_says_so(scene, without_pymatting, caplog):
         for _ in range(3):
             plain = cutout(image, mask)
     np.testing.assert_array_equal(np.asarray(plain)[..., :3], np.asarray(image))
-    (line,) = (record.getMessage() for record in caplog.records if record.name == foreground.__name__)
+    (line,) = (record.getMessage() for record in caplog.records if record.name == cutout_module.__name__)
     assert "No module named 'pymatting'" in line
     assert line.endswith("; pip install pymatting")
     assert "\n" not in line
@@ -115,7 +115,7 @@ def test_without_the_extra_one_line_says_so(scene, without_pymatting, caplog):
 def test_torch_keeps_its_threads():
     code = (
         "import sys, torch; torch.set_num_threads(3); torch.get_num_threads()\n"
-        "from unconceal.models.foreground import estimator\n"
+        "from unconceal.models.cutout import estimator\n"
         "assert 'pymatting' not in sys.modules and estimator() and 'pymatting' in sys.modules\n"
         "assert torch.get_num_threads() == 3, torch.get_num_threads()\n"
     )

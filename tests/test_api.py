@@ -1,0 +1,264 @@
+"""Use a network from Python: load it, segment, draw."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from common import SMALLEST_SRS
+from PIL import Image
+from transformers import BertConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+import unconceal
+from unconceal.api import LOADING_ERRORS, Segmenter, cutout, load, overlay
+from unconceal.models.configuration_srs import SrsConfig
+from unconceal.models.cutout import mask_to_image
+from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
+from unconceal.models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
+from unconceal.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder with a tiny untrained network and its processor."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    SrsForImageSegmentation(SrsConfig(**SMALLEST_SRS)).save_pretrained(folder)
+    UnconcealImageProcessor(size=32).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bright():
+    """A segmenter that calls bright pixels the object."""
+
+    class BrightForImageSegmentation(PreTrainedModel):
+        config_class = PreTrainedConfig
+
+        def __init__(self):
+            super().__init__(PreTrainedConfig())
+            self.gain = torch.nn.Parameter(torch.tensor(8.0))
+
+        def forward(self, pixel_values):
+            return SemanticSegmenterOutput(logits=self.gain * pixel_values.mean(1, keepdim=True))
+
+    return Segmenter(BrightForImageSegmentation(), UnconcealImageProcessor(size=32))
+
+
+def noise(width=30, height=20, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+# ---- the package -------------------------------------------------------------------------------------------------
+
+
+def test_package_offers_its_public_names_only():
+    code = (
+        "import unconceal\n"
+        "assert dir(unconceal) == sorted([*unconceal.__all__, '__version__'])\n"
+        "assert not {'Path', 'sys', 'importlib'} & vars(unconceal).keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in unconceal.__all__:
+        assert getattr(unconceal, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        unconceal.absent  # noqa: B018
+
+
+# ---- the network on images ---------------------------------------------------------------------------------------
+
+
+def test_masks_lie_where_the_object_is_displayed(bright):
+    corner = Image.new("RGB", (90, 60))
+    corner.paste("white", (60, 0, 90, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise for display
+    turned = corner.transpose(Image.Transpose.ROTATE_90)
+    file = io.BytesIO()
+    turned.save(file, "PNG", exif=exif)
+    for image in (corner, Image.open(file)):
+        (mask,) = bright.segment([image])
+        assert mask.shape == (60, 90)
+        assert mask.dtype == np.float32
+        rows, columns = np.nonzero(mask > 0.5)
+        assert (rows.min(), columns.max()) == (0, 89)
+        assert rows.max() == pytest.approx(29, abs=2)
+        assert columns.min() == pytest.approx(60, abs=2)
+
+
+def test_batches_equal_singles_and_keep_order(checkpoint):
+    segmenter = load(checkpoint, device="cpu")
+    images = [noise(30 + index, 20 + 7 * index, seed=index) for index in range(5)]
+    singles = segmenter.segment(images)
+    assert [mask.shape for mask in singles] == [(image.height, image.width) for image in images]
+    for batch_size in (2, 5, 99):
+        for single, batched in zip(singles, segmenter.segment(images, batch_size), strict=True):
+            np.testing.assert_allclose(batched, single, atol=1e-6)
+    assert segmenter.segment([]) == []
+
+
+def test_one_image_and_paths(bright, tmp_path):
+    noise().save(tmp_path / "a.png")
+    expected = bright.segment([noise()])[0]
+    for one in (noise(), tmp_path / "a.png", str(tmp_path / "a.png")):
+        np.testing.assert_array_equal(bright.segment(one), expected)
+        np.testing.assert_array_equal(bright.segment([one])[0], expected)
+    with pytest.raises(UserError, match="cannot read .*absent.png: No such file"):
+        bright.segment(tmp_path / "absent.png")
+
+
+def test_a_stream_holds_one_batch(bright):
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield noise()
+
+    masks = bright.stream(endless(), batch_size=3)
+    for _ in range(4):
+        next(masks)
+    assert taken == 6
+
+
+def test_half_precision(checkpoint):
+    (exact,) = load(checkpoint, device="cpu").segment([noise()])
+    segmenter = load(checkpoint, device="cpu", dtype="bfloat16")
+    assert segmenter.model.dtype == torch.bfloat16
+    (mask,) = segmenter.segment([noise()])
+    assert mask.dtype == np.float32
+    np.testing.assert_allclose(mask, exact, atol=0.05)
+
+
+def test_out_of_memory_is_explained(bright, monkeypatch):
+    def accelerator(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def cpu(*args):
+        torch.empty(2**60, dtype=torch.int8)
+
+    for full in (accelerator, cpu):
+        monkeypatch.setattr("unconceal.api.predict_masks", full)
+        with pytest.raises(UserError, match="30x20; lower the batch size"):
+            bright.segment([noise()])
+
+    def defect(*args):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr("unconceal.api.predict_masks", defect)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        bright.segment([noise()])
+
+
+# ---- loading -----------------------------------------------------------------------------------------------------
+
+
+def damaged(checkpoint, folder, damage):
+    shutil.copytree(checkpoint, folder)
+    damage(folder)
+    return folder
+
+
+def edit_config(**changes):
+    def damage(folder):
+        path = folder / "config.json"
+        config = {**json.loads(path.read_text()), **changes}
+        config.pop("auto_map")
+        path.write_text(json.dumps(config))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "without config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot load"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "cannot load"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 3000), "damaged or incomplete"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
+        (edit_config(model_type="no_such_network"), "no_such_network"),
+        (edit_config(hidden_sizes=[8, 8, 8, 16]), "other shapes"),
+        (edit_config(depths="x"), "'depths' with value 'x'"),
+        (edit_config(depths=[1, 1]), r"got .*\[1, 1\], expected 4 entries"),
+        (edit_config(dtype="floot"), "floot"),
+        (edit_config(id2label=3), "cannot load"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("[]"), "preprocessor_config.json"),
+        (lambda folder: BertConfig().save_pretrained(folder), "BertConfig"),
+        (
+            lambda folder: SrsForReconstruction(SrsConfig(**SMALLEST_SRS)).save_pretrained(folder),
+            "SrsForReconstruction",
+        ),
+    ],
+)
+def test_unusable_checkpoints_are_one_clear_line(checkpoint, tmp_path, damage, words):
+    with pytest.raises(UserError, match=words) as caught:
+        load(damaged(checkpoint, tmp_path / "damaged", damage), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [AttributeError, TypeError, SyntaxError, ZeroDivisionError, IndexError])
+def test_defects_while_loading_name_their_place(checkpoint, monkeypatch, error):
+    assert not issubclass(error, LOADING_ERRORS)
+
+    def defect(self, config):
+        raise error("no such thing")
+
+    monkeypatch.setattr(SrsForImageSegmentation, "__init__", defect)
+    with pytest.raises(
+        UserError, match=rf"{error.__name__} at test_api.py:\d+: no such thing.*UNCONCEAL_DEBUG=1"
+    ) as caught:
+        load(checkpoint, device="cpu")
+    assert "defect of the code and not of your input" in str(caught.value)
+    assert type(caught.value.__cause__) is error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"model_id_or_path": "/no/such/folder"}, "/no/such/folder"),
+        ({"model_id_or_path": __file__}, "which is not a folder"),
+        ({"model_id_or_path": "name"}, "owner/name"),
+        ({"model_id_or_path": "owner/name", "device": "abacus"}, "abacus"),
+        ({"model_id_or_path": "owner/name", "dtype": "int8"}, "int8"),
+    ],
+)
+def test_wrong_arguments_are_rejected(arguments, words):
+    with pytest.raises(UserError, match=words):
+        load(**arguments)
+
+
+def test_another_processor_is_rejected(checkpoint, tmp_path):
+    def damage(folder):
+        (folder / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
+
+    with pytest.raises(UserError, match="expected UnconcealImageProcessor"):
+        load(damaged(checkpoint, tmp_path / "damaged", damage), device="cpu")
+
+
+# ---- drawing -----------------------------------------------------------------------------------------------------
+
+GRAY = Image.new("RGB", (3, 1), (100, 100, 100))
+RAMP = np.array([[0, 0.5, 1]], np.float32)
+
+
+def test_drawings_by_pixel():
+    assert np.asarray(mask_to_image(RAMP)).tolist() == [[0, 128, 255]]
+    assert np.asarray(overlay(GRAY, RAMP, color=(200, 0, 100), alpha=0.5)).tolist() == [
+        [[100, 100, 100], [125, 75, 100], [150, 50, 100]]
+    ]
+    assert np.asarray(cutout(GRAY, RAMP)).tolist() == [[[100] * 3 + [0], [100] * 3 + [128], [100] * 3 + [255]]]
+    assert GRAY.mode == "RGB"  # the image passed in stays as it was
+
+
+@pytest.mark.parametrize("draw", [overlay, cutout])
+def test_a_mask_of_another_size_is_rejected(draw):
+    with pytest.raises(UserError, match="got a mask of 1x3, expected 3x1"):
+        draw(GRAY, RAMP.T)
