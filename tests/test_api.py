@@ -16,12 +16,13 @@ from transformers import BertConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 import unconceal
-from unconceal.api import LOADING_ERRORS, Segmenter, cutout, load, overlay
+from unconceal.api import Segmenter, cutout, load, overlay
 from unconceal.models.configuration_srs import SrsConfig
 from unconceal.models.cutout import mask_to_image
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
 from unconceal.utils.errors import UserError
+from unconceal.utils.loading import LOADING_ERRORS
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from .models.unfolding import Unfolding, unfold
 from .utils.errors import UserError
 from .utils.files import is_hub_id
 from .utils.images import size_text
-from .utils.loading import LOADING_ERRORS, loading_explained
+from .utils.loading import loading_explained
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,6 @@ def cutout(image: Image.Image, mask: np.ndarray) -> Image.Image:
 
 
 __all__ = [
-    "LOADING_ERRORS",
     "Segmenter",
     "choose_device",
     "cutout",

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ..utils.errors import UserError
-from ..utils.files import IMAGE_SUFFIXES
+from ..utils.images import IMAGE_SUFFIXES
 from .names import by_name, list_images, read_list, spell
 from .pairs import Pair
 from .sources import COD_TEST_SETS, DIS5K_SPLITS

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..utils.errors import UserError
-from ..utils.files import IMAGE_SUFFIXES
+from ..utils.images import IMAGE_SUFFIXES
 
 
 def list_images(folder: Path, ending: str = "") -> dict[str, list[Path]]:

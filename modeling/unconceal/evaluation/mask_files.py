@@ -27,7 +27,7 @@ from datasets import Dataset
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from ..api import read_image
+from ..data.image_files import read_image
 from ..data.masks import is_black_and_white, is_object, read_mask
 from ..data.names import by_name, list_images
 from ..models.image_processing_unconceal import to_mask, to_rgb

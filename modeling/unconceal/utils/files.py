@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import UserError
-from .images import IMAGE_SUFFIXES  # noqa: F401
 
 
 @contextmanager
