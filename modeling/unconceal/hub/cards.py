@@ -304,7 +304,7 @@ def _index_rows(result: Result) -> list[EvalResult]:
 
 
 def _eval_rows(result: Result) -> list[EvalResultEntry]:
-    """Return a result in the Hub's newer form, for data sets on the Hub."""
+    """Return a result in the Hub's newer form for results."""
     if not is_on_hub(result.data, "dataset"):
         return []
     scored = ", ".join(filter(None, (f"split {result.split}", f"{result.num_images} images", *result.settings)))

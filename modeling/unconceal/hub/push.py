@@ -216,7 +216,7 @@ def _check_card(upload: Upload):
 
 
 def _compare(api: HfApi, repo: dict[str, str], upload: Upload, commit: str) -> tuple[list[str], list[str]]:
-    """Return the names of files to send, and of stale files in a commit."""
+    """Return names of files to send, and of stale files."""
     entries = api.list_repo_tree(**repo, recursive=True, revision=commit)
     present = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     changed = [name for name, path in upload.files.items() if name not in present or not _is_same(path, present[name])]

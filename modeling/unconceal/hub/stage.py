@@ -144,7 +144,7 @@ def stage_dataset(
     license: str | None = None,
     may_redistribute: bool = False,
 ) -> Upload:
-    """List the files of a data set, with its license on the card.
+    """List the files of a data set, its license on the card.
 
     Args:
         source: Folder that `unconceal prepare` made.
