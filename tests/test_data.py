@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import signal
 import subprocess
@@ -12,15 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
-from unconceal.data import BUILDERS, build, build_synthetic, generate, otsu_table
+from unconceal.__main__ import main
 from unconceal.data import write as data_write
-from unconceal.data.pairs import Pair, UnusablePair, have_one_aspect, load_pair, read_mask, split_at_random
+from unconceal.data.builders import build, build_synthetic
+from unconceal.data.finders import FINDERS
+from unconceal.data.masks import UnusablePair, have_one_aspect, is_object, read_mask
+from unconceal.data.pairs import Pair, load_pair
+from unconceal.data.sources import SOURCES
+from unconceal.data.splits import split_at_random, split_datasets_at_random
+from unconceal.data.synthetic import generate
 from unconceal.data.transforms import (
     TrainingSet,
     TransformRecipe,
     crop,
+    flip_and_trim,
     jitter_colors,
-    mirror_and_trim,
     rotate,
     turn_and_flip,
 )
@@ -31,25 +36,16 @@ from unconceal.utils.images import MAX_PIXELS
 
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "scripts" / "prepare_data.py"
 REAL = Path(os.environ.get("UNCONCEAL_DATA", ROOT.parent / "shared" / "data"))
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def run(script, capsys):
-    """Run the command line in this process; returns exit code, output and errors."""
+def run(capsys):
+    """Run `unconceal prepare` in this process; return exit code, output and errors."""
 
     def call(*arguments):
         with pytest.raises(SystemExit) as end:
-            run_main(lambda: script.main([str(argument) for argument in arguments]))
+            run_main(lambda: main(["prepare", *map(str, arguments)]))
         captured = capsys.readouterr()
         return end.value.code, captured.out, captured.err
 
@@ -66,30 +62,30 @@ def load(tmp_path):
     return load_folder
 
 
-def picture(path, size=(40, 36), seed=0, **options):
+def write_image(path, size=(40, 36), seed=0, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(values).save(path, **options)
 
 
-def mask(path, size=(40, 36), seed=0):
+def write_mask(path, size=(40, 36), seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(seed).random((size[1], size[0])) > 0.7
     Image.fromarray(values.astype(np.uint8) * 255).save(path)
 
 
-def folders(
+def write_pairs(
     root, names=("a", "b", "c", "d"), image_suffix=".png", mask_suffix=".png", images="images", masks="masks", seed=0
 ):
     for i, name in enumerate(names, start=seed):
-        picture(root / images / f"{name}{image_suffix}", seed=i)
-        mask(root / masks / f"{name}{mask_suffix}", seed=i)
+        write_image(root / images / f"{name}{image_suffix}", seed=i)
+        write_mask(root / masks / f"{name}{mask_suffix}", seed=i)
     return root
 
 
 @pytest.fixture
 def sirst(tmp_path):
-    root = folders(tmp_path / "raw", [f"Misc_{i}" for i in range(1, 9)], mask_suffix="_pixels0.png")
+    root = write_pairs(tmp_path / "raw", [f"Misc_{i}" for i in range(1, 9)], mask_suffix="_pixels0.png")
     (root / "idx_427").mkdir()
     (root / "idx_427" / "train.txt").write_text("Misc_1\nMisc_2\nMisc_3\nMisc_4")  # no newline at the end
     (root / "idx_427" / "val.txt").write_text("Misc_5\r\nMisc_6\r\n\r\n")
@@ -101,7 +97,7 @@ def busi(tmp_path):
     root = tmp_path / "raw" / "Dataset_BUSI_with_GT"
     for place, (label, count) in enumerate((("benign", 10), ("malignant", 5), ("normal", 5))):
         for i in range(1, count + 1):
-            picture(root / label / f"{label} ({i}).png", seed=100 * place + i)
+            write_image(root / label / f"{label} ({i}).png", seed=100 * place + i)
             values = np.zeros((36, 40), dtype=bool)
             values[:10, :10] = label != "normal"
             Image.fromarray(values).save(root / label / f"{label} ({i})_mask.png")
@@ -110,6 +106,14 @@ def busi(tmp_path):
     second[20:30, 20:30, :3] = 255
     Image.fromarray(second).save(root / "benign" / "benign (1)_mask_1.png")
     return tmp_path / "raw"
+
+
+def sizes(report):
+    return {split: done.num_examples for split, done in report.splits.items()}
+
+
+def stored_ids(out):
+    return sorted(id for path in (out / "data").iterdir() for id in pq.read_table(path)["id"].to_pylist())
 
 
 def assert_one_error(result, out, *words):
@@ -128,10 +132,11 @@ def assert_one_error(result, out, *words):
 # Layouts
 
 
-def test_sirst_lists_and_round_trip(sirst, tmp_path, run, load):
+def test_sirst_lists_and_files_are_kept(sirst, tmp_path, run, load):
     out = tmp_path / "out"
     code, text, _ = run("sirst", "--source", sirst, "--out", out)
     assert code == 0
+    assert "left out: 0 unusable, 2 in no list" in text
     assert "train 4, val 2" in text
     assert sorted(path.name for path in (out / "data").iterdir()) == [
         "train-00000-of-00001.parquet",
@@ -142,35 +147,31 @@ def test_sirst_lists_and_round_trip(sirst, tmp_path, run, load):
     assert loaded["val"]["id"][:] == ["Misc_5", "Misc_6"]
     assert loaded["train"].features == data_write.FEATURES
     assert set(loaded["train"]["source"]) == {"sirst"}
-    for split in loaded.values():
-        for row in split:
-            stored = np.asarray(row["mask"])
-            original = np.asarray(Image.open(sirst / "masks" / f"{row['id']}_pixels0.png"))
-            assert row["mask"].mode == "L"
-            np.testing.assert_array_equal(stored, original)
-    rows = pq.read_table(out / "data" / "val-00000-of-00001.parquet").to_pylist()
-    for row in rows:
+    for row in (row for split in loaded.values() for row in split):
+        assert row["mask"].mode == "L"
+        np.testing.assert_array_equal(row["mask"], Image.open(sirst / "masks" / f"{row['id']}_pixels0.png"))
+    for row in pq.read_table(out / "data" / "val-00000-of-00001.parquet").to_pylist():
         assert row["image"]["bytes"] == (sirst / "images" / f"{row['id']}.png").read_bytes()
 
 
-def test_card(sirst, tmp_path, run):
+def test_card_names_command_counts_and_left_out_pairs(sirst, tmp_path, run):
     from huggingface_hub import DatasetCard
 
-    mask(sirst / "masks" / "Misc_5_pixels0.png", size=(30, 36))
+    write_mask(sirst / "masks" / "Misc_5_pixels0.png", size=(30, 36))
     out = tmp_path / "out"
     run("sirst", "--source", sirst, "--out", out, "--skip-unusable")
     card = DatasetCard.load(out / "README.md")
     assert card.data.license == "other"
     assert [split["num_examples"] for split in card.data.dataset_info["splits"]] == [4, 1]
-    assert f"prepare_data.py sirst --source {sirst} --out {out} --skip-unusable" in card.text
+    assert f"    unconceal prepare sirst --source {sirst} --out {out} --skip-unusable\n" in card.text
     assert "`Misc_5`: mask Misc_5_pixels0.png is 30x36 but image Misc_5.png is 40x36" in card.text
-    assert "2 name(s) stand in no list" in card.text
+    assert "2 name(s) are in no list" in card.text
 
 
-def test_busi_union_classes_and_shares(busi, tmp_path, load):
+def test_busi_joins_masks_and_keeps_the_share_of_classes(busi, tmp_path, load):
     out = tmp_path / "out"
     report = build("busi", busi, out)
-    assert {split: done.num_examples for split, done in report.splits.items()} == {"train": 16, "val": 4}
+    assert sizes(report) == {"train": 16, "val": 4}
     assert report.num_empty_masks == 5
     loaded = load(out)
     for split, counts in (("train", (8, 4, 4)), ("val", (2, 1, 1))):
@@ -182,32 +183,25 @@ def test_busi_union_classes_and_shares(busi, tmp_path, load):
 
 
 @pytest.mark.parametrize(("name", "suffix", "ids"), [("bus", ".png", "case{:04d}"), ("kbt", ".bmp", "{}")])
-def test_bus_and_kbt(name, suffix, ids, tmp_path):
-    root = folders(tmp_path / "raw", [ids.format(i) for i in range(10)], suffix, suffix)
-    report = build(name, root, tmp_path / "random", seed=1)
-    assert {split: done.num_examples for split, done in report.splits.items()} == {"train": 7, "val": 3}
+def test_bus_and_kbt_with_and_without_lists(name, suffix, ids, tmp_path):
+    root = write_pairs(tmp_path / "raw", [ids.format(i) for i in range(10)], suffix, suffix)
+    assert sizes(build(name, root, tmp_path / "random", seed=1)) == {"train": 7, "val": 3}
     (root / "train.txt").write_text("\n".join(ids.format(i) for i in range(6)))
     (root / "val.txt").write_text("\n".join(ids.format(i) for i in range(6, 10)))
-    report = build(name, root, tmp_path / "listed")
-    assert {split: done.num_examples for split, done in report.splits.items()} == {"train": 6, "val": 4}
-    report = build(name, root, tmp_path / "again", seed=1, random_split=True)
-    assert {split: done.num_examples for split, done in report.splits.items()} == {"train": 7, "val": 3}
+    assert sizes(build(name, root, tmp_path / "listed")) == {"train": 6, "val": 4}
+    build(name, root, tmp_path / "again", seed=1, random_split=True)
     first, again = (pq.read_table(tmp_path / out / "data")["id"].to_pylist() for out in ("random", "again"))
     assert first == again
 
 
-def split_sizes(report):
-    return {split: done.num_examples for split, done in report.splits.items()}
-
-
 def test_kvasir_in_folders(tmp_path, load):
     root = tmp_path / "raw"
-    folders(root / "train", ["0", "1", "2"], ".jpg", ".jpg")
-    folders(root / "validation", ["0", "1"], ".jpg", ".jpg", seed=50)  # other pictures of the same names
+    write_pairs(root / "train", ["0", "1", "2"], ".jpg", ".jpg")
+    write_pairs(root / "validation", ["0", "1"], ".jpg", ".jpg", seed=50)  # other images of the same names
     report = build("kvasir", root, tmp_path / "out")
-    assert split_sizes(report) == {"train": 3, "val": 2}
+    assert sizes(report) == {"train": 3, "val": 2}
     assert not report.repeats
-    assert report.num_changed_masks == 5  # JPEG leaves values beside 0 and 255
+    assert report.num_changed_masks == 5  # JPEG leaves other values than 0 and 255
     loaded = load(tmp_path / "out")
     assert loaded["train"]["id"][:] == ["train/0", "train/1", "train/2"]
     assert loaded["val"]["id"][:] == ["validation/0", "validation/1"]
@@ -216,14 +210,14 @@ def test_kvasir_in_folders(tmp_path, load):
         np.testing.assert_array_equal(np.asarray(row["mask"]), np.where(raw > 127, 255, 0))
 
 
-def test_kvasir_official(tmp_path):
-    root = folders(tmp_path / "raw" / "Kvasir-SEG", [f"cju{i}" for i in range(25)], ".jpg", ".jpg")
+def test_kvasir_with_and_without_lists(tmp_path):
+    root = write_pairs(tmp_path / "raw" / "Kvasir-SEG", [f"cju{i}" for i in range(25)], ".jpg", ".jpg")
     (root / "kavsir_bboxes.json").write_text("{}")  # the makers' spelling
-    assert split_sizes(build("kvasir", tmp_path / "raw", tmp_path / "outer")) == {"train": 22, "val": 3}
-    assert split_sizes(build("kvasir", root, tmp_path / "inner")) == {"train": 22, "val": 3}
+    assert sizes(build("kvasir", tmp_path / "raw", tmp_path / "outer")) == {"train": 22, "val": 3}
+    assert sizes(build("kvasir", root, tmp_path / "inner")) == {"train": 22, "val": 3}
     (root / "train.txt").write_text("\n".join(f"cju{i}" for i in range(20)))
     (root / "val.txt").write_text("\n".join(f"cju{i}" for i in range(20, 25)))
-    assert split_sizes(build("kvasir", root, tmp_path / "listed")) == {"train": 20, "val": 5}
+    assert sizes(build("kvasir", root, tmp_path / "listed")) == {"train": 20, "val": 5}
 
 
 COD_TRAIN = ["COD10K-CAM-1-Aquatic-1-BatFish-1", "camourflage_00001", "other"]
@@ -232,14 +226,14 @@ COD_TRAIN = ["COD10K-CAM-1-Aquatic-1-BatFish-1", "camourflage_00001", "other"]
 @pytest.mark.parametrize(
     ("images", "masks"), [("Imgs", "GT"), ("Image", "Mask"), ("Images", "Masks"), ("imgs", "gt"), ("Imgs", "MASK")]
 )
-def test_cod(images, masks, tmp_path, load):
+def test_cod_folders_in_all_spellings(images, masks, tmp_path, load):
     root = tmp_path / "raw"
-    train = folders(root / "TrainDataset", COD_TRAIN, ".jpg", ".png", images, masks)
-    mask(train / "Edge" / "camourflage_00001.png")
+    train = write_pairs(root / "TrainDataset", COD_TRAIN, ".jpg", ".png", images, masks)
+    write_mask(train / "Edge" / "camourflage_00001.png")
     for place, (name, file) in enumerate((("NC4K", "1"), ("CAMO", "camourflage_00001"), ("chameleon", "animal-1"))):
-        folders(root / "TestDataset" / name, [file], ".jpg", ".png", images, masks, seed=10 + place)
+        write_pairs(root / "TestDataset" / name, [file], ".jpg", ".png", images, masks, seed=10 + place)
     report = build("cod", root, tmp_path / "out")
-    assert split_sizes(report) == {"train": 3, "CHAMELEON": 1, "CAMO": 1, "NC4K": 1}
+    assert sizes(report) == {"train": 3, "CHAMELEON": 1, "CAMO": 1, "NC4K": 1}
     loaded = load(tmp_path / "out")
     assert loaded["train"]["id"][:] == [f"train/{name}" for name in COD_TRAIN]
     assert loaded["train"]["source"][:] == ["cod/COD10K", "cod/CAMO", "cod"]
@@ -251,27 +245,30 @@ def test_cod(images, masks, tmp_path, load):
     }
 
 
-def test_cod_without_the_other_half(tmp_path, caplog):
-    folders(tmp_path / "train" / "TrainDataset", COD_TRAIN, ".jpg", ".png", "Imgs", "GT")
-    assert split_sizes(build("cod", tmp_path / "train", tmp_path / "one")) == {"train": 3}
+def test_cod_with_one_half_only(tmp_path, caplog):
+    write_pairs(tmp_path / "train" / "TrainDataset", COD_TRAIN, ".jpg", ".png", "Imgs", "GT")
+    assert sizes(build("cod", tmp_path / "train", tmp_path / "one")) == {"train": 3}
     for name in ("CAMO", "CPD1K"):
-        folders(tmp_path / "test" / "TestDataset" / name, ["a"], ".jpg", ".png", "Imgs", "GT")
-    assert split_sizes(build("cod", tmp_path / "test", tmp_path / "two")) == {"CAMO": 1}
+        write_pairs(tmp_path / "test" / "TestDataset" / name, ["a"], ".jpg", ".png", "Imgs", "GT")
+    assert sizes(build("cod", tmp_path / "test", tmp_path / "two")) == {"CAMO": 1}
     assert "holds CPD1K; left out, expected only CHAMELEON, CAMO, COD10K, NC4K" in caplog.text
 
 
-def test_cod_as_one_pack(tmp_path, run, load):
-    root = folders(tmp_path / "raw", COD_TRAIN, ".jpg", ".png", "Imgs", "GT")
+def test_cod_without_official_splits(tmp_path, run, load):
+    root = write_pairs(tmp_path / "raw", COD_TRAIN, ".jpg", ".png", "Imgs", "GT")
     assert run("cod", "--source", root, "--out", tmp_path / "one")[0] == 0
     assert load(tmp_path / "one")["train"]["id"][:] == COD_TRAIN
     assert run("cod", "--source", root, "--out", tmp_path / "two", "--fractions", "CAMO=1")[0] == 0
     assert load(tmp_path / "two")["CAMO"]["source"][:] == ["cod/COD10K", "cod/CAMO", "cod"]
 
 
-def test_cod_pictures_without_a_mask_are_named(tmp_path, run, caplog):
-    root, out = folders(tmp_path / "raw" / "TrainDataset", COD_TRAIN, ".jpg", ".png", "Imgs", "GT"), tmp_path / "out"
+def test_cod_images_without_a_mask_are_named(tmp_path, run, caplog):
+    root, out = (
+        write_pairs(tmp_path / "raw" / "TrainDataset", COD_TRAIN, ".jpg", ".png", "Imgs", "GT"),
+        tmp_path / "out",
+    )
     bare = "COD10K-NonCAM-1-Aquatic-1-BatFish-1"
-    picture(root / "Imgs" / f"{bare}.jpg")
+    write_image(root / "Imgs" / f"{bare}.jpg")
     arguments = ["cod", "--source", root.parent, "--out", out]
     assert_one_error(run(*arguments), out, "1 of 4 pairs", "--skip-unusable")
     assert f"unusable: train/{bare}: no mask GT/{bare}.*" in caplog.text
@@ -281,14 +278,14 @@ def test_cod_pictures_without_a_mask_are_named(tmp_path, run, caplog):
     assert "train 3" in text
 
 
-def test_cod_bad_sources(tmp_path, run):
+def test_cod_without_its_folders_is_an_error(tmp_path, run):
     out = tmp_path / "out"
     (tmp_path / "raw" / "TestDataset" / "CPD1K").mkdir(parents=True)
     assert_one_error(run("cod", "--source", tmp_path / "raw", "--out", out), out, "no pairs", "TrainDataset", "NC4K")
     (tmp_path / "raw" / "TestDataset" / "NC4K").mkdir()
-    assert_one_error(run("cod", "--source", tmp_path / "raw", "--out", out), out, "NC4K/Imgs", "folder of pictures")
-    picture(tmp_path / "pack" / "Imgs" / "a.jpg")
-    assert_one_error(run("cod", "--source", tmp_path / "pack", "--out", out), out, "pack/GT", "folder of pictures")
+    assert_one_error(run("cod", "--source", tmp_path / "raw", "--out", out), out, "NC4K/Imgs", "folder of images")
+    write_image(tmp_path / "pack" / "Imgs" / "a.jpg")
+    assert_one_error(run("cod", "--source", tmp_path / "pack", "--out", out), out, "pack/GT", "folder of images")
 
 
 DIS5K = ("DIS-TR", "DIS-VD", "DIS-TE1", "DIS-TE2", "DIS-TE3", "DIS-TE4")
@@ -296,11 +293,11 @@ DIS5K_NAME = "1#Accessories#1#Bag#2339506821_83cf9f1d22_o"
 
 
 @pytest.mark.parametrize("inner", ["", "DIS5K"])
-def test_dis5k(inner, tmp_path, run, load):
+def test_dis5k_splits(inner, tmp_path, run, load):
     root = tmp_path / "raw"
     for place, name in enumerate(DIS5K):
-        folders(root / inner / name, [DIS5K_NAME], ".jpg", ".png", "im", "gt", seed=place)
-    (root / inner / "DIS-TE4" / "gt" / "notes.txt").write_text("no picture")
+        write_pairs(root / inner / name, [DIS5K_NAME], ".jpg", ".png", "im", "gt", seed=place)
+    (root / inner / "DIS-TE4" / "gt" / "notes.txt").write_text("not an image")
     soft = np.zeros((36, 40), np.uint8)
     soft[:, 10:], soft[:, 9] = 255, 128
     Image.fromarray(soft).save(root / inner / "DIS-VD" / "gt" / f"{DIS5K_NAME}.png")
@@ -316,23 +313,23 @@ def test_dis5k(inner, tmp_path, run, load):
     np.testing.assert_array_equal(np.asarray(loaded["val"][0]["mask"]) > 0, soft > 127)
 
 
-def test_dis5k_in_part(tmp_path, run):
+def test_dis5k_with_some_folders_only(tmp_path, run):
     out = tmp_path / "out"
     (tmp_path / "raw").mkdir()
     assert_one_error(run("dis5k", "--source", tmp_path / "raw", "--out", out), out, "no pairs", "DIS-TR", "DIS-TE4")
     for name in ("DIS-TE3", "DIS-VD"):
-        folders(tmp_path / "raw" / name, ["a", "b"], ".jpg", ".png", "im", "gt")
-    assert split_sizes(build("dis5k", tmp_path / "raw", out)) == {"val": 2, "DIS_TE3": 2}
+        write_pairs(tmp_path / "raw" / name, ["a", "b"], ".jpg", ".png", "im", "gt")
+    assert sizes(build("dis5k", tmp_path / "raw", out)) == {"val": 2, "DIS_TE3": 2}
     card = (out / "README.md").read_text()
     assert "license: other" in card
     assert "non-commercial" in card
 
 
-def test_people(tmp_path, run, load, caplog):
+def test_people_masks_are_resized(tmp_path, run, load, caplog):
     root, out = tmp_path / "raw", tmp_path / "out"
-    sizes = {"same": (40, 36), "half": (20, 18), "rounded": (13, 12), "larger": (81, 73), "other": (40, 20)}
-    for place, (name, size) in enumerate(sizes.items()):
-        picture(root / "Training_Images" / f"{name}.jpg", seed=place)
+    mask_sizes = {"same": (40, 36), "half": (20, 18), "rounded": (13, 12), "larger": (81, 73), "other": (40, 20)}
+    for place, (name, size) in enumerate(mask_sizes.items()):
+        write_image(root / "Training_Images" / f"{name}.jpg", seed=place)
         values = np.zeros(size[::-1], np.uint8)
         values[:, size[0] // 2 :] = 255
         (root / "Ground_Truth").mkdir(exist_ok=True)
@@ -347,47 +344,35 @@ def test_people(tmp_path, run, load, caplog):
     assert "3 mask(s) had another size" in (out / "README.md").read_text()
     for row in (row for split in load(out).values() for row in split):
         assert row["mask"].size == row["image"].size == (40, 36)
-        edge = np.asarray(row["mask"]).argmax(axis=1)  # upright still, and where the file has it
-        width = sizes[row["id"]][0]
+        edge = np.asarray(row["mask"]).argmax(axis=1)  # still upright, and at the place that the file has
+        width = mask_sizes[row["id"]][0]
         assert (edge == round(width // 2 * 40 / width)).all()
 
 
-def test_masks_are_resized_only_where_the_builder_says_so(tmp_path, run, caplog):
-    root, out = folders(tmp_path / "raw"), tmp_path / "out"
-    mask(root / "masks" / "a.png", size=(20, 18))
+def test_masks_of_other_sources_are_not_resized(tmp_path, run, caplog):
+    root, out = write_pairs(tmp_path / "raw"), tmp_path / "out"
+    write_mask(root / "masks" / "a.png", size=(20, 18))
     assert_one_error(run("folder", "--source", root, "--out", out), out, "1 of 4 pairs")
     assert "unusable: a: mask a.png is 20x18 but image a.png is 40x36" in caplog.text
     build("folder", root, out, skip_unusable=True)
     assert "another size" not in (out / "README.md").read_text()
 
 
-def test_people_split():
-    people = [Pair(str(i), "people") for i in range(241)]
-    dealt = split_at_random(people, BUILDERS["people"].fractions, seed=0)
-    assert [sum(pair.split == split for pair in dealt) for split in ("train", "val")] == [200, 41]
-
-
 @pytest.mark.parametrize(
     ("size", "other", "alike"),
     [
-        ((1079, 900), (547, 457), True),  # three sizes of real pairs
-        ((1500, 1001), (612, 408), True),
+        ((1079, 900), (547, 457), True),
         ((1280, 960), (577, 433), True),
         ((1001, 667), (500, 333), True),  # halved, rounded down
         ((640, 480), (480, 640), False),
-        ((640, 480), (320, 238), False),
         ((640, 480), (640, 478), False),
     ],
 )
-def test_aspect(size, other, alike):
+def test_sizes_of_one_aspect(size, other, alike):
     assert have_one_aspect(size, other) is have_one_aspect(other, size) is alike
 
 
 # Names in upper and lower case
-
-
-def ids_of(out):
-    return sorted(row["id"] for path in sorted((out / "data").iterdir()) for row in pq.read_table(path).to_pylist())
 
 
 @pytest.mark.parametrize(
@@ -402,62 +387,63 @@ def ids_of(out):
         ("folder", "images", "masks", "_Mask", {"mask_suffix": "_mask"}),
     ],
 )
-def test_names_that_differ_in_case_or_suffix(name, images, masks, ending, options, tmp_path, caplog):
+def test_names_may_differ_in_case_and_suffix(name, images, masks, ending, options, tmp_path, caplog):
     root, one = tmp_path / "raw", {"fractions": {"train": 1.0}}
     for place, (image, its_mask) in enumerate((("Aa.JPG", "aA"), ("b.jpeg", "B"), ("C.png", "C"))):
-        picture(root / images / image, seed=place)
-        mask(root / masks / f"{its_mask}{ending}.PNG")
+        write_image(root / images / image, seed=place)
+        write_mask(root / masks / f"{its_mask}{ending}.PNG")
     build(name, root, tmp_path / "out", **one, **options)
-    assert [id.split("/")[-1] for id in ids_of(tmp_path / "out")] == ["Aa", "C", "b"]
-    mask(root / masks / f"AA{ending}.png")
+    assert [id.split("/")[-1] for id in stored_ids(tmp_path / "out")] == ["Aa", "C", "b"]
+    write_mask(root / masks / f"AA{ending}.png")
     report = build(name, root, tmp_path / "again", skip_unusable=True, **one, **options)
     (left_out,) = report.skipped
     assert left_out[0].endswith("Aa")
     assert left_out[1] == f"2 masks: AA{ending}.png, aA{ending}.PNG"
 
 
-def test_names_that_differ_in_case_in_busi(busi, tmp_path):
+def test_busi_names_may_differ_in_case(busi, tmp_path):
     root = busi / "Dataset_BUSI_with_GT" / "benign"
     (root / "benign (1)_mask_1.png").rename(root / "Benign (1)_Mask_1.PNG")
     (root / "benign (2).png").rename(root / "BENIGN (2).png")
     report = build("busi", busi, tmp_path / "out")
-    assert split_sizes(report) == {"train": 16, "val": 4}
-    assert {"benign (1)", "BENIGN (2)"} <= set(ids_of(tmp_path / "out"))
-    mask(root / "Benign (3)_mask.png")
+    assert sizes(report) == {"train": 16, "val": 4}
+    assert {"benign (1)", "BENIGN (2)"} <= set(stored_ids(tmp_path / "out"))
+    write_mask(root / "Benign (3)_mask.png")
     report = build("busi", busi, tmp_path / "again", skip_unusable=True)
     assert report.skipped == [("benign (3)", "2 masks: Benign (3)_mask.png, benign (3)_mask.png")]
 
 
-def test_listed_names_that_differ_in_case(sirst, tmp_path):
+def test_listed_names_may_differ_in_case(sirst, tmp_path):
     (sirst / "idx_427" / "train.txt").write_text("MISC_1\nmisc_2")
     (sirst / "masks" / "Misc_2_pixels0.png").rename(sirst / "masks" / "misc_2_pixels0.png")
     report = build("sirst", sirst, tmp_path / "out")
-    assert ids_of(tmp_path / "out") == ["Misc_1", "Misc_2", "Misc_5", "Misc_6"]  # as the image files have them
+    assert stored_ids(tmp_path / "out") == ["Misc_1", "Misc_2", "Misc_5", "Misc_6"]  # as the image files have them
     assert sorted(report.unlisted) == ["Misc_3", "Misc_4", "Misc_7", "Misc_8"]
     (sirst / "idx_427" / "val.txt").write_text("misc_1")
     report = build("sirst", sirst, tmp_path / "again", skip_unusable=True)
     assert report.skipped == [("Misc_1", "the name occurs 2 times: Misc_1.png in train, Misc_1.png in val")]
     (sirst / "names.txt").write_text("MISC_1.png\nmisc_3\n")
     build("folder", sirst, tmp_path / "folder", list_file=sirst / "names.txt", mask_suffix="_pixels0")
-    assert ids_of(tmp_path / "folder") == ["Misc_1", "Misc_3"]
+    assert stored_ids(tmp_path / "folder") == ["Misc_1", "Misc_3"]
 
 
-def test_two_sets_of_names_that_differ_in_case_are_two(tmp_path):
-    root = folders(tmp_path / "raw", ["a", "A", "b"])
+def test_complete_pairs_that_differ_in_case_are_two(tmp_path):
+    root = write_pairs(tmp_path / "raw", ["a", "A", "b"])
     if len(list((root / "images").iterdir())) < 3:
-        pytest.skip("this disk does not tell upper from lower case")
+        pytest.skip("this disk ignores case")
     (root / "names.txt").write_text("A\nb\n")
     build("folder", root, tmp_path / "all")
-    assert ids_of(tmp_path / "all") == ["A", "a", "b"]
+    assert stored_ids(tmp_path / "all") == ["A", "a", "b"]
     build("folder", root, tmp_path / "listed", list_file=root / "names.txt")
-    assert ids_of(tmp_path / "listed") == ["A", "b"]
+    assert stored_ids(tmp_path / "listed") == ["A", "b"]
 
 
-# Large pictures and many of them
+# Large images and many of them
 
 MEMORY = """
 import resource, sys
-from unconceal.data import build, write
+from unconceal.data import write
+from unconceal.data.builders import build
 
 write.GROUP_BYTES = 2**21
 peaks = []
@@ -469,10 +455,10 @@ print(*peaks)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts in kB only on Linux")
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     size, counts = (500, 500), {"few": 10, "many": 60}
-    picture(tmp_path / "image.png", size=size)  # noise: 0.75 MB, and 1 MB when decoded
-    mask(tmp_path / "mask.png", size=size)
+    write_image(tmp_path / "image.png", size=size)  # noise: 0.75 MB, and 1 MB when decoded
+    write_mask(tmp_path / "mask.png", size=size)
     for name, count in counts.items():
         for kind in ("image", "mask"):
             (tmp_path / name / f"{kind}s").mkdir(parents=True)
@@ -484,54 +470,31 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
     assert many - few < 20, f"{few} MB for {counts['few']} pairs, {many} MB for {counts['many']}"
 
 
-def test_large_picture(tmp_path, load):
-    (tmp_path / "raw" / "images").mkdir(parents=True)
-    Image.new("RGB", (6000, 4000), "teal").save(tmp_path / "raw" / "images" / "a.jpg")
-    (tmp_path / "raw" / "masks").mkdir()
-    whole = Image.new("L", (6000, 4000))
-    whole.paste(255, (100, 200, 5900, 3000))
-    whole.save(tmp_path / "raw" / "masks" / "a.png", compress_level=1)
-    build("folder", tmp_path / "raw", tmp_path / "out")
-    assert load(tmp_path / "out")["train"][0]["mask"].getbbox() == (100, 200, 5900, 3000)
-
-
 @pytest.mark.filterwarnings("error")
-def test_pictures_over_the_limit(tmp_path, run, caplog):
-    root, out = folders(tmp_path / "raw"), tmp_path / "out"
-    limit = 8000 * 8000
-    for name, size in (("a", (8001, 8000)), ("b", (8000, 8000)), ("c", (40000, 8000))):
-        Image.new("1", size).save(root / "images" / f"{name}.png")
-    Image.new("1", (8000, 8000)).save(root / "masks" / "b.png")
-    Image.new("1", (8001, 8000)).save(root / "masks" / "d.png")
-    assert limit < MAX_PIXELS
+def test_images_over_the_limit_are_refused(tmp_path, run, caplog):
+    root, out = write_pairs(tmp_path / "raw"), tmp_path / "out"
+    limit = 1000 * 1000
+    for kind, name, size in (
+        ("images", "a", (1001, 1000)),
+        ("images", "c", (5000, 1000)),
+        ("masks", "d", (1001, 1000)),
+    ):
+        Image.new("1", size).save(root / kind / f"{name}.png")
+    for kind in ("images", "masks"):
+        Image.new("1", (1000, 1000)).save(root / kind / "b.png")
     arguments = ["folder", "--source", root, "--out", out, "--max-pixels"]
     assert_one_error(run(*arguments, limit), out, "3 of 4 pairs", "--skip-unusable")
-    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("unusable")]
-    rule = f"over the limit of {limit} pixels that guards against decompression bombs; raise --max-pixels"
-    assert told == [
-        f"unusable: a: a.png cannot be read: 8001x8000 is {rule}",
-        f"unusable: c: c.png cannot be read: it is {rule}",
-        f"unusable: d: d.png cannot be read: 8001x8000 is {rule}",
-    ]
+    for name, size in (("a", "1001x1000"), ("c", "5000x1000"), ("d", "1001x1000")):
+        reason = f"got {size}, expected at most {limit} pixels"
+        assert f"unusable: {name}: {name}.png cannot be read: {reason}" in caplog.text
     code, text, _ = run(*arguments, limit, "--skip-unusable")
     assert code == 0
     assert "train 1" in text
-    assert_one_error(run(*arguments, 0), tmp_path / "none", "max-pixels 0", "expected 1 or more")
-    assert_one_error(run("otsu", out, "--max-pixels", 100), tmp_path / "none", "image b", "limit of 100 pixels")
-
-
-def test_the_limit_can_be_lifted(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # Pillow's own, which would refuse these
-    for name, size in (("a", (40, 200)), ("b", (200, 40))):
-        picture(tmp_path / "raw" / "images" / f"{name}.png", size=(40, 200))
-        mask(tmp_path / "raw" / "masks" / f"{name}.png", size=size)
-    report = build("folder", tmp_path / "raw", tmp_path / "out", skip_unusable=True)
-    assert report.skipped == [("b", "mask b.png is 200x40 but image b.png is 40x200")]
-    assert Image.MAX_IMAGE_PIXELS == 3000
+    assert_one_error(run(*arguments, 0), tmp_path / "none", "--max-pixels", "got '0'")
 
 
 def test_folder_with_two_folders(tmp_path, run, load):
-    root = folders(tmp_path / "raw", mask_suffix="_mask.png", image_suffix=".jpg")
+    root = write_pairs(tmp_path / "raw", mask_suffix="_mask.png", image_suffix=".jpg")
     out = tmp_path / "out"
     where = ["--images", root / "images", "--masks", root / "masks", "--mask-suffix", "_mask"]
     code, _, _ = run("folder", *where, "--out", out, "--fractions", "train=0.5", "val=0.25", "test=0.25")
@@ -540,7 +503,7 @@ def test_folder_with_two_folders(tmp_path, run, load):
 
 
 def test_folder_with_a_list(tmp_path, run, load):
-    root = folders(tmp_path / "raw", ["a", "b c", "d"])
+    root = write_pairs(tmp_path / "raw", ["a", "b c", "d"])
     (root / "pairs.txt").write_text("images/a.png masks/a.png\nimages/b c.png\tmasks/b c.png\n")
     (root / "names.txt").write_text("b c\nd")
     run("folder", "--list", root / "pairs.txt", "--out", tmp_path / "one")
@@ -550,14 +513,14 @@ def test_folder_with_a_list(tmp_path, run, load):
     assert load(tmp_path / "two")["train"]["id"][:] == ["b c", "d"]
     run("folder", "--source", root, "--list", root / "names.txt", "--out", tmp_path / "three")
     assert load(tmp_path / "three")["train"]["id"][:] == ["b c", "d"]
-    picture(root / "images" / "e.1.ppm")  # every kind of file that `segment` finds too
-    mask(root / "masks" / "e.1.png")
+    write_image(root / "images" / "e.1.ppm")  # any kind of file that `segment` finds
+    write_mask(root / "masks" / "e.1.png")
     (root / "names.txt").write_text("a.png\nb c.PNG\nd\ne.1")
     run("folder", "--source", root, "--list", root / "names.txt", "--out", tmp_path / "four")
     assert load(tmp_path / "four")["train"]["id"][:] == ["a", "b c", "d", "e.1"]
 
 
-def test_synthetic_and_otsu(tmp_path, run, load):
+def test_synthetic_data_set_holds_the_generated_scenes(tmp_path, run, load):
     out = tmp_path / "out"
     counts = ["--train", 3, "--val", 2]
     code, _, _ = run("synthetic", "--kind", "infrared", "--size", 32, *counts, "--seed", 5, "--out", out)
@@ -567,13 +530,17 @@ def test_synthetic_and_otsu(tmp_path, run, load):
     expected, expected_mask = generate("infrared", 32, 5, 1)
     assert loaded["train"][1]["image"].convert("RGB").tobytes() == expected.tobytes()
     assert loaded["train"][1]["mask"].tobytes() == expected_mask.tobytes()
-    assert {row["image"].tobytes() for row in loaded["train"]}.isdisjoint(
-        row["image"].tobytes() for row in loaded["val"]
-    )
-    assert set(otsu_table(out)) == {("train", "synthetic/infrared"), ("val", "synthetic/infrared")}
-    code, text, _ = run("otsu", out)
+    train, val = ({row["image"].tobytes() for row in loaded[split]} for split in ("train", "val"))
+    assert train.isdisjoint(val)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_has_a_finder_and_its_own_help(name, run):
+    assert set(FINDERS) == set(SOURCES)
+    code, text, _ = run(name, "--help")
     assert code == 0
-    assert "mean Otsu IoU" in text
+    for words in (SOURCES[name].title, SOURCES[name].layout, f"(default: {MAX_PIXELS})"):
+        assert "".join(words.split()) in "".join(text.split())
 
 
 # Splits
@@ -589,24 +556,40 @@ def test_random_splits_follow_the_seed():
     assert [sum(p.split == split and p.source == "x" for p in dealt) for split in shares] == [14, 2, 4]
 
 
-def test_repeats_across_splits_are_told(sirst, tmp_path, caplog):
+def test_prepared_splits_can_be_split_again(tmp_path, load):
+    root = write_pairs(tmp_path / "raw", [f"image{i}" for i in range(10)])
+    for name, seed in (("first", 5), ("second", 3)):
+        build("folder", root, tmp_path / name, seed=seed, fractions={"train": 0.7, "val": 0.3})
+    first, second = (load(tmp_path / name) for name in ("first", "second"))
+    again = split_datasets_at_random(first, seed=3)
+    assert {split: rows["id"][:] for split, rows in again.items()} == {
+        split: rows["id"][:] for split, rows in second.items()
+    }
+    for row, expected in zip(again["val"], second["val"], strict=True):  # each image with its own mask
+        assert row["image"].tobytes() == expected["image"].tobytes()
+        assert row["mask"].tobytes() == expected["mask"].tobytes()
+    with pytest.raises(UserError, match="the name .* occurs twice"):
+        split_datasets_at_random({"train": first["train"], "val": first["train"]}, seed=3)
+
+
+def test_equal_images_in_two_splits_are_reported(sirst, tmp_path, caplog):
     Image.open(sirst / "images" / "Misc_1.png").save(sirst / "images" / "Misc_5.png", compress_level=1)
     report = build("sirst", sirst, tmp_path / "out")
     assert report.repeats == [("train/Misc_1", "val/Misc_5")]
-    assert "1 pictures lie in more than one split" in caplog.text
+    assert "1 images are in more than one split" in caplog.text
 
 
-# The mask rule
+# What counts as object
 
 
-def grey_palette():
+def gray_palette():
     image = Image.new("P", (2, 1))
     image.putpalette([255, 255, 255, 0, 0, 0])  # white comes first
     image.putdata([0, 1])
     return image, [True, False]
 
 
-def colour_palette():
+def color_palette():
     image = Image.new("P", (3, 1))
     image.putpalette([0, 0, 0, 64, 0, 0, 0, 0, 128])
     image.putdata([0, 1, 2])
@@ -626,43 +609,33 @@ def colour_palette():
         (Image.fromarray(np.array([[[255] * 3 + [0], [255] * 4]], np.uint8)), [False, True], False),
         (Image.fromarray(np.array([[[180] * 3 + [170], [180] * 3 + [190]]], np.uint8)), [False, True], True),
         (Image.fromarray(np.zeros((1, 2), np.uint8)), [False, False], False),
-        (*grey_palette(), False),
-        (*colour_palette(), False),
+        (*gray_palette(), False),
+        (*color_palette(), False),
     ],
     ids=[
-        "grey",
-        "8bit",
-        "0-1",
-        "1bit",
-        "16bit",
-        "8-in-16",
-        "red",
-        "alpha",
-        "half alpha",
-        "empty",
-        "grey palette",
-        "colour palette",
+        *("gray", "8bit", "0-1", "1bit", "16bit", "8-in-16"),
+        *("red", "alpha", "half alpha", "empty", "gray palette", "color palette"),
     ],
 )
-def test_mask_rule(image, expected, changed, tmp_path):
+def test_what_counts_as_object(image, expected, changed, tmp_path):
     image.save(tmp_path / "mask.png")
     values, was_changed, _ = read_mask(tmp_path / "mask.png")
     assert values.tolist() == [expected]
     assert was_changed == changed
     soft = np.asarray(to_mask(Image.open(tmp_path / "mask.png")))
-    if soft.max() != 1 and not image.mode.startswith("I"):  # there the scale is the file's own
-        assert (soft > 127).tolist() == [expected]
+    if soft.max() != 1 and not image.mode.startswith("I"):  # those have their own scale
+        assert is_object(soft).tolist() == [expected]
 
 
-def test_size_is_compared_after_the_exif_turn(tmp_path):
+def test_sizes_are_compared_after_the_exif_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(tmp_path / "image.jpg", size=(40, 30), exif=exif)
-    mask(tmp_path / "upright.png", size=(30, 40))
-    mask(tmp_path / "stored.png", size=(40, 30))
+    write_image(tmp_path / "image.jpg", size=(40, 30), exif=exif)
+    write_mask(tmp_path / "upright.png", size=(30, 40))
+    write_mask(tmp_path / "stored.png", size=(40, 30))
     loaded = load_pair(Pair("x", "test", tmp_path / "image.jpg", (tmp_path / "upright.png",)))
     assert loaded.mask.shape == (40, 30)
-    with pytest.raises(UnusablePair, match="40x30 but image image.jpg is 30x40 once turned"):
+    with pytest.raises(UnusablePair, match="40x30 but image image.jpg is 30x40 after its EXIF orientation"):
         load_pair(Pair("x", "test", tmp_path / "image.jpg", (tmp_path / "stored.png",)))
 
 
@@ -672,50 +645,42 @@ def test_size_is_compared_after_the_exif_turn(tmp_path):
 def test_every_unusable_pair_is_named(sirst, tmp_path, run, caplog):
     (sirst / "masks" / "Misc_1_pixels0.png").unlink()
     (sirst / "images" / "Misc_2.png").unlink()
-    mask(sirst / "masks" / "Misc_3_pixels0.png", size=(20, 20))
+    write_mask(sirst / "masks" / "Misc_3_pixels0.png", size=(20, 20))
     whole = (sirst / "images" / "Misc_4.png").read_bytes()
     (sirst / "images" / "Misc_4.png").write_bytes(whole[: len(whole) // 2])
-    (sirst / "masks" / "Misc_5_pixels0.png").write_text("no picture")
+    (sirst / "masks" / "Misc_5_pixels0.png").write_text("not an image")
     with (sirst / "idx_427" / "val.txt").open("a") as file:
         file.write("Misc_404\nMisc_6\n")
     out = tmp_path / "out"
     assert_one_error(run("sirst", "--source", sirst, "--out", out), out, "7 of 8 pairs", "--skip-unusable")
-    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("unusable")]
+    reported = [record.getMessage() for record in caplog.records if record.getMessage().startswith("unusable")]
     for name, reason in (
         ("Misc_1", "no mask masks/Misc_1_pixels0.*"),
         ("Misc_2", "no image images/Misc_2.*"),
         ("Misc_3", "is 20x20 but image Misc_3.png is 40x36"),
         ("Misc_4", "Misc_4.png cannot be read"),
-        ("Misc_5", "Misc_5_pixels0.png cannot be read: not a picture"),
+        ("Misc_5", "Misc_5_pixels0.png cannot be read: not an image"),
         ("Misc_6", "occurs 2 times"),
         ("Misc_404", "no image"),
     ):
-        assert [line for line in told if f": {name}: " in line and reason in line], (name, told)
+        assert [line for line in reported if f": {name}: " in line and reason in line], (name, reported)
 
 
-def test_skip_unusable(sirst, tmp_path, run):
-    (sirst / "masks" / "Misc_1_pixels0.png").unlink()
-    code, text, _ = run("sirst", "--source", sirst, "--out", tmp_path / "out", "--skip-unusable")
-    assert code == 0
-    assert "left out: 1 unusable, 2 in no list" in text
-    assert "train 3, val 2" in text
-
-
-def test_bad_sources(sirst, tmp_path, run):
+def test_unusable_sources_are_errors(sirst, tmp_path, run):
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()
     assert_one_error(run("sirst", "--source", tmp_path / "nowhere", "--out", out), out, "nowhere")
     assert_one_error(run("sirst", "--source", tmp_path / "empty", "--out", out), out, "empty", "images")
     (tmp_path / "empty" / "images").mkdir()
-    assert_one_error(run("sirst", "--source", tmp_path / "empty", "--out", out), out, "images", "no pictures")
+    assert_one_error(run("sirst", "--source", tmp_path / "empty", "--out", out), out, "images", "no images")
     (sirst / "idx_427" / "val.txt").write_bytes(b"\xff\xfe\x00bad\xff")
     assert_one_error(run("sirst", "--source", sirst, "--out", out), out, "val.txt", "UTF-8")
     (sirst / "idx_427" / "val.txt").write_text("")
     assert_one_error(run("sirst", "--source", sirst, "--out", out), out, "val.txt", "empty")
 
 
-def test_bad_lists_and_shares(tmp_path, run):
-    root, out = folders(tmp_path / "raw"), tmp_path / "out"
+def test_wrong_lists_and_shares_are_errors(tmp_path, run):
+    root, out = write_pairs(tmp_path / "raw"), tmp_path / "out"
     (root / "list.txt").write_text("one two three\n")
     assert_one_error(run("folder", "--out", out), out, "--images")
     assert_one_error(run("folder", "--list", root / "list.txt", "--out", out), out, "3 entries")
@@ -728,25 +693,25 @@ def test_bad_lists_and_shares(tmp_path, run):
     assert_one_error(run(*source, "tr/ain=1"), out, "tr/ain")
     assert_one_error(run(*source, "train=0.99", "val=0.01"), out, "val would be empty")
     assert_one_error(run(*source, "train"), out, "SPLIT=SHARE")
-    assert_one_error(run("folder", "--source", root, "--out", out, "--seed", "-1"), out, "seed -1")
+    assert_one_error(run("folder", "--source", root, "--out", out, "--seed", "-1"), out, "--seed", "got '-1'")
 
 
-def test_bad_outputs(tmp_path, run):
-    root = folders(tmp_path / "raw")
+def test_folders_of_others_are_not_replaced(tmp_path, run):
+    root = write_pairs(tmp_path / "raw")
     (tmp_path / "file").write_text("mine")
     out = tmp_path / "file" / "out"
     assert_one_error(run("folder", "--source", root, "--out", out), out, "cannot write")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.txt").write_text("mine")
-    for name, words in (("file", "no data set"), ("photos", "no data set")):
+    for name in ("file", "photos"):
         code, _, errors = run("folder", "--source", root, "--out", tmp_path / name, "--overwrite")
         assert code == 2
-        assert words in errors
+        assert "not a data set" in errors
     assert (tmp_path / "file").read_text() == (tmp_path / "photos" / "mine.txt").read_text() == "mine"
 
 
-def test_existing_output_is_kept_unless_told(tmp_path, run):
-    root, out = folders(tmp_path / "raw"), tmp_path / "out"
+def test_output_is_replaced_only_with_overwrite(tmp_path, run):
+    root, out = write_pairs(tmp_path / "raw"), tmp_path / "out"
     run("folder", "--source", root, "--out", out)
     card = (out / "README.md").read_bytes()
     code, _, errors = run("folder", "--source", root, "--out", out)
@@ -755,75 +720,61 @@ def test_existing_output_is_kept_unless_told(tmp_path, run):
     (root / "masks" / "a.png").unlink()
     assert run("folder", "--source", root, "--out", out, "--overwrite")[0] == 2
     assert (out / "README.md").read_bytes() == card  # a failed rebuild leaves the old one
-    (out / ".DS_Store").touch()  # a system's own files do not make it somebody's work, but hidden folders do
+    (out / ".DS_Store").touch()  # a hidden file does not count, a hidden folder does
     (out / ".git").mkdir()
-    assert "no data set" in run("folder", "--source", root, "--out", out, "--overwrite", "--skip-unusable")[2]
+    assert "not a data set" in run("folder", "--source", root, "--out", out, "--overwrite", "--skip-unusable")[2]
     (out / ".git").rmdir()
     assert run("folder", "--source", root, "--out", out, "--overwrite", "--skip-unusable")[0] == 0
     assert (out / "README.md").read_bytes() != card
 
 
-def test_bad_synthetic(tmp_path, run):
+def test_wrong_arguments_are_errors(tmp_path, run):
     out = tmp_path / "out"
     base = ["synthetic", "--out", out, "--kind"]
     assert_one_error(run(*base, "infrared"), out, "--train")
     assert_one_error(run(*base, "infrared", "--train", "-1"), out, "-1")
-    assert_one_error(run(*base, "infrared", "--train", "1", "--size", "8"), out, "8x8")
     assert_one_error(run(*base, "fog", "--train", "1"), out, "fog")
-    assert_one_error(run("otsu", tmp_path / "nowhere"), out, "nowhere")
-    with pytest.raises(UserError, match="no builder named 'sirts'"):
+    with pytest.raises(UserError, match="got 'sirts' as name of a data set"):
         build("sirts", tmp_path, out)
-
-
-def test_otsu_on_damaged_files(tmp_path, run):
-    data = tmp_path / "data" / "data"
-    build_synthetic("infrared", tmp_path / "data", {"train": 2}, size=32)
-    (shard,) = data.iterdir()
-    whole, table = shard.read_bytes(), pq.read_table(shard)
-    rows = table.to_pylist()
-    rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-200]
-
-    def check(*words):
-        assert_one_error(run("otsu", tmp_path / "data"), tmp_path / "out", *words)
-
-    shard.write_bytes(whole[: len(whole) // 2])
-    check(shard.name, "cannot be read")
-    middle = whole.index(b"\x89PNG")
-    shard.write_bytes(whole[:middle] + bytes(60) + whole[middle + 60 :])
-    check(shard.name, "cannot be read")
-    pq.write_table(table.drop_columns("source"), shard)
-    check(shard.name, "columns", "source")
-    pq.write_table(table.from_pylist(rows, schema=table.schema), shard)
-    check(f"{shard.name}: image train-000001 cannot be read")
 
 
 def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data_write, "write_card", fail)
     monkeypatch.setattr("unconceal.data.builders.write_card", fail)
-    root = folders(tmp_path / "raw")
+    root = write_pairs(tmp_path / "raw")
     with pytest.raises(UserError, match="No space left"):
         build("folder", root, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
+# A shell that starts tests in the background makes them ignore Ctrl-C, and their children inherit this.
+INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from unconceal.__main__ import entry
+entry("prepare")
+"""
+
+
 def test_interrupted_run_leaves_nothing(tmp_path):
-    out = tmp_path / "out"
-    command = [sys.executable, SCRIPT, "synthetic", "--kind", "camouflage", "--train", "100000", "--out", out]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".*/data")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    arguments = ["synthetic", "--kind", "camouflage", "--train", "1000000", "--out", tmp_path / "out"]
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTIBLE, *arguments], stderr=subprocess.PIPE, text=True)
+    try:
+        while not list(tmp_path.glob(".*/data")) and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shards_and_row_groups(tmp_path, monkeypatch, load):
+def test_large_splits_are_written_in_shards(tmp_path, monkeypatch, load):
     monkeypatch.setattr(data_write, "GROUP_BYTES", 4_000)
     monkeypatch.setattr(data_write, "SHARD_BYTES", 10_000)
     out = tmp_path / "out"
@@ -846,57 +797,33 @@ def scenes(tmp_path, load):
 
 
 def training_set(rows, seed=3, **fields):
-    """Rows of 64 pixels a side as `TrainingSet` gives them, with nothing on but `fields`; pixels stay in [0, 1]."""
+    """Make a `TrainingSet` of 64x64 pixels in [0, 1] with only the changes `fields`."""
     off = {"rotate90_probability": 0, "flip_probability": 0}
     processor = UnconcealImageProcessor(size=64, do_normalize=False)
     return TrainingSet(rows, processor, TransformRecipe(**(off | fields)), seed)
 
 
-def grey(sample):
-    """The image of a sample, (H, W) in [0, 255]."""
+def gray(sample):
+    """Return the image of a sample, (H, W) in [0, 255]."""
     return (sample["pixel_values"].mean(0) * 255).numpy()
 
 
-ALL_ON = {
-    "horizontal_flip_probability": 0.5,
-    "max_crop_ratio": 0.3,
-    "brightness": 0.5,
-    "contrast": 0.5,
-    "saturation": 1.0,
-    "sharpness": 2.0,
-    "rotate_probability": 0.5,
-}
-
-
 @pytest.mark.parametrize("fields", [{}, {"rotate90_probability": 1.0, "flip_probability": 0.3, "crop_size": 40}])
-def test_old_recipes_draw_the_same_numbers(fields, scenes):
+def test_color_changes_leave_the_numbers_of_the_others(fields, scenes):
     samples = training_set(scenes, **fields)
     changed = training_set(scenes, **fields, brightness=0.5, sharpness=2.0)
     samples.set_epoch(2)
     changed.set_epoch(2)
     for index in range(len(scenes)):
-        rng = np.random.default_rng([3, 2, index])  # the seed, epoch and index, and nothing else drawn in between
+        rng = np.random.default_rng([3, 2, index])  # nothing else is drawn in between
         image, mask_image = turn_and_flip(scenes[index]["image"], scenes[index]["mask"], samples.recipe, rng)
         expected = samples.processor(image, mask_image)
         pixel_values, labels = crop(expected["pixel_values"][0], expected["labels"][0], samples.recipe, rng)
         assert torch.equal(samples[index]["pixel_values"], pixel_values)
         assert torch.equal(samples[index]["labels"], labels)
-        # Colours on top of it draw from numbers of their own.
+        # Colors draw separate numbers.
         assert torch.equal(changed[index]["labels"], labels)
         assert not torch.equal(changed[index]["pixel_values"], pixel_values)
-
-
-def test_new_changes_are_off_by_default():
-    off = TransformRecipe()
-    assert all(getattr(off, name) == 0 for name in ALL_ON)
-
-
-def test_switching_one_off_leaves_the_others(scenes):
-    whole = training_set(scenes, **ALL_ON)
-    colourless = {name: 0 for name in ("brightness", "contrast", "saturation", "sharpness")}
-    without = training_set(scenes, **ALL_ON | colourless)
-    for index in range(len(scenes)):
-        assert torch.equal(whole[index]["labels"], without[index]["labels"])
 
 
 def test_horizontal_flip_is_never_upside_down(scenes):
@@ -913,21 +840,21 @@ def test_horizontal_flip_is_never_upside_down(scenes):
     assert 4 < flipped < 20
 
 
-def test_border_crop_by_pixel():
+def test_borders_are_trimmed_evenly():
     ramp = Image.fromarray(np.arange(100, dtype=np.uint8)[None].repeat(50, axis=0)).convert("RGB")
-    sizes = set()
+    cut_sizes = set()
     for seed in range(200):
-        cut, cut_mask = mirror_and_trim(
+        cut, cut_mask = flip_and_trim(
             ramp, ramp.convert("L"), TransformRecipe(max_crop_ratio=0.2), np.random.default_rng(seed)
         )
         assert cut.convert("L").tobytes() == cut_mask.tobytes()
         first, last = np.asarray(cut_mask)[0, [0, -1]]
-        assert first == 99 - last  # centred
-        sizes.add(cut.size)
-    widths, heights = zip(*sizes, strict=True)
+        assert first == 99 - last  # centered
+        cut_sizes.add(cut.size)
+    widths, heights = zip(*cut_sizes, strict=True)
     assert (min(widths), max(widths), min(heights), max(heights)) == (82, 100, 42, 50)
     dot = Image.new("RGB", (1, 1))
-    assert mirror_and_trim(dot, dot, TransformRecipe(max_crop_ratio=0.99), np.random.default_rng(0))[0].size == (1, 1)
+    assert flip_and_trim(dot, dot, TransformRecipe(max_crop_ratio=0.99), np.random.default_rng(0))[0].size == (1, 1)
 
 
 def test_image_and_mask_rotate_together(scenes):
@@ -939,12 +866,12 @@ def test_image_and_mask_rotate_together(scenes):
         assert sample["labels"].shape == (64, 64)
         assert set(sample["labels"].unique().tolist()) <= {0, 1}
         turned += not torch.equal(sample["labels"], plain[index]["labels"])
-        # Bilinear and nearest rotation differ along the contour alone.
-        assert ((grey(sample) > 127) == sample["labels"].numpy().astype(bool)).mean() > 0.97
+        # Bilinear and nearest rotation differ along the contour only.
+        assert ((gray(sample) > 127) == sample["labels"].numpy().astype(bool)).mean() > 0.97
     assert turned >= 4  # a small angle may move no pixel
 
 
-def test_free_corners_have_the_mean_colour_and_no_object():
+def test_free_corners_get_the_mean_color_and_no_object():
     image = Image.new("RGB", (60, 60), (200, 100, 0))
     image.paste((0, 0, 100), (0, 0, 30, 60))
     turned, turned_mask = rotate(
@@ -973,7 +900,7 @@ def test_rotation_stays_within_its_angle():
     assert 30 < np.count_nonzero(angles) < 70
 
 
-def test_colours_by_hand():
+def test_color_changes_computed_by_hand():
     class Highest:
         def uniform(self, low, high):
             return high
@@ -988,7 +915,7 @@ def test_colours_by_hand():
         ({"brightness": 0.5}, Highest(), (60, 120, 0)),
         ({"brightness": 0.5}, Lowest(), (20, 40, 0)),
         ({"saturation": 1.0}, Lowest(), (59, 59, 59)),
-        ({"saturation": 2.0}, Lowest(), (59, 59, 59)),  # 1 - 2 is stopped at 0
+        ({"saturation": 2.0}, Lowest(), (59, 59, 59)),  # 1 - 2 is clipped to 0
         ({"contrast": 1.0}, Lowest(), (59, 59, 59)),
         ({"sharpness": 2.0}, Highest(), (40, 80, 0)),  # nothing to sharpen
     ):
@@ -1010,17 +937,14 @@ def test_a_mask_of_any_kind_rotates_into_background(scenes):
     ("override", "expected"),
     [
         ("horizontal_flip_probability=1.5", "is 1.5, expected from 0 to 1"),
-        ("rotate_probability=-1", "is -1.0, expected from 0 to 1"),
         ("max_crop_ratio=1", "is 1.0, expected less than 1"),
-        ("max_crop_ratio=-0.1", "is -0.1, expected 0 or more"),
         ("brightness=-0.5", "is -0.5, expected 0 or more"),
-        ("contrast=nan", "is nan, expected 0 or more"),
         ("sharpness=inf", "is inf, expected 0 or more"),
         ("saturation=much", "Value 'much'"),
         ("max_rotation=181", "is 181.0, expected at most 180 degrees"),
     ],
 )
-def test_ranges_of_the_recipe(override, expected):
+def test_changes_out_of_range_are_errors(override, expected):
     with pytest.raises(UserError) as raised:
         load_recipe(ROOT / "configs/srs/smoke.yaml", [f"data.transforms.{override}"])
     assert f"data.transforms.{override.split('=')[0]}" in str(raised.value)
@@ -1030,53 +954,22 @@ def test_ranges_of_the_recipe(override, expected):
 # Real data
 
 
-@pytest.mark.skipif(not (REAL / "sirst").is_dir(), reason="no real data here")
-def test_real_sirst(tmp_path):
-    report = build("sirst", REAL / "sirst", tmp_path / "out")
-    assert {split: done.num_examples for split, done in report.splits.items()} == {"train": 256, "val": 85}
+@pytest.mark.parametrize(
+    ("folder", "name", "expected"),
+    [
+        ("sirst", "sirst", {"train": 256, "val": 85}),
+        ("busi", "busi", {"train": 138, "val": 34, "empty": 27}),
+        ("kvasir_seg", "kvasir", {"train": 800, "val": 100, "changed": 900}),
+        ("camo", "cod", {"train": 4}),
+        ("dis5k", "dis5k", {"val": 3}),
+        ("people", "people", {"train": 200, "val": 41, "resized": 163}),
+    ],
+)
+def test_real_data_sets(folder, name, expected, tmp_path):
+    if not (REAL / folder).is_dir():
+        pytest.skip("the real data is not here")
+    report = build(name, REAL / folder, tmp_path / "out")
     assert not report.skipped
     assert not report.repeats
-
-
-@pytest.mark.skipif(not (REAL / "busi").is_dir(), reason="no real data here")
-def test_real_busi(tmp_path):
-    report = build("busi", REAL / "busi", tmp_path / "out")
-    assert sum(done.num_examples for done in report.splits.values()) == 172
-    assert report.num_empty_masks == 27
-    assert not report.skipped
-
-
-@pytest.mark.skipif(not (REAL / "kvasir_seg").is_dir(), reason="no real data here")
-def test_real_kvasir(tmp_path):
-    report = build("kvasir", REAL / "kvasir_seg", tmp_path / "out")
-    assert split_sizes(report) == {"train": 800, "val": 100}
-    assert report.num_changed_masks == 900
-    assert report.num_empty_masks == 0
-    assert not report.skipped
-    assert not report.repeats
-
-
-@pytest.mark.skipif(not (REAL / "camo").is_dir(), reason="no real data here")
-def test_real_camo(tmp_path):
-    report = build("cod", REAL / "camo", tmp_path / "out", fractions={"CAMO": 1.0})
-    assert split_sizes(report) == {"CAMO": 4}
-    assert report.num_changed_masks == report.num_empty_masks == 0
-
-
-@pytest.mark.skipif(not (REAL / "dis5k").is_dir(), reason="no real data here")
-def test_real_dis5k(tmp_path, load):
-    report = build("dis5k", REAL / "dis5k", tmp_path / "out")
-    assert split_sizes(report) == {"val": 3}
-    assert report.num_changed_masks == report.num_resized_masks == report.num_empty_masks == 0
-    rows = {Path(row["id"]).name: row for row in load(tmp_path / "out")["val"]}
-    for path in (REAL / "dis5k" / "DIS-VD" / "gt").iterdir():
-        np.testing.assert_array_equal(np.asarray(rows[path.stem]["mask"]), np.asarray(Image.open(path)))
-
-
-@pytest.mark.skipif(not (REAL / "people").is_dir(), reason="no real data here")
-def test_real_people(tmp_path):
-    report = build("people", REAL / "people", tmp_path / "out")
-    assert split_sizes(report) == {"train": 200, "val": 41}
-    assert report.num_resized_masks == 163
-    assert not report.skipped
-    assert not report.repeats
+    masks = {"changed": report.num_changed_masks, "resized": report.num_resized_masks, "empty": report.num_empty_masks}
+    assert sizes(report) | {kind: number for kind, number in masks.items() if number} == expected
