@@ -1,4 +1,4 @@
-"""The protocols, against pysodmetrics and against cases worked by hand."""
+"""Test the protocols against pysodmetrics and against cases computed by hand."""
 
 import random
 import shutil
@@ -11,21 +11,21 @@ import pytest
 from PIL import Image, ImageFilter
 
 from unconceal.data.synthetic import generate
-from unconceal.evaluation import report
-from unconceal.evaluation.protocols import PROTOCOLS
-from unconceal.evaluation.report import format_table
 from unconceal.evaluation import protocol_cod as cod
 from unconceal.evaluation import protocol_dis as dis
 from unconceal.evaluation import protocol_infrared as infrared
 from unconceal.evaluation import protocol_lesion as lesion
+from unconceal.evaluation import report
 from unconceal.evaluation.protocol_segmentation import score_image, summarize
+from unconceal.evaluation.protocols import PROTOCOLS
+from unconceal.evaluation.report import format_table
 
 
 SCORES = ("iou", "f1", "precision", "recall")
 
 
 def mask(*rows: str) -> np.ndarray:
-    """A mask drawn with '#' for foreground."""
+    """Return a mask drawn with '#' for object."""
     return np.array([[pixel == "#" for pixel in row] for row in rows])
 
 
@@ -51,8 +51,8 @@ def test_counts_and_scores_by_hand():
     [
         (mask("#...", "...."), mask("#...", "...."), (1, 1, 1, 1)),  # one pixel, found
         (mask(".#..", "...."), mask("#...", "...."), (0, 0, 0, 0)),  # one pixel, missed by one
-        (mask("....", "...."), mask("#...", "...."), (0, 0, 0, 0)),  # nothing predicted, something there
-        (mask("#...", "...."), mask("....", "...."), (0, 0, 0, 0)),  # something predicted, nothing there
+        (mask("....", "...."), mask("#...", "...."), (0, 0, 0, 0)),  # nothing predicted, one object pixel
+        (mask("#...", "...."), mask("....", "...."), (0, 0, 0, 0)),  # one pixel predicted, no object
         (mask("....", "...."), mask("....", "...."), (1, 1, 1, 1)),  # both all black
         (mask("####", "####"), mask("####", "####"), (1, 1, 1, 1)),  # both all white
         (mask("####", "####"), mask("##..", "...."), (2 / 8, 4 / 10, 2 / 8, 1)),  # all white predicted
@@ -63,7 +63,7 @@ def test_edge_cases(predicted, target, expected):
     row = score_image(predicted.astype(np.float32), target)
     assert scores(row) == pytest.approx(expected, abs=1e-15)
     summary = summarize([row])
-    assert scores(summary) == scores(row)  # one picture: the data set is the picture
+    assert scores(summary) == scores(row)  # the data set is one image
     assert [summary[name] for name in ("niou", "mean_f1", "mean_precision", "mean_recall")] == list(scores(row))
 
 
@@ -77,11 +77,6 @@ def test_global_and_mean_numbers_differ_as_written():
     assert summary["niou"] == 0.5
     assert summary["mean_precision"] == 0.5
     assert summary["num_images"] == 2
-
-
-def test_a_data_set_of_empty_pictures():
-    empty = score_image(np.zeros((3, 3)), np.zeros((3, 3), dtype=bool))
-    assert all(value == 1 for value in summarize([empty, empty]).values() if isinstance(value, float))
 
 
 def test_equals_pysodmetrics():
@@ -102,7 +97,7 @@ def test_equals_pysodmetrics():
     for foreground in (0.002, 0.1, 0.5, 0.9, 1.0):
         for size in ((1, 1), (7, 5), (64, 48)):
             target = rng.random(size) < foreground
-            target[0, 0] = True  # never empty: there our rule is another, see test_edge_cases
+            target[0, 0] = True  # never empty: our rule for empty masks differs, see test_edge_cases
             probs = np.clip(0.6 * target + 0.5 * rng.random(size), 0, 1)
             per_image.step(probs, target, normalize=False)
             overall.step(probs, target, normalize=False)
@@ -122,7 +117,7 @@ def test_summary_is_the_same_in_any_order(protocol):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_a_protocol_is_whole(protocol):
+def test_a_protocol_is_complete(protocol):
     probs, target = np.array([[0.9, 0.2], [0.4, 0.6]]), np.eye(2, dtype=bool)
     quick = protocol.summarize([protocol.score_image(probs, target)])
     row = protocol.score_image(probs, target, **protocol.options(**protocol.report_options))
@@ -130,24 +125,24 @@ def test_a_protocol_is_whole(protocol):
     assert {name: summary[name] for name in quick} == quick
     assert {name for name, value in row.items() if not isinstance(value, int | float)} == set(protocol.curves)
     assert {type(value) for value in summary.values()} == {int, float}
-    assert protocol.best_metrics.keys() < quick.keys()  # training has no more to choose from
+    assert protocol.best_metrics.keys() < quick.keys()  # training has no other metrics
     assert set(protocol.columns) == set(summary) - {"num_images"}
     assert isinstance(row[protocol.ranked_by[0]], float)
     for numbers in (quick, summary):
         titles, _, values = (
             [cell.strip() for cell in line.split("|")] for line in format_table(protocol, numbers).splitlines()
         )
-        assert len(titles) == len(values) == len(numbers) + 1  # an empty cell before and after, and no num_images
+        assert len(titles) == len(values) == len(numbers) + 1  # an empty cell at both ends, and no num_images
     with pytest.raises(ValueError, match=f"got option sharpness, but the protocol {protocol.name} has only"):
         protocol.options(sharpness=1)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_a_prediction_in_8_bits_is_one_in_floats(protocol):
+def test_8_bit_predictions_score_as_floats(protocol):
     rng = np.random.default_rng(3)
     target = rng.random((20, 30)) < 0.3
     levels = rng.integers(0, 256, target.shape).astype(np.uint8)
-    levels[0, :2] = 0, 255  # so that nothing is stretched, and rounding changes nothing
+    levels[0, :2] = 0, 255  # neither stretching nor rounding changes anything
     rows = [protocol.score_image(probs, target) for probs in (levels, levels / 255)]
     for name in rows[0]:
         np.testing.assert_array_equal(*(row[name] for row in rows), err_msg=name)
@@ -172,7 +167,7 @@ def test_curves_are_counts_at_thresholds(protocol):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_refuses_what_is_not_a_prediction(protocol):
+def test_unusable_arrays_are_rejected(protocol):
     score_image, summarize = protocol.score_image, protocol.summarize
     target = np.ones((2, 3), dtype=bool)
     with pytest.raises(ValueError, match="size"):
@@ -185,19 +180,19 @@ def test_refuses_what_is_not_a_prediction(protocol):
         score_image(np.full((2, 3), 255.0), target)
     with pytest.raises(ValueError, match="nan"):
         score_image(np.array([[0, np.nan, 0], [0, 0, 0]]), target)
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         summarize([])
 
 
 def saved(probs: np.ndarray) -> np.ndarray:
-    """The 8-bit picture that RUN's test code would write."""
+    """Return the 8-bit image that RUN's test code would write."""
     if probs.max() > probs.min():
         probs = (probs - probs.min()) / (probs.max() - probs.min())
     return np.rint(probs * 255).astype(np.uint8)
 
 
 def directly(pairs: list[tuple[np.ndarray, np.ndarray]], **kwargs) -> dict[str, float]:
-    """What pysodmetrics makes of predictions and truths."""
+    """Return the scores of pysodmetrics."""
     measures = {
         "wf": py_sod_metrics.WeightedFmeasure(),
         "s": py_sod_metrics.Smeasure(),
@@ -233,13 +228,13 @@ def directly(pairs: list[tuple[np.ndarray, np.ndarray]], **kwargs) -> dict[str, 
 
 
 def check_against_pysodmetrics(pairs: list[tuple[np.ndarray, np.ndarray]]):
-    """Compare each picture alone and the data set, with and without the min-max step, and from files."""
+    """Compare single images and the data set, with and without min-max, and from files."""
     for chosen in ([pair] for pair in pairs), [pairs]:
         for pairs in chosen:
             files = [(saved(probs), target.astype(np.uint8) * 255) for probs, target in pairs]
             summary = cod.summarize(cod.score_image(*pair) for pair in pairs)
             assert summary == pytest.approx(directly(files), abs=1e-6)
-            # A file that does not reach from 0 to 255 is stretched and not rounded again.
+            # A file of a smaller range than 0 to 255 is stretched and not rounded again.
             faint = [(np.rint(30 + 100 * probs).astype(np.uint8), target) for probs, target in pairs]
             summary = cod.summarize(cod.score_image(*pair) for pair in faint)
             faint = [(levels, target.astype(np.uint8) * 255) for levels, target in faint]
@@ -291,7 +286,7 @@ def test_cod_equals_pysodmetrics_on_real_predictions():
     check_against_pysodmetrics(pairs)
 
 
-def test_cod_of_pictures_without_object():
+def test_cod_of_images_without_object():
     right = cod.score_image(np.zeros((12, 16)), BLACK)
     wrong = cod.score_image(np.ones((12, 16)), BLACK)
     pixels, thresholds = BLACK.size, 256
@@ -308,7 +303,7 @@ def test_cod_of_pictures_without_object():
 
 
 def test_cod_where_pysodmetrics_gives_no_number():
-    """The centroid of the truth in the last row and column leaves three quarters of the picture without a pixel."""
+    """A centroid in the last row and column leaves three quarters of the image empty."""
     target = BLACK.copy()
     target[-1, -1] = True
     probs = np.random.default_rng(0).random(target.shape)
@@ -343,7 +338,7 @@ def test_cod_min_max_stretches_and_rounds():
 
 
 def dis_directly(pairs: list[tuple[np.ndarray, np.ndarray]], **kwargs) -> dict[str, float]:
-    """What pysodmetrics makes of predictions and truths, in the columns of DIS5K's tables."""
+    """Return the scores of pysodmetrics, in the columns of DIS5K's tables."""
     results = directly(pairs, **kwargs)
     names = ("f_measure_max", "weighted_f_measure", "mae", "s_measure", "e_measure_mean", "num_images")
     effort = py_sod_metrics.HumanCorrectionEffortMeasure(relax=5, epsilon=2.0)
@@ -383,26 +378,25 @@ def test_dis_equals_pysodmetrics():
 @pytest.mark.slow
 @pytest.mark.skipif(not DIS5K.is_dir(), reason=f"{DIS5K} is not here")
 def test_dis_equals_pysodmetrics_on_real_predictions_at_their_own_size():
-    """On the small half of the 22; scripts/benchmark.py evaluation compares all of them."""
     smallest = sorted((DIS5K / "gt").glob("*.png"), key=lambda path: np.prod(Image.open(path).size))[:8]
     files = [
         tuple(np.asarray(Image.open(folder / path.name).convert("L")) for folder in (DIS5K / "pred", DIS5K / "gt"))
         for path in smallest
     ]
-    summary = dis.summarize(dis.score_image(levels, truth > 127, hce=True) for levels, truth in files)
+    summary = dis.summarize(dis.score_image(levels, gray > 127, hce=True) for levels, gray in files)
     assert summary == pytest.approx(dis_directly(files), abs=1e-6)
     assert summary["hce"] > 0
 
 
 def test_human_correction_effort_does_not_depend_on_the_background_around():
-    """Only the part around object and prediction is looked at: pysodmetrics sees all of it."""
+    """Only a part of the image is scored; pysodmetrics scores all of it."""
     rng = np.random.default_rng(0)
     whole = py_sod_metrics.HumanCorrectionEffortMeasure(relax=5, epsilon=2.0)
     for index in range(12):
         target = np.asarray(generate("intricate", (64, 80), 0, index)[1]) > 0
         noise = Image.fromarray((rng.random(target.shape) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2))
         predicted = (target ^ (np.asarray(noise) > 133)).astype(float)
-        # At the borders of the picture, near them, and far from them; where two parts come near each other too.
+        # At the borders of the image, near them, and far from them.
         for before, after in ((0, 0), (1, 4), (7, 9), (40, 20)):
             pair = [np.pad(mask, ((before, after), (after, before))) for mask in (predicted, target)]
             assert dis.human_correction_effort(*pair) == whole.cal_hce(*pair)
@@ -423,14 +417,14 @@ def test_human_correction_effort_by_hand():
 
     bump = left.copy()
     bump[20:40, 30:50] = True
-    assert effort(bump, left) == 2  # one straight outline to draw, from end to end
+    assert effort(bump, left) == 2  # one straight outline to draw
 
     bumps = bump | apart
     assert effort(bumps, left) == 3
 
     wide = np.zeros_like(left)
     wide[:, :34] = True
-    assert effort(wide, left) == 0  # 4 pixels too far: within the relaxation of 5
+    assert effort(wide, left) == 0  # 4 pixels too wide: within the relaxation of 5
 
     speck = left.copy()
     speck[20:30, 60:70] = True
@@ -438,11 +432,11 @@ def test_human_correction_effort_by_hand():
 
     wire = left.copy()
     wire[30, 30:80] = True
-    assert effort(wire, left) == 0  # too much that is thin is forgiven,
-    assert effort(left, wire) > 0  # a missed thin part is not: it belongs to the skeleton
+    assert effort(wire, left) == 0  # false thin parts are forgiven,
+    assert effort(left, wire) > 0  # missed thin parts are not: they belong to the skeleton
 
 
-def test_human_correction_effort_is_counted_only_on_demand():
+def test_human_correction_effort_is_optional():
     probs = np.where(BLOCK, 0.9, 0.1)
     quick, whole = dis.score_image(probs, BLOCK), dis.score_image(probs, BLOCK, hce=True)
     assert "hce" not in quick and whole["hce"] == 0
@@ -450,13 +444,7 @@ def test_human_correction_effort_is_counted_only_on_demand():
     assert format_table(dis.PROTOCOL, dis.summarize([whole, {**whole, "hce": 1016}])).endswith("| 508 |")
 
 
-def test_dis_shares_the_numbers_of_cod():
-    pairs = [(np.random.default_rng(i).random(BLOCK.shape), BLOCK) for i in range(3)]
-    ours, shared = (protocol.summarize(protocol.score_image(*pair) for pair in pairs) for protocol in (dis, cod))
-    assert ours == {name: shared[name] for name in ours}
-
-
-def picture(*rows: str) -> np.ndarray:
+def drawing(*rows: str) -> np.ndarray:
     return mask(*rows).astype(np.float64)
 
 
@@ -469,7 +457,7 @@ def test_targets_by_hand():
         "......##..",
         "..........",
     )
-    probs = picture(
+    probs = drawing(
         ".....#....",
         "##........",
         "##........",
@@ -477,8 +465,9 @@ def test_targets_by_hand():
         "..........",
         "#.......##",
     )
-    # The first target, centroid (0.5, 0.5): the first blob in the order of rows is the pixel (0, 5), 4.5 away; the next,
-    # (1.5, 0.5), is 1 away. The second target, (3.5, 6.5): (3, 4.5) is 2.06 away, (5, 8.5) is 2.5 away and comes later.
+    # The first target, centroid (0.5, 0.5): the first blob in the order of rows is the pixel (0, 5), 4.5 away; the
+    # next, (1.5, 0.5), is 1 away. The second target, (3.5, 6.5): (3, 4.5) is 2.06 away, (5, 8.5) is 2.5 away and comes
+    # later.
     row = infrared.score_image(probs, target)
     assert (row["num_targets"], row["num_detected"], row["num_false_blobs"]) == (2, 2, 3)
     assert row["false_pixels"] == 1 + 1 + 2
@@ -504,24 +493,8 @@ def test_targets_by_another_threshold():
         assert (row["num_detected"], row["false_pixels"]) == (detected, false), threshold
 
 
-def test_false_alarms_are_of_all_pixels():
-    large, small = np.zeros((10, 20)), np.zeros((2, 5))
-    small[0, :3] = 1
-    rows = [infrared.score_image(probs, np.zeros(probs.shape, bool)) for probs in (large, small)]
-    assert infrared.summarize(rows)["fa"] == 3 / 210
-
-
-def test_by_area_overlooks_any_area_that_was_taken():
-    target = mask("###......", ".........", ".........")
-    probs = picture("###......", ".........", "......###")
-    counted, overlooked = (infrared.score_image(probs, target, by_area=by_area) for by_area in (False, True))
-    assert (counted["false_pixels"], overlooked["false_pixels"]) == (3, 0)
-    probs[2, 5] = 1
-    assert infrared.score_image(probs, target, by_area=True)["false_pixels"] == 4
-
-
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_what_ranks_pictures_grows_with_their_quality(protocol):
+def test_ranking_score_grows_with_quality(protocol):
     good, bad = (np.roll(BLOCK, shift, 1).astype(float) for shift in (1, 4))
     key, title = protocol.ranked_by
     assert protocol.score_image(good, BLOCK)[key] > protocol.score_image(bad, BLOCK)[key]
@@ -530,28 +503,31 @@ def test_what_ranks_pictures_grows_with_their_quality(protocol):
 
 def test_one_blob_is_one_target():
     target = mask("#..#", "....", "#...")
-    assert infrared.score_image(picture("#..#", "....", "#..."), target)["num_detected"] == 3
-    merged = infrared.score_image(picture("####", "....", "...."), target)  # one blob cannot stand for two
+    assert infrared.score_image(drawing("#..#", "....", "#..."), target)["num_detected"] == 3
+    merged = infrared.score_image(drawing("####", "....", "...."), target)  # one blob cannot match two targets
     assert (merged["num_targets"], merged["num_detected"], merged["num_false_blobs"]) == (3, 1, 0)
-    corners = infrared.score_image(picture(".#", "#."), mask(".#", "#."))
-    assert (corners["num_targets"], corners["num_detected"]) == (1, 1)  # pixels that touch at a corner are one
+    corners = infrared.score_image(drawing(".#", "#."), mask(".#", "#."))
+    assert (corners["num_targets"], corners["num_detected"]) == (
+        1,
+        1,
+    )  # pixels that touch at a corner are one component
 
 
-def test_targets_take_what_is_first_not_what_is_nearest():
-    """As the field's code: the first target takes the first near blob, and may take the second target's."""
-    target, probs = mask("..#.#....", "........."), picture("....#.#..", ".........")
+def test_targets_take_the_first_blob_not_the_nearest():
+    """As in the common code: the first target may take the blob of the second one."""
+    target, probs = mask("..#.#....", "........."), drawing("....#.#..", ".........")
     row = infrared.score_image(probs, target)
     # (0, 2) takes (0, 4), 2 away; (0, 4) takes (0, 6) then. The nearest would have been (0, 4) for (0, 4) alone.
     assert (row["num_detected"], row["false_pixels"]) == (2, 0)
 
 
-def test_targets_and_nothing():
+def test_images_without_targets():
     nothing = np.zeros((4, 5))
     empty = infrared.score_image(nothing, nothing > 0)
     assert (infrared.summarize([empty])["pd"], infrared.summarize([empty])["fa"]) == (1, 0)
     missed = infrared.score_image(nothing, mask("#....", ".....", ".....", "....."))
     assert infrared.summarize([missed, empty])["pd"] == 0
-    false = infrared.score_image(picture("#....", ".....", ".....", "....."), nothing > 0)
+    false = infrared.score_image(drawing("#....", ".....", ".....", "....."), nothing > 0)
     assert infrared.summarize([false, empty])["fa"] == 1 / 40
     assert format_table(infrared.PROTOCOL, infrared.summarize([false, empty])).endswith("| 25000.00 |")
 
@@ -576,12 +552,12 @@ def test_lesion_by_hand():
     assert [row[name] for name in lesion.SCORES] == pytest.approx([3 / 6, 6 / 9, 3 / 4, 3 / 5, 9 / 12], abs=1e-15)
     healthy = np.zeros((3, 4), dtype=bool)
     assert [lesion.score_image(np.zeros((3, 4)), healthy)[name] for name in lesion.SCORES] == [1] * 5
-    speck = picture("#...", "....", "....")
+    speck = drawing("#...", "....", "....")
     assert [lesion.score_image(speck, healthy)[name] for name in lesion.SCORES] == [0, 0, 0, 0, 11 / 12]
 
 
-def test_lesion_is_what_srs_computes_but_for_its_smoothing():
-    """Section 2.5 of the paper's release, in a few lines."""
+def test_lesion_equals_srs_except_for_smoothing():
+    """Compare with the formulas of the release of SRS."""
     rng = np.random.default_rng(6)
     for share in (0.01, 0.3, 0.9):
         target = rng.random((32, 32)) < share
@@ -599,7 +575,7 @@ def test_lesion_is_what_srs_computes_but_for_its_smoothing():
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")
-def test_the_commit_is_of_the_repository_that_holds_this_source(tmp_path, monkeypatch):
+def test_commit_is_that_of_this_package(tmp_path, monkeypatch):
     def git(*arguments):
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
