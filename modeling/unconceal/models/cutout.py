@@ -1,4 +1,4 @@
-"""Masks as pictures, and cut-outs: the object in its own colours, which photographs mix with others at soft edges."""
+"""Draw masks, and cut objects out in their own colors."""
 
 import logging
 from collections.abc import Callable
@@ -9,24 +9,24 @@ import torch
 from PIL import Image
 
 
-# Side of the blocks in which large pictures are worked off, and what each sees around it, in pixels. The estimate takes
-# about 60 bytes a pixel: 24 megapixels at once need 1.7 GB, and 0.6 GB in blocks.
+# Large images are processed in blocks: side and margin in pixels. The estimate takes about 60 bytes a pixel: 24
+# megapixels need 1.7 GB at once, and 0.6 GB in blocks.
 BLOCK_SIZE = 2048
 BLOCK_MARGIN = 256
 logger = logging.getLogger(__name__)
 
 
 def mask_to_image(mask: np.ndarray) -> Image.Image:
-    """Return a mask (H, W) in [0, 1] as 8-bit grey."""
+    """Return a mask (H, W) in [0, 1] as 8-bit gray."""
     return Image.fromarray(np.rint(np.asarray(mask, np.float32) * 255).astype(np.uint8))
 
 
 def make_cutout(image: Image.Image, opacity: Image.Image) -> Image.Image:
-    """Return a picture as RGBA, at soft edges in the colours of the object alone (see `object_colors`).
+    """Return an image as RGBA, in the colors of the object alone.
 
     Args:
         image: RGB.
-        opacity: 8-bit grey, of the same size.
+        opacity: 8-bit gray, of the same size.
     """
     colors = Image.fromarray(object_colors(np.asarray(image), np.asarray(opacity)))
     colors.putalpha(opacity)
@@ -34,19 +34,20 @@ def make_cutout(image: Image.Image, opacity: Image.Image) -> Image.Image:
 
 
 def object_colors(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Return the colours of the object alone, as far as they can be told.
+    """Return the colors of the object without those of the background.
 
-    Without pymatting they are the picture's own; a line in the log says so, once.
+    At soft edges, a photograph mixes both. Without pymatting the colors stay as they are, and a line in the log says
+    so once.
 
     Args:
-        pixels: (H, W, 3) uint8, the picture.
-        alpha: (H, W) uint8, the object's opacity.
+        pixels: (H, W, 3) uint8, the image.
+        alpha: (H, W) uint8, the opacity of the object.
 
     Returns:
-        (H, W, 3) uint8. Colours of opaque and of fully transparent pixels are the picture's.
+        (H, W, 3) uint8. Opaque and fully transparent pixels keep their colors.
     """
     soft = (alpha > 0) & (alpha < 255)
-    # One pixel tells nothing, and pymatting divides by zero.
+    # For one pixel pymatting divides by zero.
     if alpha.size == 1 or not soft.any() or (estimate := estimator()) is None:
         return pixels
     colors = pixels.copy()
@@ -68,7 +69,10 @@ def object_colors(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _window(soft: np.ndarray, top: int, left: int) -> tuple[slice, slice] | None:
-    """Return rows and columns, counted from `top` and `left`, of the rectangle around what is set; None if nothing is."""
+    """Return rows and columns of the rectangle around the soft pixels.
+
+    They are shifted by `top` and `left`. None if no pixel is soft.
+    """
     (rows,), (columns,) = soft.any(1).nonzero(), soft.any(0).nonzero()
     if not rows.size:
         return None
@@ -81,23 +85,24 @@ def _widened(span: slice, limit: int) -> slice:
 
 @cache
 def estimator() -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
-    """Return pymatting's multi-level estimate (Germer et al. 2020), or None and log why it cannot be used.
+    """Return pymatting's multi-level estimate (Germer et al. 2020), if usable.
 
-    The first call ever compiles pymatting, which takes up to a minute; numba keeps the result on disk.
+    Otherwise log the reason and return None. The first call after installation compiles pymatting for up to a minute;
+    numba keeps the result on disk.
     """
     num_threads = torch.get_num_threads()
     try:
         from pymatting import estimate_foreground_ml
-    # numba raises RuntimeError where it finds no folder to keep what it compiled.
+    # numba raises RuntimeError if it finds no folder for compiled code.
     except (ImportError, RuntimeError) as error:
         logger.warning(
-            "cut-outs keep the background's tint at soft edges, for pymatting cannot be used (%s); "
+            "cut-outs keep the tint of the background at soft edges, because pymatting is unusable (%s); "
             "pip install pymatting",
             error,
         )
         return None
     finally:
-        # numba takes every core, for torch as well, whose sums then round differently.
+        # numba gives torch every core, and then torch's sums round differently.
         torch.set_num_threads(num_threads)
     return estimate_foreground_ml
 

@@ -1,7 +1,7 @@
-"""Pictures in, `pixel_values` and `labels` out; logits in, masks of the pictures' own size out.
+"""Turn images into `pixel_values` and `labels`, and logits into masks.
 
-One processor serves every network of the project. It works with Pillow and NumPy only, so the numbers are the same
-with and without torchvision. `to_rgb` and `to_mask` decide how a file of any kind is read; training uses them too.
+One processor serves every network of the project. It uses Pillow and NumPy only, so its numbers are the same with and
+without torchvision. `to_rgb` and `to_mask` decide how a file of any kind is read, also for training.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,17 +19,18 @@ from transformers.processing_utils import ImagesKwargs
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return `image` as people see it: upright, 8-bit RGB, at its displayed size.
+    """Return an image as people see it: upright, 8-bit RGB.
 
-    - The EXIF orientation is applied; where it is damaged, the picture stays as it lies, as in a viewer.
-    - 16-bit grey is divided by 257, so white stays white (Pillow's own conversion clips at 255, which leaves a white
-      sheet). Sensor counts of 12 or 14 bits in a 16-bit file come out dark: stretch them before.
-    - 32-bit integer and float grey has no defined white: see `_to_uint8`.
-    - Transparent pixels become white, as in a viewer and as in transformers' own conversion. What a file hides under
-      them (black, rubbish, the uncut photograph) never reaches the network. Opaque RGBA files do not change.
+    - The EXIF orientation is applied. If it is damaged, the image stays as stored, as in a viewer.
+    - 16-bit gray is divided by 257, so white stays white; Pillow's own conversion clips at 255. Sensor counts of 12 or
+      14 bits in a 16-bit file become dark: stretch them first.
+    - 32-bit integer and float gray has no defined white: see `_to_uint8`.
+    - Transparent pixels become white, as in a viewer and in transformers. The network never sees the colors that a
+    file
+      hides under them. Opaque RGBA files do not change.
 
     Raises:
-        ValueError: If the colour mode cannot be converted, or if values are NaN or infinite.
+        ValueError: If the color mode cannot be converted, or if values are NaN or infinite.
     """
     image = _upright(image)
     if image.mode.startswith(("I", "F")):
@@ -40,14 +41,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_mask(image: Image.Image) -> Image.Image:
-    """Return a mask file as 8-bit grey `L`, 0 background to 255 object, with the depth and orientation rules of `to_rgb`.
+    """Return a mask as 8-bit gray, 0 background to 255 object.
 
-    - The value is the brightest of red, green and blue: a mask drawn in pure red is as good as one in white.
-    - Transparency counts as black: a mask may be drawn in white on a transparent sheet.
-    - A palette of colours is a map of classes: index 0 is background, every other is object.
+    Depth and orientation follow the rules of `to_rgb`.
+
+    - The value is the brightest of red, green and blue: a mask may be drawn in pure red.
+    - Transparency counts as black: a mask may be drawn in white on a transparent layer.
+    - A palette of colors is a map of classes: index 0 is background, every other is object.
 
     Raises:
-        ValueError: If the colour mode cannot be converted, or if values are NaN or infinite.
+        ValueError: If the color mode cannot be converted, or if values are NaN or infinite.
     """
     image = _upright(image)
     if image.mode.startswith(("I", "F")):
@@ -66,7 +69,7 @@ def to_mask(image: Image.Image) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    # Pillow raises nearly any class on damaged EXIF: SyntaxError, struct.error, TypeError, ...
+    # Pillow raises nearly any class for damaged EXIF: SyntaxError, struct.error, TypeError, ...
     except Exception:
         return image
 
@@ -77,23 +80,20 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _to_rgba(image: Image.Image) -> Image.Image:
-    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # Pillow knows no direct La -> RGBA
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # Pillow has no direct La -> RGBA
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
-    """Scale pixel values of any type to 8 bits, by the white that their type or, failing that, their range implies.
+    """Scale pixel values of any real type to uint8.
 
-    White is 1 for bool, 255 for uint8, 65535 for uint16. Other types define none: it is the first of 1 (floats only),
-    255 and 65535 that no value exceeds; values below 0 or above 65535 are stretched from their minimum to their maximum.
+    White is 1 for bool, 255 for uint8, 65535 for uint16. Other types do not define it: white is the first of 1 (floats
+    only), 255 and 65535 that no value exceeds. Values below 0 or above 65535 are stretched from minimum to maximum.
 
     Args:
-        values: Any shape, any real type.
-
-    Returns:
-        The same shape, uint8.
+        values: Any shape.
 
     Raises:
-        ValueError: If values are NaN or infinite: which shade they stand for is not known.
+        ValueError: If values are NaN or infinite.
     """
     kind, size = values.dtype.kind, values.dtype.itemsize
     if (kind, size) == ("u", 1):
@@ -107,7 +107,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     if num_bad:
         raise ValueError(
             f"got {num_bad} of {values.size} pixel values that are NaN or infinite, expected finite numbers; "
-            "fill them in, or leave the picture out"
+            "fill them in, or leave the image out"
         )
     low, high = values.min(), values.max()
     whites = (1, 255, 65535) if kind == "f" else (255, 65535)
@@ -117,10 +117,10 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def _array_to_pil(array: np.ndarray | torch.Tensor, channels: str | None) -> Image.Image:
-    """Make a picture of (H, W), (H, W, 1|3|4) or (1|3|4, H, W).
+    """Make an image of (H, W), (H, W, 1|3|4) or (1|3|4, H, W).
 
-    `channels` is "channels_first", "channels_last" or None: where both ends could be channels, a tensor has them first
-    and an array last, as torch and NumPy users do.
+    `channels` is "channels_first", "channels_last" or None. None: if both ends could be channels, a tensor has them
+    first and an array last, as usual in torch and NumPy.
     """
     is_tensor = isinstance(array, torch.Tensor)
     if is_tensor:
@@ -138,17 +138,17 @@ def _array_to_pil(array: np.ndarray | torch.Tensor, channels: str | None) -> Ima
             f"got an image of shape {tuple(shape)}, expected (H, W), or 1, 3 or 4 channels first or last; "
             "name their place with input_data_format if it is unclear"
         )
-    pixels = _to_uint8(array)  # before the minimum is asked for, which NaN has not
+    pixels = _to_uint8(array)  # rejects NaN, which has no minimum
     if array.ndim == 3 and array.shape[-1] > 1 and array.min() < 0:
         raise ValueError(
-            f"got a colour image with values from {array.min():g}, expected 0 to 1 or 0 to 255; "
-            "pass the picture before any normalisation"
+            f"got a color image with values from {array.min():g}, expected 0 to 1 or 0 to 255; "
+            "pass the image before any normalization"
         )
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
 class UnconcealImageProcessorKwargs(ImagesKwargs, total=False):
-    """What `UnconcealImageProcessor` takes beside transformers' own options.
+    """Options of `UnconcealImageProcessor` that transformers does not have.
 
     Attributes:
         channel_order: Order of the channels in `pixel_values`.
@@ -160,24 +160,24 @@ class UnconcealImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class UnconcealImageProcessor(PilBackend):
-    """Prepare pictures and masks for a network, and bring its answer back to the pictures' size.
+    """Prepare images and masks for a network; return masks at image size.
 
-    A picture passes `to_rgb`, is resized to `size` as a whole (Pillow, antialiased; the aspect ratio is not kept), then
-    scaled by `rescale_factor` and normalised, in that order. Every input becomes an 8-bit picture first, so one picture
-    gives the same `pixel_values` as a file, an array or a tensor.
+    An image passes `to_rgb`. It is resized to `size` (Pillow, antialiased, without keeping the aspect ratio), then
+    scaled by `rescale_factor` and normalized. Every input becomes an 8-bit image first. So an image gives the same
+    `pixel_values` as a file, an array or a tensor.
 
     Args:
         size: `{"height": int, "width": int}`, pixels.
-        resample: Pillow's filter for pictures.
-        mask_resample: Likewise for masks, by default nearest neighbour, which leaves them hard. Bilinear (2) makes soft
-            labels, in which parts thinner than a pixel fade instead of breaking into dots.
+        resample: Pillow's filter for images.
+        mask_resample: Pillow's filter for masks. The default, nearest neighbor, leaves them hard. Bilinear (2) makes
+            soft labels: parts thinner than a pixel fade instead of breaking into dots.
         image_mean: One number, or one per channel in the order of `channel_order`, after rescaling.
-        image_std: Likewise.
-        channel_order: "rgb" or "bgr". SRS was published for breast ultrasound on files read in BGR order, with the
-            ImageNet numbers, which are RGB, applied in place; "bgr" repeats that.
+        image_std: Like `image_mean`.
+        channel_order: "rgb" or "bgr". "bgr" repeats how SRS was published for breast ultrasound: files in BGR order,
+            with the ImageNet numbers in RGB order.
 
     Raises:
-        ValueError: If `size` or `channel_order` is of another kind.
+        ValueError: If `size` or `channel_order` is unusable.
     """
 
     _auto_class = "AutoImageProcessor"  # `save_pretrained` then copies this file and writes `auto_map`
@@ -208,9 +208,9 @@ class UnconcealImageProcessor(PilBackend):
             raise ValueError(
                 f'got data_format={kwargs["data_format"]!r}, expected "channels_first", as networks take it'
             )
-        for name in ("do_center_crop", "do_pad"):  # inherited options that would otherwise be ignored in silence
+        for name in ("do_center_crop", "do_pad"):  # inherited options that would be ignored silently
             if kwargs.get(name):
-                raise ValueError(f"got {name}=True, expected it unset: pictures are resized as a whole")
+                raise ValueError(f"got {name}=True, expected it unset: images are resized as a whole")
         return {**kwargs, "channel_order": channel_order, "mask_resample": mask_resample}
 
     def preprocess(
@@ -220,12 +220,14 @@ class UnconcealImageProcessor(PilBackend):
         return_tensors: str | None = "pt",
         **kwargs,
     ) -> BatchFeature:
-        """Make a batch of pictures and, if given, of their masks. `processor(...)` is this.
+        """Make a batch of images and, if given, of their masks.
+
+        `processor(...)` does the same.
 
         Args:
-            images: One or a list of: Pillow image; array or tensor (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4
-                channels, of any real type; path or URL. Or one array or tensor of four dimensions.
-            segmentation_maps: As many masks, of the same kinds; of three dimensions means (B, H, W). 0 is background and
+            images: A PIL image, path, URL, or an array or tensor (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4
+                channels, of any real type. Or a list of them, or a batch of four dimensions.
+            segmentation_maps: As many masks, of the same kinds. Three dimensions mean (B, H, W). 0 is background and
                 white is object: 255 in 8 bits, 1 in bool or float (see `to_mask`).
             return_tensors: "pt" for tensors, "np" or None for arrays.
             **kwargs: Any option of the class, for this call only.
@@ -234,8 +236,7 @@ class UnconcealImageProcessor(PilBackend):
             `pixel_values` (B, 3, H, W) float32 and, with `segmentation_maps`, `labels` (B, H, W) float32 in [0, 1].
 
         Raises:
-            ValueError: If an image or mask cannot be understood or holds NaN or infinite values, their counts differ,
-                or sizes differ with `do_resize=False`.
+            ValueError: If an image or mask is unusable, their counts differ, or sizes differ with `do_resize=False`.
         """
         return super().preprocess(images, segmentation_maps, return_tensors=return_tensors, **kwargs)
 
@@ -252,18 +253,16 @@ class UnconcealImageProcessor(PilBackend):
         return_tensors,
         **options,
     ) -> BatchFeature:
-        pictures = [to_rgb(image) for image in self.to_pil(images, input_data_format)]
-        if not pictures:
+        images = [to_rgb(image) for image in self.to_pil(images, input_data_format)]
+        if not images:
             raise ValueError("got no images, expected at least one")
         if do_resize:
-            pictures = [picture.resize((size.width, size.height), resample) for picture in pictures]
-        data = {"pixel_values": self._normalized(_stack(pictures), **options)}
+            images = [image.resize((size.width, size.height), resample) for image in images]
+        data = {"pixel_values": self._normalized(_stack(images), **options)}
         if segmentation_maps is not None:
             masks = [to_mask(mask) for mask in self.to_pil(segmentation_maps, input_data_format, are_masks=True)]
-            if len(masks) != len(pictures):
-                raise ValueError(
-                    f"got {len(pictures)} images and {len(masks)} segmentation maps, expected one for each"
-                )
+            if len(masks) != len(images):
+                raise ValueError(f"got {len(images)} images and {len(masks)} segmentation maps, expected one for each")
             if any(mask.getextrema()[1] == 1 for mask in masks):
                 raise ValueError(
                     "got a mask of values 0 and 1, expected 0 and 255; multiply it by 255 or make it bool"
@@ -274,15 +273,15 @@ class UnconcealImageProcessor(PilBackend):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def to_pil(self, images, channels: str | None = None, are_masks: bool = False) -> Iterator[Image.Image]:
-        """Yield the pictures or masks of any input that `preprocess` takes, as Pillow images, one by one.
+        """Yield the images or masks of any input of `preprocess`.
 
         Args:
             images: As for `preprocess`.
-            channels: "channels_first", "channels_last" or None, where arrays leave it open.
+            channels: "channels_first", "channels_last" or None if arrays are ambiguous.
             are_masks: Whether an array of three dimensions is (B, H, W).
 
         Raises:
-            ValueError: If an input is of another kind, or if there is no such file.
+            ValueError: If an input is of another kind, or a file does not exist.
         """
         if isinstance(images, (list, tuple)):
             for image in images:
@@ -299,14 +298,14 @@ class UnconcealImageProcessor(PilBackend):
             yield self.fetch_images(images)
         elif isinstance(images, (str, Path)):
             if not Path(images).is_file():
-                raise ValueError(f"got {str(images)!r}, which is no file; expected an image file or a URL")
-            yield Image.open(images)  # not `fetch_images`: that clips 16-bit files at 255
+                raise ValueError(f"got {str(images)!r}, which is not a file; expected an image file or a URL")
+            yield Image.open(images)  # `fetch_images` clips 16-bit files at 255
         else:
-            raise ValueError(f"got {type(images).__name__}, expected a Pillow image, an array, a tensor or a path")
+            raise ValueError(f"got {type(images).__name__}, expected a PIL image, an array, a tensor or a path")
 
     @staticmethod
     def to_rgb(image: Image.Image) -> Image.Image:
-        """Return a picture as people see it and as masks are measured: see `to_rgb` of this file."""
+        """Return an image as people see it, upright and RGB."""
         return to_rgb(image)
 
     @staticmethod
@@ -324,21 +323,21 @@ class UnconcealImageProcessor(PilBackend):
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
     def post_process_masks(self, outputs, target_sizes: Iterable | None = None) -> list[torch.Tensor]:
-        """Return each picture's soft mask at its own size.
+        """Return the soft mask of each image at its own size.
 
-        An enlarged mask is interpolated in its logits, as the published evaluations do: the edge stays where the logits
-        cross zero and stays sharp. A mask that shrinks in either direction is averaged, with antialiasing, in its
-        probabilities: there one very negative logit would outvote the small target beside it.
+        To enlarge a mask its logits are interpolated, as in published evaluations. The edge stays sharp, where the
+        logits cross zero. If either side shrinks, the probabilities are averaged with antialiasing. Averaged logits
+        would lose small targets: one very negative logit outvotes them.
 
         Args:
-            outputs: What the network returned, with `logits` (B, 1, h, w) of any float type.
-            target_sizes: (height, width) of each picture, a list of pairs or a (B, 2) tensor. None keeps (h, w).
+            outputs: Output of the network, with `logits` (B, 1, h, w) of any float type.
+            target_sizes: (height, width) of each image, a list of pairs or a (B, 2) tensor. None keeps (h, w).
 
         Returns:
             B tensors (height, width), float32 in [0, 1], on the device of the logits.
 
         Raises:
-            ValueError: If there is not one channel, or not one target size for each picture.
+            ValueError: If logits do not have one channel, or images not one target size each.
         """
         logits = outputs.logits.float()
         if logits.ndim != 4 or logits.shape[1] != 1:
@@ -346,21 +345,23 @@ class UnconcealImageProcessor(PilBackend):
         if target_sizes is None:
             return list(logits.sigmoid().squeeze(1))
         if len(target_sizes) != len(logits):
-            raise ValueError(f"got {len(target_sizes)} target sizes for {len(logits)} pictures, expected one for each")
+            raise ValueError(f"got {len(target_sizes)} target sizes for {len(logits)} images, expected one for each")
         masks = []
-        for picture_logits, target_size in zip(logits.split(1), target_sizes, strict=True):
+        for image_logits, target_size in zip(logits.split(1), target_sizes, strict=True):
             height, width = (int(side) for side in target_size)
             if height < logits.shape[-2] or width < logits.shape[-1]:
-                probs = F.interpolate(picture_logits.sigmoid(), (height, width), mode="bilinear", antialias=True)
+                probs = F.interpolate(image_logits.sigmoid(), (height, width), mode="bilinear", antialias=True)
             else:
-                probs = F.interpolate(picture_logits, (height, width), mode="bilinear", align_corners=False).sigmoid()
-            masks.append(probs[0, 0].clamp(0, 1))  # the antialiased sum can pass 1 by a rounding error
+                probs = F.interpolate(image_logits, (height, width), mode="bilinear", align_corners=False).sigmoid()
+            masks.append(probs[0, 0].clamp(0, 1))  # rounding can lift an antialiased sum above 1
         return masks
 
     def post_process_semantic_segmentation(
         self, outputs, target_sizes: Iterable | None = None, threshold: float = 0.5
     ) -> list[torch.Tensor]:
-        """Return each picture's map of class ids, 0 background and 1 object; `pipeline("image-segmentation")` calls this.
+        """Return the class ids of each image: 0 background, 1 object.
+
+        `pipeline("image-segmentation")` calls this.
 
         Args:
             outputs: As for `post_process_masks`.
@@ -376,11 +377,12 @@ class UnconcealImageProcessor(PilBackend):
         return [(mask > threshold).long() for mask in self.post_process_masks(outputs, target_sizes)]
 
 
-def _stack(pictures: list[Image.Image]) -> np.ndarray:
-    sizes = {picture.size for picture in pictures}
+def _stack(images: list[Image.Image]) -> np.ndarray:
+    sizes = sorted({image.size for image in images})
     if len(sizes) != 1:
-        raise ValueError(f"got pictures of (width, height) {sorted(sizes)}, expected one size; set do_resize=True")
-    return np.stack([np.asarray(picture) for picture in pictures])
+        got = ", ".join(f"{width}x{height}" for width, height in sizes)
+        raise ValueError(f"got images of {got}, expected one size; set do_resize=True")
+    return np.stack([np.asarray(image) for image in images])
 
 
 __all__ = ["UnconcealImageProcessor", "to_mask", "to_rgb"]

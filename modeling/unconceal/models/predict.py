@@ -6,9 +6,10 @@ from itertools import islice
 import torch
 from PIL import Image
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from .image_processing_unconceal import UnconcealImageProcessor
-from .refine import make_mask
+from .refine import choose_zooms, refine_mask
 
 
 @torch.no_grad()
@@ -49,7 +50,11 @@ def predict_masks(
     def predict_batch(images: list, logits: torch.Tensor) -> Iterator[torch.Tensor]:
         for image, image_logits in zip(images, logits.split(1), strict=True):
             size = image if isinstance(image, tuple) else (image.height, image.width)
-            yield make_mask(image_logits, size, image, refine, processor, predict_logits, batch_size)
+            (mask,) = processor.post_process_masks(SemanticSegmenterOutput(logits=image_logits), [size])
+            zooms = choose_zooms(refine, size, logits.shape[-2:])
+            if zooms:
+                refine_mask(mask, image_logits, image, zooms, processor, predict_logits, batch_size)
+            yield mask
 
     if pixel_values is not None:
         # Keep only `logits`: no caller needs the other outputs.

@@ -1,17 +1,20 @@
-"""A second look at large pictures, in tiles, so that a mask's edges are finer than the network's own size allows.
+"""Refine the edges of masks of large images, in tiles.
 
-A network sees every picture at one size, say 1024x1024; what a photograph of 6000x4000 shows beyond that is lost. So:
+A network sees every image at one size, such as 1024x1024. Details of a photograph of 6000x4000 are lost. So:
 
-1. The picture as a whole gives the coarse mask. It alone decides what is an object.
-2. The picture, at twice the network's size and then at four times, is cut into overlapping tiles of that size. Those
-   through which an edge of the mask runs are looked at, each as a picture of its own.
-3. Their logits are blended by a window that falls towards a tile's border, so that no seam shows.
-4. They replace the mask in a narrow band along its edges and nowhere else: a tile sees too little of the whole to add
-   or remove objects. InSPyReNet (Kim et al. 2022) joins two scales of a picture along edges likewise.
+1. The whole image gives the coarse mask. It alone decides what is an object.
+2. The image is resized to twice the network's size, then to four times, and cut into overlapping tiles of the
+network's
+   size. Tiles that contain an edge of the mask are predicted, each as an image of its own.
+3. Their logits are blended by a window that falls towards the border of a tile, so that no seam shows.
+4. They replace the mask only in a narrow band along its edges. A tile sees too little of the whole to add or remove
+   objects. InSPyReNet (Kim et al. 2022) joins two scales of an image in the same way.
+
+This does not repair a wrong mask.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -22,75 +25,44 @@ from .image_processing_unconceal import UnconcealImageProcessor
 
 
 REFINE = ("auto", "always", "never")
-ZOOMS = (2, 4)  # a tile that shows less than a sixteenth of the picture lacks context
-MIN_OVERLAP = 0.25  # of a tile's side, between neighbours
-# How far from a coarse edge tiles decide, as a share of the network's size and, for small networks, in its pixels. With
-# twice as much, tiles that took one thing for another cost more IoU than finer edges gain.
+ZOOMS = (2, 4)  # a tile that shows less than a sixteenth of the image lacks context
+MIN_OVERLAP = 0.25  # of a tile's side, between neighbors
+# Tiles decide up to this distance from a coarse edge: a share of the network's size, at least so many of its pixels.
+# Twice the distance lowers the IoU: wrong tiles cost more than finer edges gain.
 BAND_RATIO = 1 / 64
 MIN_BAND = 4
 
 
 def check_refine(refine: str):
-    """Refuse what `choose_zooms` does not know.
+    """Reject values that are not in `REFINE`.
 
     Raises:
-        ValueError: If `refine` is none of `REFINE`.
+        ValueError: If `refine` is unknown.
     """
     if refine not in REFINE:
         raise ValueError(f"got refine={refine!r}, expected one of {', '.join(REFINE)}")
 
 
-def choose_zooms(refine: str, picture_size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, ...]:
-    """Return how many times larger than the network's size a picture is looked at again, in order.
+def choose_zooms(refine: str, image_size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, ...]:
+    """Return the zooms at which an image is predicted again.
+
+    A zoom is a multiple of the network's size.
 
     Args:
-        refine: "auto": by each zoom that the picture itself reaches. "always": also by the first zoom for any picture
-            larger than the network's size. "never".
-        picture_size: (height, width).
+        refine: "auto": each zoom up to the size of the image. "always": also the first zoom, for any image larger than
+            the network's size. "never": none.
+        image_size: (height, width).
         network_size: (height, width).
-
-    Raises:
-        ValueError: If `refine` is none of these.
-    """
-    check_refine(refine)
-    factor = max(ours / theirs for ours, theirs in zip(picture_size, network_size, strict=True))
-    if refine == "never" or factor <= 1:
-        return ()
-    zooms = tuple(zoom for zoom in ZOOMS if zoom <= factor)
-    return zooms or (ZOOMS[:1] if refine == "always" else ())
-
-
-def make_mask(
-    logits: torch.Tensor,
-    target_size: tuple[int, int],
-    image: Image.Image | None,
-    refine: str,
-    processor: UnconcealImageProcessor,
-    look: Callable[[list[Image.Image]], torch.Tensor],
-    batch_size: int = 1,
-) -> torch.Tensor:
-    """Return a picture's soft mask: what the network made of the whole, with finer edges where `refine` asks for them.
-
-    Args:
-        logits: (1, 1, h, w), at the network's size.
-        target_size: (height, width) of the picture.
-        image: The picture, RGB; needed unless `refine` is "never".
-        refine: As for `choose_zooms`.
-        processor: As for `refine_mask`.
-        look: As for `refine_mask`.
-        batch_size: As for `refine_mask`.
-
-    Returns:
-        (height, width), float32 in [0, 1], on the device of the logits.
 
     Raises:
         ValueError: If `refine` is unknown.
     """
-    (mask,) = processor.post_process_masks(SemanticSegmenterOutput(logits=logits), [target_size])
-    zooms = choose_zooms(refine, target_size, logits.shape[-2:])
-    if zooms:
-        refine_mask(mask, logits, image, zooms, processor, look, batch_size)
-    return mask
+    check_refine(refine)
+    factor = max(side / seen for side, seen in zip(image_size, network_size, strict=True))
+    if refine == "never" or factor <= 1:
+        return ()
+    zooms = tuple(zoom for zoom in ZOOMS if zoom <= factor)
+    return zooms or (ZOOMS[:1] if refine == "always" else ())
 
 
 def refine_mask(
@@ -99,32 +71,35 @@ def refine_mask(
     image: Image.Image,
     zooms: tuple[int, ...],
     processor: UnconcealImageProcessor,
-    look: Callable[[list[Image.Image]], torch.Tensor],
+    predict_tiles: Callable[[list[Image.Image]], torch.Tensor],
     batch_size: int = 1,
 ):
-    """Make the edges of a mask finer, in place. Outside the bands along its edges not a bit of it changes.
+    """Refine the edges of a mask in place.
+
+    Outside the bands along its edges the mask stays bit for bit.
 
     Args:
-        mask: (H, W) in [0, 1], the coarse mask at the picture's size.
-        logits: (1, 1, h, w), what the network made of the whole picture, at the network's size.
-        image: RGB picture of (H, W).
+        mask: (H, W) in [0, 1], the coarse mask at the size of the image.
+        logits: (1, 1, h, w), the network's output for the whole image.
+        image: RGB image of (H, W).
         zooms: From `choose_zooms`.
-        processor: The network's.
-        look: Returns the network's logits (N, 1, h, w) of N pictures of (h, w).
-        batch_size: Tiles at a time.
+        processor: Image processor of the network.
+        predict_tiles: Returns the network's logits (N, 1, h, w) for N images of (h, w).
+        batch_size: Tiles in a forward pass.
     """
     height, width = logits.shape[-2:]
     probs = logits.float().sigmoid()
     allowed = torch.ones_like(probs)
     for zoom in zooms:
-        # Never beyond the picture's own size, but for a side that is shorter than a tile.
+        # Not beyond the size of the image, unless a side is shorter than a tile.
         size = max(height, min(image.height, zoom * height)), max(width, min(image.width, zoom * width))
         weight = edge_band(probs, max(MIN_BAND, round(BAND_RATIO * max(height, width))))
-        # An edge that the first zoom has moved does not carry the band on.
+        # If the first zoom moved an edge, the band stays where it was.
         weight = torch.minimum(weight, _resized(allowed, weight.shape[-2:]))
-        sheet = image.resize(size[::-1], processor.resample)
-        fine_logits = _blended_tiles(sheet, _resized(_highest(weight, 1), size) > 0, (height, width), look, batch_size)
-        if fine_logits is None:  # no edge, so nothing to refine
+        enlarged = image.resize(size[::-1], processor.resample)
+        wanted = _resized(_highest(weight, 1), size) > 0
+        fine_logits = _blended_tiles(enlarged, wanted, (height, width), predict_tiles, batch_size)
+        if fine_logits is None:  # no edge to refine
             break
         (fine_mask,) = processor.post_process_masks(SemanticSegmenterOutput(logits=fine_logits), [mask.shape])
         mask.lerp_(fine_mask, _resized(weight, mask.shape)[0, 0])
@@ -133,10 +108,11 @@ def refine_mask(
 
 
 def edge_band(probs: torch.Tensor, reach: int) -> torch.Tensor:
-    """Return where tiles decide: 1 near an edge, falling to 0 over the last half of `reach` on either side of its end.
+    """Return the weight of tiles: 1 near an edge, falling to 0.
 
-    Near an edge means that the highest and the lowest probability within `reach` pixels differ by more than a half. A
-    wide area of which the network is unsure is none: a tile would know even less.
+    A pixel is near an edge if the highest and the lowest probability within `reach` pixels differ by more than a half.
+    A wide area of doubt is not an edge: a tile would know even less. At the end of the band the weight falls over the
+    last half of `reach` on either side.
 
     Args:
         probs: (1, 1, h, w) in [0, 1].
@@ -152,58 +128,60 @@ def edge_band(probs: torch.Tensor, reach: int) -> torch.Tensor:
 
 def _highest(values: torch.Tensor, reach: int) -> torch.Tensor:
     side = 2 * reach + 1
-    # By rows and then by columns: the same, and far faster than a square window.
+    # Rows, then columns: equal to a square window and much faster.
     return F.max_pool2d(
         F.max_pool2d(values, (side, 1), stride=1, padding=(reach, 0)), (1, side), stride=1, padding=(0, reach)
     )
 
 
 def _blended_tiles(
-    sheet: Image.Image,
+    image: Image.Image,
     wanted: torch.Tensor,
     tile_size: tuple[int, int],
-    look: Callable[[list[Image.Image]], torch.Tensor],
+    predict_tiles: Callable[[list[Image.Image]], torch.Tensor],
     batch_size: int,
 ) -> torch.Tensor | None:
-    """Return logits (1, 1, H, W) of a sheet (H, W) from tiles, 0 where none is `wanted`; None if none is at all."""
+    """Return logits (1, 1, H, W) from the `wanted` tiles of an image.
+
+    They are 0 outside these tiles. None if no tile is wanted.
+    """
     height, width = tile_size
     places = [
         (top, left)
-        for top in tile_starts(sheet.height, height)
-        for left in tile_starts(sheet.width, width)
+        for top in tile_starts(image.height, height)
+        for left in tile_starts(image.width, width)
         if wanted[..., top : top + height, left : left + width].any()
     ]
     if not places:
         return None
     window = _ramp(height, wanted.device)[:, None] * _ramp(width, wanted.device)
     total, weight = (torch.zeros(wanted.shape, device=wanted.device) for _ in range(2))
-    for some in _groups(places, batch_size):
-        tiles = [sheet.crop((left, top, left + width, top + height)) for top, left in some]
-        for (top, left), logits in zip(some, look(tiles).float(), strict=True):
+    for start in range(0, len(places), batch_size):
+        group = places[start : start + batch_size]
+        tiles = [image.crop((left, top, left + width, top + height)) for top, left in group]
+        for (top, left), logits in zip(group, predict_tiles(tiles).float(), strict=True):
             total[..., top : top + height, left : left + width] += window * logits
             weight[..., top : top + height, left : left + width] += window
     return total.div_(weight.clamp_(min=window.min()))
 
 
 def tile_starts(length: int, tile: int) -> list[int]:
-    """Return where tiles begin that cover `length` evenly and overlap by `MIN_OVERLAP` or more."""
+    """Return the starts of tiles that cover `length` evenly.
+
+    Neighbors overlap by `MIN_OVERLAP` or more.
+    """
     count = math.ceil((length - tile) / (tile * (1 - MIN_OVERLAP))) + 1
     return [round(index * (length - tile) / max(1, count - 1)) for index in range(count)]
 
 
 def _ramp(length: int, device: torch.device) -> torch.Tensor:
-    """Return a triangle, highest in the middle, above 0 everywhere."""
+    """Return a triangle window, above 0 everywhere."""
     places = torch.arange(length, device=device, dtype=torch.float32) + 0.5
     return torch.minimum(places, length - places) / length
-
-
-def _groups(places: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
-    for start in range(0, len(places), size):
-        yield places[start : start + size]
 
 
 def _resized(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(values, tuple(size), mode="bilinear", align_corners=False)
 
 
-__all__ = ["REFINE", "check_refine", "choose_zooms", "edge_band", "make_mask", "refine_mask", "tile_starts"]
+__all__ = ["REFINE", "check_refine", "choose_zooms", "edge_band", "refine_mask", "tile_starts"]
