@@ -3,8 +3,8 @@
     python scripts/build_docs.py            # rewrite the tables
     python scripts/build_docs.py --check    # exit with 1 and one line if a page is stale
 
-A page names its tables by comments: <!-- record NAME -->, <!-- papers NETWORK --> or <!-- recipes NETWORK -->. What stands
-between such a comment and <!-- end --> is generated.
+A page names a table by a comment: <!-- record NAME -->, <!-- papers NETWORK --> or <!-- recipes all -->. The text
+between this comment and <!-- end --> is generated.
 """
 
 import argparse
@@ -77,12 +77,13 @@ def papers(network: str) -> str:
 
 
 def recipes(network: str) -> str:
-    """Return the recipes of a network, each with the first sentence of its header."""
+    """Return the recipes of a network or of all, each with the first sentence of its header."""
     lines = []
-    for path in sorted((ROOT / "configs" / network).glob("*.yaml")):
-        text = path.read_text(encoding="utf-8").split("# Source:")[0]
-        header = " ".join(re.findall(r"^# ?(.*)", text, re.MULTILINE))
-        lines.append([f"`configs/{network}/{path.name}`", re.split(r"(?<=\.) |: |$", header)[0].rstrip(".")])
+    for path in sorted(ROOT.glob(f"configs/{'*' if network == 'all' else network}/*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        if "# Source:" in text:
+            header = " ".join(re.findall(r"^# ?(.*)", text.split("# Source:")[0], re.MULTILINE))
+            lines.append([f"`{path.relative_to(ROOT)}`", re.split(r"(?<=\.) |: |$", header)[0].rstrip(".")])
     return markdown_table(["recipe", "what it trains"], lines)
 
 

@@ -1,9 +1,9 @@
 """What README and docs say runs: commands, Python blocks, inline expressions; tables come from records."""
 
 import ast
+import builtins
 import dataclasses
 import importlib
-import importlib.util
 import inspect
 import json
 import os
@@ -26,8 +26,9 @@ import unconceal
 from unconceal.__main__ import main, make_parsers
 from unconceal.commands import COMMANDS
 from unconceal.data.synthetic import generate
-from unconceal.models import NETWORKS
+from unconceal.models import NETWORKS, modeling_unconceal
 from unconceal.training.recipe import PhaseRecipe, Recipe, load_recipe
+from unconceal.utils.errors import UserError
 
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +105,7 @@ def check_command(argv):
 
 def check_launched(module, script, arguments):
     name = {"unconceal": None, "scripts/train.py": "train"}[script]
-    assert module is (name is None)
+    assert bool(module) is (name is None)
     check_command(["unconceal", *([name] if name else []), *arguments])
 
 
@@ -119,11 +120,13 @@ def run_line(line):
     argv = shlex.split(line)
     check_command(argv)
     if argv[:2] == ["unconceal", "train"]:
-        recipe = load_recipe(*[(args.recipe, args.overrides) for args in [parse(argv[1:])]][0])
-        argv += ["processor.size={height: 32, width: 32}", "data.num_workers=0", "--overwrite"]
-        argv += [f"phases.{phase}.epochs=1" for phase in recipe.phases]
-        if recipe.data.transforms.crop_size:
-            argv += ["data.transforms.crop_size=null"]
+        args = parse(argv[1:])
+        recipe = load_recipe(args.recipe, args.overrides)
+        quicker = ["processor.size={height: 32, width: 32}", "data.num_workers=0", "--overwrite"]
+        quicker += [f"phases.{phase}.epochs=1" for phase in recipe.phases]
+        argv[3:3] = quicker  # before the line's own arguments, the last of which may take a list
+    if argv[:2] == ["unconceal", "prepare"]:
+        argv.append("--overwrite")  # pages may make a data set again
     if argv[0] == "unconceal":
         assert main(argv[1:]) == 0, line
 
@@ -136,11 +139,11 @@ def check_python(code):
     stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id not in stored:
-            assert node.id in namespace or node.id in dir(__builtins__), f"{node.id} is not defined"
-        if isinstance(node, ast.Attribute) and not {one.id for one in ast.walk(node) if isinstance(one, ast.Name)} & (
-            stored
-        ):
-            if not any(isinstance(one, ast.Call) for one in ast.walk(node)):
+            assert node.id in namespace or hasattr(builtins, node.id), f"{node.id} is not defined"
+        if isinstance(node, ast.Attribute):
+            inside = list(ast.walk(node))
+            unknown = stored & {one.id for one in inside if isinstance(one, ast.Name)}
+            if not unknown and not any(isinstance(one, ast.Call) for one in inside):
                 eval(compile(ast.Expression(node), "attribute", "eval"), namespace)
     return namespace
 
@@ -149,7 +152,7 @@ class Names(dict):
     """What a reader of a page has at hand: the names of its blocks, then those of unconceal and transformers."""
 
     def __missing__(self, name):
-        for module in (unconceal, transformers):
+        for module in (unconceal, transformers, modeling_unconceal):
             if hasattr(module, name):
                 return getattr(module, name)
         if name == "unconceal" or name in ("datasets", "evaluate"):
@@ -213,16 +216,18 @@ def check_inline(code, names):
         check_command([words[0], *words[1:]])
     elif words[0] in ("accelerate", "torchrun", "tensorboard", "hf", "pip", "ruff"):
         assert (Path(sys.executable).parent / words[0]).exists(), code
-    elif all(re.fullmatch(r"[a-z][\w.]*=\S*", word) for word in words):
+    elif all(re.fullmatch(r"[a-z][\w.-]*=\S*", word) for word in words):
         keys = [word.partition("=")[0] for word in words]
-        if all(key.split(".")[0] in roots for key in keys):
+        if code.endswith("=FOLDER_OR_ID"):
+            assert f'"{keys[0]}"' in "".join(path.read_text() for path in (ROOT / "space").glob("*.py")), code
+        elif all(key.split(".")[0] in roots for key in keys):
             load_recipe(ROOT / "configs/run/smoke.yaml", ["data.path=data", *words])
         else:
             assert set(keys) <= all_keywords() or keys[0] in names, f"{code} is no keyword"
     elif FILE.fullmatch(code) or "/" in code and "(" not in code:
         first = code.split("/")[0]
         if "/" in code and not code.startswith("/") and (ROOT / first).is_dir():
-            assert list(ROOT.glob(re.sub(r"\b(NAME|COMMAND|NETWORK)\b", "*", code).rstrip("/"))), f"{code} is missing"
+            assert list(ROOT.glob(re.sub("NAME|COMMAND|NETWORK", "*", code).rstrip("/"))), f"{code} is missing"
     elif re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", code) and code.split(".")[0] in roots:
         check_recipe_key(code)
     elif re.fullmatch(r"[A-Z][a-z]+[A-Z]\w+", code):
@@ -304,6 +309,25 @@ def test_page_runs_as_written(page, workshop, tmp_path, monkeypatch):
             names.update({name: value for name, value in namespace.items() if name != "__builtins__"})
     for code in inline_codes(page):
         check_inline(code, names)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("unconceal.explain.explain(image)", "unconceal.load(folder)", "Segmenter.nothing", "NothingConfig"),
+        *(
+            "unconceal segment --nothing",
+            "--nothing",
+            "nothing=1",
+            "phases.segmentation.nothing",
+            "best_metric=nothing",
+        ),
+        *("configs/run/nothing.yaml", "python scripts/nothing.py", "nothing(1"),
+    ],
+)
+def test_wrong_inline_code_is_found(code):
+    with pytest.raises((AssertionError, AttributeError, LookupError, NameError, UserError)):
+        check_inline(code, Names(image=None))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
