@@ -253,7 +253,7 @@ class TestOpdsForImageSegmentation(ModelTester):
         assert weights.keys() == source.backbone.state_dict().keys()
         assert all(torch.equal(tensor, weights[name]) for name, tensor in source.backbone.state_dict().items())
         other = self.make_model(backbone_config={**TINY["backbone_config"], "depths": [1, 1, 2, 1]})
-        with says("other weights than MscanBackbone", "same architecture"):
+        with says("do not fit MscanBackbone", "architecture of"):
             other.load_backbone(str(tmp_path))
 
     # ---- size -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""The networks. Each module here travels to the Hub with the weights, so it imports only its siblings.
+"""Networks and their registration with the Auto classes.
 
-Importing this package registers the networks with the Auto classes of transformers.
+Every other module here travels to the Hub with the weights, so it imports only its siblings.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-# transformers 5.17 exports AutoImageProcessor at its top level only if torchvision is installed.
+# transformers 5.17 exports it at the top level only if torchvision is installed.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .configuration_opds import OpdsConfig
@@ -28,11 +28,11 @@ from .modeling_srs import SrsForImageSegmentation, SrsForReconstruction
 
 @dataclass(frozen=True)
 class Network:
-    """A network as recipes and commands name it.
+    """Hold the classes of a network.
 
     Attributes:
-        config_class: Its configuration class.
-        tasks: The model class of each task that the network is trained for.
+        config_class: Configuration class.
+        tasks: Model class of each training task.
     """
 
     config_class: type[PreTrainedConfig]
@@ -49,14 +49,14 @@ NETWORKS = {
 def _register(network: Network):
     config_class, segmentation = network.config_class, network.tasks["segmentation"]
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    # A tuple lets the checkpoint's own `architectures` choose, as transformers does for its own networks.
+    # With a tuple, the `architectures` of the checkpoint choose the class.
     model_classes = (segmentation, *(one for one in network.tasks.values() if one is not segmentation))
     AutoModel.register(config_class, model_classes, exist_ok=True)
     AutoModelForImageSegmentation.register(config_class, segmentation, exist_ok=True)
     AutoModelForSemanticSegmentation.register(config_class, segmentation, exist_ok=True)
     AutoImageProcessor.register(
         config_class,
-        # One class under both names. Otherwise transformers logs that it falls back from one to the other.
+        # One class under both names, otherwise transformers logs a fallback.
         image_processor_classes={"pil": UnconcealImageProcessor, "torchvision": UnconcealImageProcessor},
         exist_ok=True,
     )

@@ -1,4 +1,4 @@
-"""The encoders of networks that stand on a backbone: any of transformers or timm with features at strides 4 to 32."""
+"""Encoders from transformers or timm with features at strides 4 to 32."""
 
 import copy
 from pathlib import Path
@@ -13,25 +13,26 @@ from .modeling_unconceal import UnconcealPreTrainedModel
 
 
 NUM_LEVELS = 4
-# Stride of the finest level; each level after it has twice that of the one before.
+# Strides double from level to level. Image sides are padded to a multiple of the coarsest.
 FINEST_STRIDE = 4
-# Sides are padded to a multiple of this, the stride of the coarsest level.
-STRIDE = FINEST_STRIDE * 2 ** (NUM_LEVELS - 1)
+COARSEST_STRIDE = FINEST_STRIDE * 2 ** (NUM_LEVELS - 1)
 LEVELS_IN_WORDS = f"{NUM_LEVELS} levels, at strides 4, 8, 16 and 32"
 
 
 def make_backbone_config(
     given: dict | PreTrainedConfig | None, num_channels: int, default: str = MscanConfig.model_type
 ) -> PreTrainedConfig:
-    """Return an encoder's configuration, set to return its last four levels unless it says which.
+    """Return the configuration of an encoder with four output levels.
+
+    Without a choice of levels, the last four are set.
 
     Args:
-        given: Fields with their `model_type`, or a configuration, which stays as it is.
-        num_channels: Image channels, where nothing is given.
-        default: `model_type` where nothing is given.
+        given: Fields with a `model_type`, or a configuration, which is copied.
+        num_channels: Image channels if nothing is given.
+        default: `model_type` if nothing is given.
 
     Raises:
-        ValueError: If its type is unknown or it has fewer levels.
+        ValueError: If the type is unknown or there are fewer levels.
     """
     if given is None:
         given = {"model_type": default, "num_channels": num_channels}
@@ -40,24 +41,23 @@ def make_backbone_config(
         model_type = given.pop("model_type", None)
         if model_type not in CONFIG_MAPPING:
             raise ValueError(
-                f"`backbone_config` must name a `model_type` that transformers knows, such as {default}, got "
-                f"{model_type!r}."
+                f"`backbone_config`: got `model_type` {model_type!r}, expected one of transformers, such as {default}."
             )
         given = (MscanConfig if model_type == MscanConfig.model_type else CONFIG_MAPPING[model_type])(**given)
     if not hasattr(given, "out_indices"):
-        raise ValueError(f"`backbone_config` must be of a backbone, got one of {given.model_type}, which is none.")
+        raise ValueError(f"`backbone_config`: got {given.model_type}, which is not a backbone; choose a backbone.")
     given = copy.deepcopy(given)
     if given.model_type == MscanConfig.model_type and not isinstance(given, MscanConfig):
-        given = MscanConfig.from_dict(given.to_dict())  # of another folder's code
-    names = getattr(given, "stage_names", None)  # timm's are known once it is built
+        given = MscanConfig.from_dict(given.to_dict())  # it came with the code of another folder
+    names = getattr(given, "stage_names", None)  # timm names its stages when it is built
     indices = list(given.out_indices or [-1])
-    if indices in ([-1], [len(names or ()) - 1]):  # the last level alone, as when nothing was said
-        # The first name is the stem's where there is one.
+    if indices in ([-1], [len(names or ()) - 1]):  # the default of transformers: only the last level
+        # The first name can be that of the stem.
         stages = [name for name in names or () if name.startswith(("stage", "layer"))]
         if names and len(stages) < NUM_LEVELS:
             raise ValueError(
-                f"`backbone_config` must have {LEVELS_IN_WORDS}; {given.model_type} has {len(stages)}: "
-                f"{', '.join(stages)}."
+                f"`backbone_config`: {given.model_type} has {len(stages)} ({', '.join(stages)}), expected "
+                f"{LEVELS_IN_WORDS}; choose another backbone."
             )
         given.out_indices = (
             list(range(-NUM_LEVELS, 0)) if not names else [names.index(n) for n in stages[-NUM_LEVELS:]]
@@ -66,48 +66,48 @@ def make_backbone_config(
 
 
 def check_backbone_config(config: PreTrainedConfig):
-    """Raise a `ValueError` unless a network's `backbone_config` returns four levels of its `num_channels`."""
+    """Raise `ValueError` unless `backbone_config` has four levels and matching channels."""
     backbone_config = config.backbone_config
-    # timm's levels have names once they are built.
+    # The levels of timm have no names before they are built.
     levels = getattr(backbone_config, "out_features", None) or backbone_config.out_indices
     if len(levels) != NUM_LEVELS:
         raise ValueError(
-            f"`backbone_config` must return {LEVELS_IN_WORDS}; {backbone_config.model_type} returns {len(levels)}: "
-            f"{', '.join(map(str, levels))}."
+            f"`backbone_config`: {backbone_config.model_type} returns {len(levels)} ({', '.join(map(str, levels))}), "
+            f"expected {LEVELS_IN_WORDS}; set `out_features`."
         )
     channels = getattr(backbone_config, "num_channels", config.num_channels)
     if channels != config.num_channels:
         raise ValueError(
-            f"`num_channels` must be the same in `backbone_config`, got {config.num_channels} and {channels}."
+            f"`num_channels`: got {config.num_channels}, but {channels} in `backbone_config`; set both to one number."
         )
 
 
 class UnconcealBackboneModel(UnconcealPreTrainedModel):
-    """A network on a `backbone`, built from `config.backbone_config` and filled from a pretrained encoder."""
+    """Base class of networks with a pretrained encoder."""
 
     has_backbone = True
 
     def make_backbone(self) -> torch.nn.Module:
-        """Return the encoder with random weights."""
+        """Return the encoder of `config.backbone_config` with random weights."""
         config = self.config.backbone_config
-        # transformers knows one class of a name, which may have come with another folder: this network's own is meant.
+        # The class that transformers knows by this name may come from another folder. Use our own.
         kind = MscanBackbone._from_config if isinstance(config, MscanConfig) else AutoBackbone.from_config
         return kind(config)
 
     @classmethod
     def from_backbone(cls, backbone: str, **config_kwargs) -> "UnconcealBackboneModel":
-        """Build the network on a pretrained encoder; everything else starts at random.
+        """Build the network on a pretrained encoder, the rest with random weights.
 
         Args:
-            backbone: Folder or Hub id of a transformers backbone, of a classifier on one, or of a timm checkpoint.
-            config_kwargs: Further arguments of the network's configuration.
+            backbone: Folder or Hub id of a transformers backbone, a classifier with one, or a timm checkpoint.
+            config_kwargs: Further arguments of the configuration.
 
         Raises:
             OSError: If there is no such checkpoint.
-            ValueError: If it is no encoder with four levels, or lacks weights.
+            ValueError: If it is not an encoder with four levels, or weights are missing.
         """
         backbone_config = AutoConfig.from_pretrained(backbone)
-        if backbone_config.model_type == "timm_wrapper":  # as transformers reads timm's own checkpoints
+        if backbone_config.model_type == "timm_wrapper":  # how transformers reads checkpoints of timm
             backbone_config = {"model_type": "timm_backbone", "backbone": backbone_config.architecture}
         model = cls(cls.config_class(backbone_config=backbone_config, **config_kwargs))
         model.load_backbone(backbone)
@@ -121,16 +121,16 @@ class UnconcealBackboneModel(UnconcealPreTrainedModel):
 
         Raises:
             OSError: If there is no such checkpoint.
-            ValueError: If its weights are not those of this encoder; nothing is changed then.
+            ValueError: If the weights do not fit this encoder. Nothing is changed then.
         """
         kind, config = type(self.backbone), self.config.backbone_config
         if config.model_type == "timm_backbone":
             prefix = "local-dir:" if Path(source).is_dir() else "hf-hub:" if "/" in source else ""
-            with init.no_init_weights():  # which would reset the running statistics that timm has loaded
+            with init.no_init_weights():  # it would reset the running statistics
                 loaded = kind.from_pretrained(prefix + source, config=config)
             lacking = set(self.backbone.state_dict()) ^ set(loaded.state_dict())
         else:
-            # Other shapes are told below, by name.
+            # The error below names weights of other shapes.
             loaded, report = kind.from_pretrained(
                 source, config=config, output_loading_info=True, ignore_mismatched_sizes=True
             )
@@ -143,27 +143,30 @@ class UnconcealBackboneModel(UnconcealPreTrainedModel):
             lacking = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]} | unused
         if lacking:
             raise ValueError(
-                f"{source} holds other weights than {kind.__name__}: {len(lacking)} are missing, too many or of another "
-                f"shape, such as {min(lacking)}; give weights of the same architecture as `backbone_config`."
+                f"got {source}, whose weights do not fit {kind.__name__}: {len(lacking)} are missing, unknown or of "
+                f"another shape, such as {min(lacking)}; use weights of the architecture of `backbone_config`."
             )
         self.backbone.load_state_dict(loaded.state_dict())
 
     def encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the encoder's features of images (B, 3, H, W), H and W multiples of `STRIDE`, finest first.
+        """Return the features of the encoder, finest level first.
+
+        Args:
+            pixel_values: (B, 3, H, W), H and W multiples of `COARSEST_STRIDE`.
 
         Raises:
-            ValueError: If they are not at strides 4, 8, 16 and 32.
+            ValueError: If the features are not at strides 4, 8, 16 and 32.
         """
         feature_maps = self.backbone(pixel_values).feature_maps
         if torch.compiler.is_compiling():
-            return feature_maps  # sizes are symbols there
+            return feature_maps  # sizes are symbolic
         height, width = pixel_values.shape[-2:]
-        got = [tuple(feature_map.shape[-2:]) for feature_map in feature_maps]
-        expected = [(height // s, width // s) for s in (FINEST_STRIDE * 2**level for level in range(NUM_LEVELS))]
+        got = [f"{feature_map.shape[-1]}x{feature_map.shape[-2]}" for feature_map in feature_maps]
+        expected = [f"{width // s}x{height // s}" for s in (FINEST_STRIDE * 2**level for level in range(NUM_LEVELS))]
         if got != expected:
             raise ValueError(
-                f"`backbone_config` must give features at strides 4, 8, 16 and 32, which are {expected} for an image of "
-                f"{height}x{width}, got {got} from {self.config.backbone_config.model_type}."
+                f"`backbone_config`: got {', '.join(got)} from {self.config.backbone_config.model_type}, "
+                f"expected {', '.join(expected)}, strides 4, 8, 16 and 32; choose another backbone."
             )
         return feature_maps
 

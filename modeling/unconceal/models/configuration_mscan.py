@@ -16,18 +16,20 @@ SIZES = {
 
 @strict
 class MscanConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Architecture of MSCAN. The defaults are its base size; `from_size` gives the others.
+    """Architecture of MSCAN, the base size by default.
+
+    `from_size` gives the other sizes.
 
     Args:
         num_channels: Image channels.
-        hidden_sizes: Channels of each stage, even; the first is at stride 4, each later one at twice the stride.
+        hidden_sizes: Channels of each stage, even. The first stage has stride 4, and strides double.
         depths: Blocks of each stage.
         mlp_ratios: Channels inside the feed-forward network of each stage, as a multiple of `hidden_sizes`.
-        drop_path_rate: Probability with which the last block's branches are skipped in training, for each image; it falls
+        drop_path_rate: Probability of skipping the branches of the last block for an image, in training. It falls
             evenly to 0 at the first block.
-        layer_scale_init_value: Start of the factors on each block's branches.
-        out_features: Names of the stages, among stage1, stage2, ..., whose features are returned; the last by default.
-        out_indices: The same by number from 0, instead of `out_features`.
+        layer_scale_init_value: Initial factor on the branches of each block.
+        out_features: Names of the returned stages: stage1, stage2, ... The last by default.
+        out_indices: Indices of the returned stages from 0, instead of `out_features`.
     """
 
     model_type = "mscan_backbone"
@@ -51,31 +53,32 @@ class MscanConfig(BackboneConfigMixin, PreTrainedConfig):
         """Return the configuration of a published size: tiny, small, base or large.
 
         Args:
-            size: Its name.
+            size: Name of the size.
             kwargs: Further arguments of the class.
 
         Raises:
-            ValueError: If there is no such size.
+            ValueError: If the size is unknown.
         """
         if size not in SIZES:
             raise ValueError(f"got MSCAN size {size!r}, expected one of {', '.join(SIZES)}.")
         return cls(**{**SIZES[size], **kwargs})
 
     def validate_sizes(self):
-        """Reject sizes that cannot be built."""
+        """Reject impossible sizes."""
         lengths = {len(self.hidden_sizes), len(self.depths), len(self.mlp_ratios)}
         if len(lengths) > 1 or not self.hidden_sizes:
             raise ValueError(
-                f"`hidden_sizes`, `depths` and `mlp_ratios` need one entry for each stage, got {self.hidden_sizes}, "
-                f"{self.depths} and {self.mlp_ratios}."
+                f"`hidden_sizes`, `depths` and `mlp_ratios`: got {self.hidden_sizes}, {self.depths} and "
+                f"{self.mlp_ratios}, expected one entry for each stage."
             )
         if min(*self.hidden_sizes, *self.depths, *self.mlp_ratios, self.num_channels) < 1 or self.hidden_sizes[0] % 2:
             raise ValueError(
-                f"`num_channels`, `hidden_sizes`, `depths` and `mlp_ratios` must be at least 1 and the first of "
-                f"`hidden_sizes` even, got {self.num_channels}, {self.hidden_sizes}, {self.depths} and {self.mlp_ratios}."
+                f"`num_channels`, `hidden_sizes`, `depths` and `mlp_ratios`: got {self.num_channels}, "
+                f"{self.hidden_sizes}, {self.depths} and {self.mlp_ratios}, expected at least 1, and an even first of "
+                "`hidden_sizes`."
             )
         if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"`drop_path_rate` must be from 0 to below 1, got {self.drop_path_rate}.")
+            raise ValueError(f"`drop_path_rate`: got {self.drop_path_rate}, expected at least 0 and below 1.")
 
 
 MscanConfig.register_for_auto_class()

@@ -9,23 +9,23 @@ from .configuration_unconceal import name_labels
 
 @strict
 class OpdsConfig(PreTrainedConfig):
-    """Architecture and loss weights of OPDS. The defaults are the network on MSCAN-B, for images of 1024x1024.
+    """Architecture and loss weights of OPDS, on MSCAN-B by default.
 
-    Training settings live in recipes, never here.
+    The defaults are for images of 1024x1024. Training settings belong in recipes.
 
     Args:
         num_channels: Image channels.
-        backbone_config: Configuration of the encoder, any backbone with features at strides 4, 8, 16 and 32; MSCAN-B by
-            default. Where it does not say which features it returns, its last four levels are taken.
-        decoder_hidden_sizes: Channels of the decoder's levels, finest first, multiples of 8. Four make the progressive
-            decoder, one a single head at stride 4 on all features at once, the baseline to compare with.
-        num_bases: Rank of the matrix factorisation in each hamburger.
-        train_steps: Steps of the factorisation in training.
-        eval_steps: Likewise in evaluation.
+        backbone_config: Configuration of the encoder: a backbone with features at strides 4, 8, 16 and 32, MSCAN-B by
+            default. Without a choice of features, the last four levels are used.
+        decoder_hidden_sizes: Channels of the decoder's levels, finest first, multiples of 8. Four entries make the
+            progressive decoder. One entry makes a single head at stride 4 on all features, the baseline.
+        num_bases: Rank of the matrix factorization in each hamburger.
+        train_steps: Steps of the factorization in training.
+        eval_steps: Steps of the factorization in evaluation.
         bce_weight: Weight of the cross-entropy in each level's loss.
         iou_weight: Weight of the soft IoU in each level's loss.
-        level_weights: Weight of each level's loss, finest first, one for each of the decoder's levels; all 1 by default.
-            [1, 0, 0, 0] is single-scale supervision.
+        level_weights: Loss weight of each level of the decoder, finest first, 1 by default. [1, 0, 0, 0] is
+            single-scale supervision.
     """
 
     model_type = "opds_dichotomous"
@@ -49,30 +49,30 @@ class OpdsConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_backbone(self):
-        """Reject encoders that do not return four levels of the image's channels."""
+        """Reject encoders without four levels or with other channels."""
         check_backbone_config(self)
 
     def validate_sizes(self):
-        """Reject sizes that cannot be built or wired together."""
+        """Reject impossible sizes."""
         for name in ("num_channels", "num_bases", "train_steps", "eval_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+                raise ValueError(f"`{name}`: got {getattr(self, name)}, expected at least 1.")
         sizes = self.decoder_hidden_sizes
         if len(sizes) not in (1, NUM_LEVELS) or any(size < 8 or size % 8 for size in sizes):
-            raise ValueError(f"`decoder_hidden_sizes` must be {NUM_LEVELS} multiples of 8, or one, got {sizes}.")
+            raise ValueError(f"`decoder_hidden_sizes`: got {sizes}, expected {NUM_LEVELS} multiples of 8, or one.")
 
     def validate_loss_weights(self):
-        """Reject weights that would reward errors, or leave the mask itself without a loss."""
+        """Reject negative weights, and a finest level without loss."""
         for name in ("bce_weight", "iou_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}.")
+                raise ValueError(f"`{name}`: got {getattr(self, name)}, expected 0 or more.")
         weights, num_levels = self.level_weights, len(self.decoder_hidden_sizes)
         if not num_levels:
-            return  # `validate_sizes` tells it
+            return  # `validate_sizes` rejects it
         if len(weights) != num_levels or not all(0 <= w < float("inf") for w in weights) or not weights[0]:
             raise ValueError(
-                f"`level_weights` needs {num_levels} numbers of 0 or more, one for each of `decoder_hidden_sizes`, the "
-                f"first above 0, got {weights}."
+                f"`level_weights`: got {weights}, expected {num_levels} numbers of 0 or more, one for each of "
+                "`decoder_hidden_sizes`, the first above 0."
             )
 
 

@@ -1,4 +1,4 @@
-"""Losses of the networks. All take logits, reckon in float32 and return a scalar."""
+"""Losses of the networks, from logits, in float32, as scalars."""
 
 import math
 
@@ -7,12 +7,12 @@ import torch.nn.functional as F
 
 
 def dice_loss(logits: torch.Tensor, labels: torch.Tensor, smooth: float = 1e-5) -> torch.Tensor:
-    """One minus the soft Dice coefficient of each image, averaged over the batch.
+    """Return one minus the soft Dice coefficient, averaged over images.
 
     Args:
         logits: (B, 1, H, W), pre-sigmoid.
         labels: (B, 1, H, W), in [0, 1].
-        smooth: Added above and below the fraction, so that an empty mask met by an empty prediction costs nothing.
+        smooth: Added to numerator and denominator, so that an empty prediction of an empty mask has no loss.
     """
     probs, labels = logits.float().sigmoid().flatten(1), labels.float().flatten(1)  # (B, H * W)
     dice = (2 * (probs * labels).sum(1) + smooth) / (probs.sum(1) + labels.sum(1) + smooth)
@@ -22,7 +22,7 @@ def dice_loss(logits: torch.Tensor, labels: torch.Tensor, smooth: float = 1e-5) 
 def bce_dice_loss(
     logits: torch.Tensor, labels: torch.Tensor, bce_weight: float = 0.5, dice_weight: float = 1.0
 ) -> torch.Tensor:
-    """Weighted sum of binary cross-entropy (mean over pixels) and `dice_loss`; the loss of SRS's second phase.
+    """Return the weighted sum of cross-entropy and `dice_loss`, for SRS.
 
     Args:
         logits: (B, 1, H, W), pre-sigmoid.
@@ -35,12 +35,13 @@ def bce_dice_loss(
 
 
 def contour_weights(labels: torch.Tensor) -> torch.Tensor:
-    """Return 1 + 5 |mean of the 31x31 labels around a pixel - its label| for masks (B, 1, H, W), in [1, 6].
+    """Return pixel weights in [1, 6], larger near contours.
 
+    The weight is 1 + 5 |mean of the 31x31 labels around a pixel - its label|.
     Source: F3Net, AAAI 2020, section 3.4.
     """
     labels = labels.float()
-    # A mean over a square is a mean over rows of means over columns, at a fifteenth of the work.
+    # The mean over columns, then over rows, needs a fifteenth of the work of a mean over squares.
     near = F.avg_pool2d(labels, (31, 1), stride=1, padding=(15, 0))
     near = F.avg_pool2d(near, (1, 31), stride=1, padding=(0, 15))
     return 1 + 5 * (near - labels).abs()
@@ -53,10 +54,10 @@ def structure_loss(
     bce_weight: float = 1.0,
     iou_weight: float = 1.0,
 ) -> torch.Tensor:
-    """Cross-entropy plus soft IoU, both weighted pixel by pixel; RUN's mask loss with `contour_weights`.
+    """Return cross-entropy plus soft IoU loss, both weighted by pixel.
 
-    RUN's release asks PyTorch for `reduce="none"`, which is read as true, so its cross-entropy is a plain mean; here it
-    is weighted as it was meant to be.
+    The release of RUN passes `reduce="none"`, which PyTorch takes for true. So its cross-entropy is a plain mean; here
+    it is weighted, as intended.
 
     Args:
         logits: (B, 1, H, W), pre-sigmoid.
@@ -76,16 +77,18 @@ def structure_loss(
 
 
 def mask_edges(labels: torch.Tensor) -> torch.Tensor:
-    """Return the contour of masks (B, 1, H, W), two pixels wide: where a 3x3 neighbourhood is neither all 0 nor all 1.
+    """Return the contour of masks (B, 1, H, W), two pixels wide.
 
-    The soft edge of soft labels is the range of values in the neighbourhood, in [0, 1].
+    It is the range of values in the 3x3 pixels around each pixel, in [0, 1]. Soft labels have soft edges.
     """
-    # Max-pooling pads with minus infinity, so a mask that is cut by the border has no contour there.
+    # Max pooling pads with minus infinity, so there is no contour along the border of the image.
     return F.max_pool2d(labels, 3, stride=1, padding=1) + F.max_pool2d(-labels, 3, stride=1, padding=1)
 
 
 def edge_dice_loss(logits: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-    """One minus the Dice coefficient with squares in the denominator, smoothed by 1, averaged over the batch.
+    """Return one minus the Dice coefficient of edges, averaged over images.
+
+    The denominator has squares, and the fraction is smoothed by 1.
 
     Args:
         logits: (B, 1, H, W), pre-sigmoid.
@@ -97,7 +100,9 @@ def edge_dice_loss(logits: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
 
 
 def ambiguity_loss(logits: torch.Tensor) -> torch.Tensor:
-    """Mean of 1 - (2p - 1)^2 over the pixels: 1 where the mask is undecided, 0 where it is sure (ZoomNet's UAL).
+    """Return the mean of 1 - (2p - 1)^2 (UAL of ZoomNet).
+
+    It is 1 for an undecided mask and 0 for a certain one.
 
     Args:
         logits: (B, 1, H, W), pre-sigmoid.
@@ -106,8 +111,11 @@ def ambiguity_loss(logits: torch.Tensor) -> torch.Tensor:
 
 
 def ambiguity_coefficient(progress: float) -> float:
-    """Weight of `ambiguity_loss`, rising from 0 to 1 along a half cosine, at `progress` through training, in [0, 1].
+    """Return the weight of `ambiguity_loss`, rising from 0 to 1.
 
-    RUN's release counts the progress within an epoch, so that its weight falls back to 0 at the start of each.
+    It follows a half cosine. In the release of RUN it falls back to 0 at the start of each epoch.
+
+    Args:
+        progress: Share of the training that is done, in [0, 1].
     """
     return (1 - math.cos(math.pi * progress)) / 2

@@ -1,8 +1,8 @@
-"""MSCAN, the encoder of SegNeXt: a convolutional network whose attention gates features by strips of many lengths.
+"""MSCAN, the convolutional encoder of SegNeXt.
 
 Paper: "SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation", NeurIPS 2022,
-https://arxiv.org/abs/2209.08575. Written from the paper and from the names and shapes of its published weights, which
-`scripts/convert_checkpoint.py mscan` turns into ours. OPDS stands on it; RUN can, and it may be used alone.
+https://arxiv.org/abs/2209.08575. Written from the paper and from the names and shapes of the published weights, which
+`unconceal convert mscan` converts. OPDS uses it by default. RUN can use it, and it works alone.
 """
 
 import math
@@ -21,7 +21,7 @@ from .configuration_mscan import MscanConfig
 from .modeling_unconceal import ChannelLayerNorm, UnconcealPreTrainedModel
 
 
-# Lengths of the strips, each a pair of depth-wise convolutions, along a row and along a column (section 3.1).
+# Lengths of the strips. Each is a pair of depth-wise convolutions, along rows and columns (section 3.1).
 STRIP_SIZES = (7, 11, 21)
 
 
@@ -48,7 +48,7 @@ class MscanDownsampling(nn.Sequential):
 
 
 class MscanGate(nn.Module):
-    """Convolutional attention: weights from a 5x5 neighbourhood and strips of several lengths (equation 1)."""
+    """Convolutional attention from 5x5 squares and strips (equation 1)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -69,7 +69,7 @@ class MscanGate(nn.Module):
 
 
 class MscanAttention(nn.Module):
-    """The gate between two 1x1 convolutions, with a skip of its own inside the block's."""
+    """Residual gate between two 1x1 convolutions."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -95,7 +95,7 @@ class MscanFeedForward(nn.Sequential):
 
 
 class MscanBlock(GradientCheckpointingLayer):
-    """Attention and feed-forward network, each after batch norm and on a skip, with layer scale and drop path."""
+    """Residual attention and feed-forward network, with layer scale and drop path."""
 
     def __init__(self, channels: int, mlp_ratio: int, drop_path_rate: float, layer_scale_init_value: float):
         super().__init__()
@@ -116,7 +116,7 @@ class MscanBlock(GradientCheckpointingLayer):
         return hidden_states + self.drop_path(self.feed_forward_scale[:, None, None] * branch)
 
     def drop_path(self, branch: torch.Tensor) -> torch.Tensor:
-        """Zero the branch (B, C, H, W) of random images in training, and enlarge the others' in return."""
+        """Drop the branch (B, C, H, W) of random images in training."""
         if not self.training or self.drop_path_rate == 0:
             return branch
         return branch * F.dropout(branch.new_ones(branch.shape[0], 1, 1, 1), self.drop_path_rate)
@@ -132,7 +132,10 @@ class MscanStage(nn.Module):
         self.norm = ChannelLayerNorm(channels)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Map the features of the stage before, or the image, to (B, C, ceil(H / 2), ceil(W / 2)), the stem's to 4."""
+        """Map (B, C_in, H, W) to (B, C, h, w) of half the size.
+
+        The first stage quarters the size.
+        """
         hidden_states = self.embedding(hidden_states)
         for block in self.blocks:
             hidden_states = block(hidden_states)
@@ -140,13 +143,13 @@ class MscanStage(nn.Module):
 
 
 def depthwise_conv(channels: int, kernel_size: tuple[int, int]) -> nn.Conv2d:
-    """Return a convolution of each channel for itself that keeps the size."""
+    """Return a depth-wise convolution of constant size."""
     padding = (kernel_size[0] // 2, kernel_size[1] // 2)
     return nn.Conv2d(channels, channels, kernel_size, padding=padding, groups=channels)
 
 
 class MscanPreTrainedModel(UnconcealPreTrainedModel):
-    """Weight initialisation and checkpointing of MSCAN."""
+    """Initial weights and checkpointing of MSCAN."""
 
     config_class = MscanConfig
     base_model_prefix = "mscan"
@@ -156,7 +159,7 @@ class MscanPreTrainedModel(UnconcealPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Set every parameter and buffer of `module`, convolutions from N(0, 2 / fan-out) as published."""
+        """Initialize `module`, convolutions from N(0, 2 / fan-out) as published."""
         if isinstance(module, nn.Conv2d):
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
             init.normal_(module.weight, std=math.sqrt(2 / fan_out))
@@ -169,7 +172,7 @@ class MscanPreTrainedModel(UnconcealPreTrainedModel):
 
 
 class MscanBackbone(BackboneMixin, MscanPreTrainedModel):
-    """MSCAN as a backbone: the features of the stages that `out_features` names."""
+    """MSCAN as a backbone, with the features of `out_features`."""
 
     has_attentions = False
 
@@ -197,15 +200,15 @@ class MscanBackbone(BackboneMixin, MscanPreTrainedModel):
         """Encode a batch of images.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised RGB, at least 32x32.
+            pixel_values: (B, 3, H, W), normalized RGB, at least 32x32.
             output_hidden_states: Whether to return the image and the features of every stage as `hidden_states` too.
-            kwargs: Ignored, as by transformers' own backbones.
+            kwargs: Ignored, as in the backbones of transformers.
 
         Returns:
             `BackboneOutput`, whose `feature_maps` are (B, C, H / s, W / s), sizes rounded up, finest first.
 
         Raises:
-            ValueError: If the number of channels is another or the image is too small.
+            ValueError: If the channels or the size of the image do not fit.
         """
         self.check_pixel_values(pixel_values)
         hidden_states = [pixel_values]
@@ -218,7 +221,7 @@ class MscanBackbone(BackboneMixin, MscanPreTrainedModel):
         )
 
 
-# For use alone, also where the package is not installed. Networks take their own copy of this file (see backbones.py).
+# For use alone, even without the package. Networks use their own copy of this file, see backbones.py.
 AutoModel.register(MscanConfig, MscanBackbone, exist_ok=True)
 AutoBackbone.register(MscanConfig, MscanBackbone, exist_ok=True)
 

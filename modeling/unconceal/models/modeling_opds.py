@@ -1,10 +1,10 @@
-"""OPDS: cuts out objects of intricate shape at high resolution, in one pass, from coarse to fine.
+"""OPDS: segments intricate objects at high resolution, from coarse to fine.
 
-Paper: "One-stage Progressive Dichotomous Segmentation", BMVC 2023. Neither code nor weights of it are public; this is
+Paper: "One-stage Progressive Dichotomous Segmentation", BMVC 2023. Its code and weights are not public. This is
 written from its abstract and poster, which leave open the widths, the fusion, the losses and the schedule. The widths
-here are those of the encoder but for 160 instead of 128 at stride 8: 28.08 M parameters and 128.1 GMAC at 1024x1024, where
-the poster says 28.0 M and 129.2 GMAC. The matrix factorisation is that of "Is Attention Better Than Matrix Decomposition?", ICLR 2021,
-https://arxiv.org/abs/2109.04553.
+here are those of the encoder, except 160 instead of 128 at stride 8. That gives 28.08 M parameters and 128.1 GMAC at
+1024x1024; the poster says 28.0 M and 129.2 GMAC. The matrix factorization is that of "Is Attention Better Than Matrix
+Decomposition?", ICLR 2021, https://arxiv.org/abs/2109.04553.
 
 | poster | here | shape for an H x W image, at stride s of the level |
 |---|---|---|
@@ -25,15 +25,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .backbones import FINEST_STRIDE, STRIDE, UnconcealBackboneModel
+from .backbones import COARSEST_STRIDE, FINEST_STRIDE, UnconcealBackboneModel
 from .configuration_opds import OpdsConfig
 from .losses import structure_loss
 from .modeling_unconceal import padding_to, upsample
 
 
-# Added to denominators of the factorisation.
+# Added to the denominators of the factorization.
 EPSILON = 1e-6
-# Of the random bases, which are the same in every network.
+# All networks start from the same random bases.
 BASES_SEED = 0
 
 
@@ -43,12 +43,11 @@ class OpdsSegmentationOutput(ModelOutput):
 
     Args:
         loss: Scalar, present when `labels` is given.
-        logits: (B, 1, H, W), pre-sigmoid, the finest level's mask at the input size.
-        level_logits: Present when asked for: tensors (B, 1, h, w), pre-sigmoid, coarse to fine, the map of each of the
-            decoder's levels at its stride, 32 to 4, covering the image padded to multiples of 32 at the right and the
-            bottom.
-        hidden_states: Present when asked for: the encoder's features (B, C, h, w), strides 4 to 32, then what each of
-            the decoder's levels draws its map from, (B, decoder_hidden_sizes[i], h, w), coarse to fine.
+        logits: (B, 1, H, W), pre-sigmoid, the mask of the finest level at the input size.
+        level_logits: Present on request. The masks of the decoder's levels, (B, 1, h, w), pre-sigmoid, strides 32 to
+            4. They cover the image, padded at the right and bottom to multiples of 32.
+        hidden_states: Present on request. First the features of the encoder, (B, C, h, w), strides 4 to 32. Then the
+            features behind each mask, (B, decoder_hidden_sizes[i], h, w), coarse to fine.
     """
 
     loss: torch.Tensor | None = None
@@ -69,13 +68,13 @@ class OpdsConvNormAct(nn.Sequential):
 
 
 class OpdsMatrixFactorization(nn.Module):
-    """Non-negative matrix factorisation: what of the features few bases can say, for each image by itself (Hamburger).
+    """Non-negative matrix factorization of the features of each image (Hamburger).
 
-    The features X, (channels, positions), are brought near to D C with bases D, (channels, bases), and coefficients C,
-    (bases, positions), by multiplicative updates; the gradient flows through every one of them.
+    Multiplicative updates bring D C near to the features X, (channels, positions). D are the bases, (channels, bases),
+    and C the coefficients, (bases, positions). The gradient flows through every update.
 
-    DEVIATION: Hamburger draws new random bases in every forward pass, so that two passes differ. Here all passes start
-    from bases that were drawn once.
+    DEVIATION: Hamburger draws new random bases in every forward pass, so two passes differ. Here all passes start from
+    the same bases.
     """
 
     def __init__(self, config: OpdsConfig, channels: int):
@@ -84,18 +83,18 @@ class OpdsMatrixFactorization(nn.Module):
         self.register_buffer("bases", torch.empty(channels, config.num_bases))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Map non-negative (B, C, H, W) to their reconstruction, (B, C, H, W), reckoned in float32."""
+        """Map non-negative (B, C, H, W) to their reconstruction, in float32."""
         device_type = hidden_states.device.type
-        # Half precision has no room for EPSILON, nor for sums over all positions. There is no autocast on meta.
+        # Half precision cannot hold EPSILON or sums over all positions. Meta tensors have no autocast.
         autocasts = device_type != "meta" and torch.is_autocast_enabled(device_type)
         with torch.autocast(device_type, enabled=False) if autocasts else nullcontext():
             height, width = hidden_states.shape[-2:]
             features = hidden_states.float().flatten(2)  # X: (B, C, L)
             bases = self.bases.float().expand(features.shape[0], -1, -1)  # D: (B, C, R)
-            # 1. Coefficients, transposed, by how alike positions and bases are.
+            # 1. Coefficients, transposed, from the similarity of positions and bases.
             similarity = features.transpose(1, 2) @ bases  # X^T D: (B, L, R)
             coefficients = similarity.softmax(dim=-1)
-            # 2. By turns coefficients and bases, each multiplied by what brings D C nearer to X.
+            # 2. Multiplicative updates of coefficients and bases, which bring D C nearer to X.
             for _ in range(self.train_steps if self.training else self.eval_steps):
                 coefficients = coefficients * similarity / (coefficients @ (bases.transpose(1, 2) @ bases) + EPSILON)
                 gram = coefficients.transpose(1, 2) @ coefficients  # C C^T: (B, R, R)
@@ -108,15 +107,16 @@ class OpdsMatrixFactorization(nn.Module):
 
 
 class OpdsHamburger(nn.Module):
-    """Global context: matrix factorisation between two 1x1 convolutions, on a skip.
+    """Global context: residual matrix factorization between two 1x1 convolutions.
 
-    DEVIATION: SegNeXt's head has 32 groups in its norms, whatever their width, and dropout before its last layer; here a
-    group has 8 channels, and there is no dropout.
+    DEVIATION: The head of SegNeXt has 32 groups in every norm, and dropout before its last layer. Here a group has 8
+    channels, and there is no dropout.
     """
 
     def __init__(self, config: OpdsConfig, channels: int):
         super().__init__()
         self.proj_in = nn.Conv2d(channels, channels, kernel_size=1)
+        # Checkpoints spell this name with an s.
         self.factorisation = OpdsMatrixFactorization(config, channels)
         self.proj_out = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
         self.norm = nn.GroupNorm(channels // 8, channels)
@@ -128,7 +128,7 @@ class OpdsHamburger(nn.Module):
 
 
 class OpdsDecoderLevel(GradientCheckpointingLayer):
-    """Squeezes all that is known at one stride, puts it into context, and draws the map of this stride."""
+    """Decoder level: squeeze, global context, mask."""
 
     def __init__(self, config: OpdsConfig, in_channels: int, channels: int):
         super().__init__()
@@ -138,13 +138,13 @@ class OpdsDecoderLevel(GradientCheckpointingLayer):
         self.mask_head = nn.Conv2d(channels, 1, kernel_size=1)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return features (B, C, h, w) and mask logits (B, 1, h, w) from (B, C_in, h, w)."""
+        """Map (B, C_in, h, w) to features and mask logits."""
         hidden_states = self.align(self.hamburger(self.squeeze(hidden_states)))
         return hidden_states, self.mask_head(hidden_states)
 
 
 class OpdsPreTrainedModel(UnconcealBackboneModel):
-    """Weight initialisation and checkpointing of OPDS."""
+    """Initial weights and checkpointing of OPDS."""
 
     config_class = OpdsConfig
     base_model_prefix = "opds"
@@ -153,9 +153,9 @@ class OpdsPreTrainedModel(UnconcealBackboneModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Set every parameter and buffer of `module`: convolutions by PyTorch's default rule, bases from a fixed seed."""
+        """Initialize `module`: convolutions as PyTorch does, bases from a fixed seed."""
         if isinstance(module, OpdsMatrixFactorization):
-            # On the CPU, whatever the default: every device then has the same.
+            # On the CPU, so that every device gets the same bases.
             generator = torch.Generator("cpu").manual_seed(BASES_SEED)
             bases = torch.rand(module.bases.shape, generator=generator, device="cpu", dtype=torch.float32)
             init.copy_(module.bases, F.normalize(bases, dim=0))
@@ -164,16 +164,16 @@ class OpdsPreTrainedModel(UnconcealBackboneModel):
 
 
 class OpdsForImageSegmentation(OpdsPreTrainedModel):
-    """OPDS: encoder and a decoder that draws a coarse map and refines it level by level.
+    """OPDS: encoder and progressive decoder.
 
-    The encoder starts at random; `from_backbone` and `load_backbone` give it pretrained weights.
+    The encoder starts with random weights; `from_backbone` and `load_backbone` load pretrained ones.
     """
 
     def __init__(self, config: OpdsConfig):
         super().__init__(config)
         self.backbone = self.make_backbone()
         channels, sizes = self.backbone.channels, config.decoder_hidden_sizes
-        # The single head sees all features; a level its own, and the features and the map of the level before.
+        # A single head sees all features. A level sees its own, and features and mask of the level before.
         is_single = len(sizes) == 1
         before = [0] if is_single else [size + 1 for size in sizes[1:]] + [0]
         own = [sum(channels)] if is_single else channels
@@ -191,24 +191,23 @@ class OpdsForImageSegmentation(OpdsPreTrainedModel):
         """Segment a batch of images.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised RGB, at least 32x32.
+            pixel_values: (B, 3, H, W), normalized RGB, at least 32x32.
             labels: (B, H, W) or (B, 1, H, W) in [0, 1], 1 for object. Soft values are allowed.
-            output_hidden_states: Whether to return `hidden_states`; as the configuration says where it is None.
+            output_hidden_states: Whether to return `hidden_states`. None means: as configured.
             output_levels: Whether to return `level_logits`.
 
         Returns:
             `OpdsSegmentationOutput`.
 
         Raises:
-            ValueError: If the number of channels is another, the image is too small, `labels` has another size, or the
-                encoder's features are not at strides 4, 8, 16 and 32.
+            ValueError: If images, labels or the strides of the encoder do not fit.
         """
         self.check_pixel_values(pixel_values)
-        padding = padding_to(STRIDE, *pixel_values.shape[-2:])
+        padding = padding_to(COARSEST_STRIDE, *pixel_values.shape[-2:])
         # 1. Features at strides 4, 8, 16 and 32.
         features = self.encode(F.pad(pixel_values, padding, mode="replicate"))
         all_hidden_states = self.keep_hidden_states(output_hidden_states, features)
-        # 2. The map of each level, coarse to fine.
+        # 2. The mask of each level, coarse to fine.
         level_logits = []
         if len(self.levels) == 1:
             features = [upsample(feature_map, 2**i) for i, feature_map in enumerate(features)]
@@ -225,21 +224,21 @@ class OpdsForImageSegmentation(OpdsPreTrainedModel):
                 level_logits.append(logits)
                 if all_hidden_states is not None:
                     all_hidden_states += (hidden_states,)
-        # 3. The finest at the size of the input; by negative padding, as slicing would tie an exported network to a size.
+        # 3. The finest mask at the input size. Negative padding, as a slice would tie an exported network to a size.
         cropping = [-side for side in padding]
         logits = F.pad(upsample(level_logits[-1], FINEST_STRIDE), cropping)
 
         loss = None
         if labels is not None:
             loss = self.compute_loss(self.match_labels(labels, logits), logits, level_logits, cropping)
-        # Not unless asked for: transformers' pipelines cannot take tuples apart into images.
+        # Only on request: Pipeline cannot unbatch tuples.
         level_logits = tuple(level_logits) if output_levels else None
         return OpdsSegmentationOutput(loss, logits, level_logits, hidden_states=all_hidden_states)
 
     def compute_loss(
         self, labels: torch.Tensor, logits: torch.Tensor, level_logits: list[torch.Tensor], cropping: list[int]
     ) -> torch.Tensor:
-        """Return the sum of the levels' losses, each between the labels and the level's map at the input size."""
+        """Return the weighted sum of the losses of all levels."""
         config, weights = self.config, self.config.level_weights
         total = 0
         for i, level_map in enumerate(reversed(level_logits)):

@@ -1,16 +1,17 @@
-"""SRS: a reconstruction network steers the convolutions of a segmentation network.
+"""SRS: a reconstruction network guides a segmentation network.
 
-Paper: "SRSNetwork: Siamese Reconstruction-Segmentation Networks based on Dynamic-Parameter Convolution", IEEE TIP 2025,
-https://arxiv.org/abs/2312.01741. Written from the paper's description and the published checkpoints' shapes.
+Paper: "SRSNetwork: Siamese Reconstruction-Segmentation Networks based on Dynamic-Parameter Convolution", IEEE TIP
+2025, https://arxiv.org/abs/2312.01741. Written from the paper's description and the shapes of the published
+checkpoints.
 
-Two networks of one topology, trained one after the other. The first, R, learns to reconstruct images. The second, S,
-segments; R's encoder, frozen, looks at the same image and its deepest feature sets the parameters of one convolution at
+Two networks of one topology are trained one after the other. The first, R, learns to reconstruct images. The second,
+S, segments. The frozen encoder of R sees the same image. Its deepest feature sets the parameters of one convolution at
 the deepest level of S.
 
 | symbol | here | shape for an H x W image |
 |---|---|---|
 | x_i,0 | `SrsEncoder` output, level i | (B, C_i, H / 2^i, W / 2^i) |
-| x_i,j, j > 0 | nodes of `SrsDecoder.columns[j - 1]` | as x_i,0 |
+| x_i,j, j > 0 | nodes of `SrsDecoder.columns[j - 1]` | like x_i,0 |
 | y_3,0 of R | `guidance` | (B, G, H / 8, W / 8) |
 | v, the dynamic parameters | `SrsDynamicConv.guidance_scale` | (B, G) |
 | BLAM | `SrsFusion` | |
@@ -34,8 +35,8 @@ from .modeling_unconceal import UnconcealPreTrainedModel, padding_to
 
 
 NUM_LEVELS = 4
-# Sides are padded to a multiple of this, so that three halvings are exact.
-STRIDE = 2 ** (NUM_LEVELS - 1)
+# Image sides are padded to a multiple of this, so that they can be halved three times.
+PADDING_MULTIPLE = 2 ** (NUM_LEVELS - 1)
 
 
 @dataclass
@@ -44,7 +45,7 @@ class SrsReconstructionOutput(ModelOutput):
 
     Args:
         loss: Scalar, mean squared error of the reconstruction.
-        reconstruction: (B, 3, H, W), in the normalised range of `pixel_values`.
+        reconstruction: (B, 3, H, W), in the normalized range of `pixel_values`.
         hidden_states: As in `SrsSegmentationOutput`.
     """
 
@@ -60,9 +61,9 @@ class SrsSegmentationOutput(ModelOutput):
     Args:
         loss: Scalar, present when `labels` is given.
         logits: (B, 1, H, W), pre-sigmoid, at the input size.
-        hidden_states: Present when asked for, of the image padded to multiples of 8 at the right and the bottom: the
-            encoder's features (B, C_i, H / 2^i, W / 2^i), strides 1 to 8, then the decoder's fused ones at strides 4 to
-            1, of the same widths, and the last, (B, C_0, H, W), from which the output is drawn.
+        hidden_states: Present on request, for the image padded at the right and bottom to multiples of 8. First the
+            features of the encoder, (B, C_i, H / 2^i, W / 2^i), strides 1 to 8. Then the fused features of the
+            decoder, strides 4 to 1, and those behind the output, (B, C_0, H, W).
     """
 
     loss: torch.Tensor | None = None
@@ -82,7 +83,7 @@ class SrsConvNormAct(nn.Sequential):
 
 
 class SrsChannelAttention(nn.Module):
-    """Per-channel weights in (0, 1) from the mean and the maximum over the image, through one shared bottleneck."""
+    """Channel weights in (0, 1) from mean and maximum over the image."""
 
     def __init__(self, channels: int, reduction_ratio: int):
         super().__init__()
@@ -97,7 +98,7 @@ class SrsChannelAttention(nn.Module):
 
 
 class SrsSpatialAttention(nn.Module):
-    """Per-pixel weights in (0, 1) from the mean and the maximum over the channels, by a 7x7 convolution."""
+    """Pixel weights in (0, 1) from mean and maximum over the channels."""
 
     def __init__(self):
         super().__init__()
@@ -111,7 +112,7 @@ class SrsSpatialAttention(nn.Module):
 
 
 class SrsBlock(GradientCheckpointingLayer):
-    """Residual block of two 3x3 convolutions, weighted by channel and then spatial attention before the sum."""
+    """Residual block of two 3x3 convolutions with channel and spatial attention."""
 
     def __init__(self, in_channels: int, out_channels: int, reduction_ratio: int):
         super().__init__()
@@ -133,12 +134,12 @@ class SrsBlock(GradientCheckpointingLayer):
         residual = self.norm2(self.conv2(residual))
         residual = self.channel_attention(residual) * residual
         residual = self.spatial_attention(residual) * residual
-        # The release ends in a ReLU, the paper's figure in a batch norm; published weights need the ReLU.
+        # As in the release, whose weights need the ReLU. The figure of the paper ends in a batch norm.
         return (residual + self.shortcut(hidden_states)).relu_()
 
 
 class SrsNode(nn.Sequential):
-    """A node of the grid: `depth` residual blocks, the first of which changes the width."""
+    """Node of the grid: residual blocks; the first one changes the width."""
 
     def __init__(self, in_channels: int, out_channels: int, depth: int, reduction_ratio: int):
         widths = [in_channels] + [out_channels] * depth
@@ -146,7 +147,7 @@ class SrsNode(nn.Sequential):
 
 
 class SrsEncoder(nn.Module):
-    """The first column of the grid: a stem and four levels, each half the size of the one before."""
+    """First column of the grid: a stem and four levels."""
 
     def __init__(self, config: SrsConfig, stem_size: int, hidden_sizes: list[int], depths: list[int]):
         super().__init__()
@@ -157,7 +158,7 @@ class SrsEncoder(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """Return the features of the four levels, (B, C_i, H / 2^i, W / 2^i), finest first."""
+        """Return four features, (B, C_i, H / 2^i, W / 2^i)."""
         features = [self.levels[0](self.stem(pixel_values))]
         for level in self.levels[1:]:
             features.append(level(F.max_pool2d(features[-1], kernel_size=2)))
@@ -165,7 +166,7 @@ class SrsEncoder(nn.Module):
 
 
 class SrsSubpixelUp(nn.Module):
-    """Doubles the size by pixel shuffle, then sets the width by a 3x3 convolution."""
+    """Doubling of the size by pixel shuffle, then a 3x3 convolution (Spu)."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -177,9 +178,9 @@ class SrsSubpixelUp(nn.Module):
 
 
 class SrsPeakAttention(nn.Module):
-    """Channel weights from each channel's peak and its two neighbours'.
+    """Channel attention from the peaks of a channel and its two neighbors.
 
-    A relative of efficient channel attention, with the maximum where that takes the mean.
+    It is efficient channel attention (ECA) with the maximum instead of the mean.
     """
 
     def __init__(self):
@@ -188,14 +189,14 @@ class SrsPeakAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the weighted (B, C, H, W)."""
-        # The paper's network takes the peak of the sigmoid; the sigmoid of the peak is the same and cheaper.
+        # The sigmoid of the peak equals the peak of the sigmoid, as in the paper, and is cheaper.
         peak = hidden_states.amax(dim=(2, 3)).sigmoid()  # (B, C)
         weights = self.conv(peak.unsqueeze(1)).sigmoid()  # (B, 1, C)
         return hidden_states * weights.transpose(1, 2).unsqueeze(-1)  # (B, C, 1, 1)
 
 
 class SrsFusion(nn.Module):
-    """Joins a fine feature with the upsampled coarser one (BLAM)."""
+    """Fusion of a fine feature and the upsampled coarser one (BLAM)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -204,14 +205,14 @@ class SrsFusion(nn.Module):
         self.merge = SrsConvNormAct(2 * channels, channels, kernel_size=1)
 
     def forward(self, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
-        """Return (B, C, H, W) from two tensors of that shape."""
+        """Fuse two tensors (B, C, H, W) into one."""
         return self.merge(torch.cat([self.attention(coarse), self.refine(fine)], dim=1))
 
 
 class SrsLocalContrast(nn.Module):
-    """Strengthens what differs from its surroundings at three receptive fields (IPATR, reconstruction network only).
+    """Local contrast at three receptive fields (IPATR), for reconstruction only.
 
-    Each convolution gives a local mean mu and, applied to x - mu, a local spread s in (0, 1); the contrast is
+    Each convolution gives a local mean mu and, applied to x - mu, a local spread s in (0, 1). The contrast is
     (x - mu + e) / (s + e) with e = 1e-3.
     """
 
@@ -223,21 +224,21 @@ class SrsLocalContrast(nn.Module):
         )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the strengthened (B, C, H, W)."""
+        """Return (B, C, H, W) with stronger contrast."""
         contrast = 0
         for conv in self.convs:
             difference = hidden_states - conv(hidden_states)
-            # In float32: the quotient can exceed what half precision holds.
+            # In float32: the quotient can overflow half precision.
             contrast = contrast + (difference.float() + 1e-3) / (conv(difference).float().sigmoid() + 1e-3)
         weights = (contrast / len(self.convs)).sigmoid().to(hidden_states.dtype)
         return hidden_states + hidden_states * weights
 
 
 class SrsDecoder(nn.Module):
-    """The other three columns of the grid, then the coarse-to-fine fusion to full resolution.
+    """Other columns of the grid, then the coarse-to-fine fusion.
 
-    Node (i, j) of level i and column j reads its left neighbour (i, j-1), the upsampled (i+1, j-1), from column 2 on the
-    one before its left neighbour, (i, j-2), and, below the finest level, the pooled (i-1, j).
+    Node (i, j) of level i and column j reads its left neighbor (i, j-1) and the upsampled (i+1, j-1). From column 2 on
+    it also reads (i, j-2). Below the finest level it also reads the pooled (i-1, j).
     """
 
     def __init__(self, config: SrsConfig, hidden_sizes: list[int], depths: list[int], local_contrast: bool):
@@ -252,7 +253,7 @@ class SrsDecoder(nn.Module):
                 in_channels += hidden_sizes[i - 1] if i > 0 else 0
                 column.append(SrsNode(in_channels, hidden_sizes[i], depths[i], ratio))
             self.columns.append(column)
-        # The fusion works on levels 0, 1, 2; every list below is in that order.
+        # The fusion works on levels 0, 1 and 2, in this order.
         fused = range(NUM_LEVELS - 1)
         self.contrasts = nn.ModuleList(
             SrsLocalContrast(hidden_sizes[i]) if local_contrast else nn.Identity() for i in fused
@@ -265,41 +266,42 @@ class SrsDecoder(nn.Module):
         self.merge = SrsNode(len(fused) * hidden_sizes[0], hidden_sizes[0], depth=1, reduction_ratio=ratio)
 
     def forward(self, features: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Return the three fused levels, coarse to fine, and all merged, (B, C_0, H, W), from the encoder's features."""
-        # 1. The grid, column by column, each from the finest level down.
+        """Return three fused levels, coarse to fine, and all merged."""
+        # 1. The grid, column by column, from fine to coarse.
         columns = [features]
         for nodes in self.columns:
             left, column = columns[-1], []
             for i, node in enumerate(nodes):
-                inputs = [left[i], upsample(left[i + 1], 2)]
+                inputs = [left[i], upsample_aligned(left[i + 1], 2)]
                 if len(columns) > 1:
                     inputs.append(columns[-2][i])
                 if i > 0:
                     inputs.append(F.max_pool2d(column[i - 1], kernel_size=2))
                 column.append(node(torch.cat(inputs, dim=1)))
             columns.append(column)
-        # 2. Fusion of the last node of every level with what comes from below.
+        # 2. Fusion of the last node of every level with the coarser level.
         fused, below = [], features[-1]
         for i in reversed(range(NUM_LEVELS - 1)):
             last = columns[NUM_LEVELS - 1 - i][i]
             below = self.fusions[i](self.contrasts[i](last), self.upsamples[i](below))
             fused.insert(0, below)
-        # 3. All levels at full resolution and the finest width.
+        # 3. All levels at full resolution and the width of the finest.
         projected = [self.projections[i](hidden_states) for i, hidden_states in enumerate(fused)]
-        projected = [projected[0]] + [upsample(hidden_states, 2**i) for i, hidden_states in enumerate(projected) if i]
+        projected = [upsample_aligned(part, 2**i) if i else part for i, part in enumerate(projected)]
         return *reversed(fused), self.merge(torch.cat(projected, dim=1))
 
 
 class SrsDynamicConv(nn.Module):
-    """3x3 convolution whose kernel depends on the image, through G scalars from the reconstruction network (DPConv).
+    """3x3 convolution with a kernel for each image (DPConv).
 
-    The paper's form turns each scalar v_g into the kernels of C / G whole output channels by one weight and one bias per
-    kernel entry: kernel_o = b_o + v_g(o) * w_o with g(o) = floor(o / (C / G)). Convolution is linear in its kernel, so
+    The reconstruction network gives G scalars v. Each scalar v_g sets the kernels of C / G output channels, with one
+    weight and one bias for each entry: kernel_o = b_o + v_g(o) * w_o with g(o) = floor(o / (C / G)). As convolution is
+    linear in its kernel,
 
         DPConv(x) = conv(x, b) + v * conv(x, w),
 
-    two ordinary convolutions and a scale for each output channel. No kernel is built for each image, which a grouped
-    convolution over the batch would need (`srs_dynamic_conv_ref`).
+    two ordinary convolutions and a scale for each output channel. This builds no kernels, unlike a grouped convolution
+    over the batch (`srs_dynamic_conv_ref`).
     """
 
     def __init__(self, channels: int, guidance_channels: int, reduction_ratio: int):
@@ -312,20 +314,20 @@ class SrsDynamicConv(nn.Module):
         self.scaled_conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
 
     def guidance_scale(self, guidance: torch.Tensor) -> torch.Tensor:
-        """Return the dynamic parameters v, (B, G), for the guidance (B, G, h, w)."""
-        # Channel attention only shapes the spatial map; the guidance itself is not weighted by it.
+        """Return the dynamic parameters v, (B, G), of (B, G, h, w)."""
+        # Channel attention changes only the spatial map, not the guidance.
         spatial_weights = self.spatial_attention(self.channel_attention(guidance) * guidance)
-        # The 1x1 convolution commutes with the mean over the image and is cheaper after it.
+        # The 1x1 convolution commutes with the mean and is cheaper after it.
         return self.project((spatial_weights * guidance).mean(dim=(2, 3), keepdim=True)).flatten(1)
 
     def forward(self, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
-        """Convolve (B, C, h, w) as `guidance`, (B, G, h', w'), says."""
+        """Convolve (B, C, h, w), guided by (B, G, h', w')."""
         scale = self.guidance_scale(guidance).repeat_interleave(self.channels_per_scalar, dim=1)  # (B, C)
         return self.static_conv(hidden_states) + scale[:, :, None, None] * self.scaled_conv(hidden_states)
 
 
 def srs_dynamic_conv_ref(conv: SrsDynamicConv, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
-    """Slow reference of `SrsDynamicConv.forward`: builds the kernels of every image, as the paper draws it."""
+    """Slow reference of `SrsDynamicConv.forward`, with kernels for every image."""
     outputs = []
     for image, scalars in zip(hidden_states, conv.guidance_scale(guidance), strict=True):
         scale = scalars.repeat_interleave(conv.channels_per_scalar)[:, None, None, None]
@@ -334,28 +336,28 @@ def srs_dynamic_conv_ref(conv: SrsDynamicConv, hidden_states: torch.Tensor, guid
     return torch.cat(outputs)
 
 
-def upsample(hidden_states: torch.Tensor, factor: int) -> torch.Tensor:
-    """Enlarge (B, C, H, W) by `factor`, bilinearly, corners aligned."""
+def upsample_aligned(hidden_states: torch.Tensor, factor: int) -> torch.Tensor:
+    """Enlarge (B, C, H, W) bilinearly by a factor, with aligned corners."""
     return F.interpolate(hidden_states, scale_factor=factor, mode="bilinear", align_corners=True)
 
 
-def pad_to_stride(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Repeat the last row and column until both sides are multiples of `STRIDE`."""
-    # Without a branch on the size: an exported network then takes any size.
-    return F.pad(pixel_values, padding_to(STRIDE, *pixel_values.shape[-2:]), mode="replicate")
+def pad_to_multiple(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Repeat the last row and column up to multiples of `PADDING_MULTIPLE`."""
+    # No branch on the size, so that an exported network takes any size.
+    return F.pad(pixel_values, padding_to(PADDING_MULTIPLE, *pixel_values.shape[-2:]), mode="replicate")
 
 
 def crop_to(hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Undo `pad_to_stride` for an image of `height` x `width`."""
-    # By negative padding: a slice ties an exported network to sizes that need padding, or to sizes that do not.
-    return F.pad(hidden_states, [-side for side in padding_to(STRIDE, height, width)])
+    """Undo `pad_to_multiple` for an image of `height` x `width`."""
+    # Negative padding, as a slice would tie an exported network to a size.
+    return F.pad(hidden_states, [-side for side in padding_to(PADDING_MULTIPLE, height, width)])
 
 
 class SrsPreTrainedModel(UnconcealPreTrainedModel):
-    """Checkpointing shared by the SRS networks.
+    """Checkpointing of the SRS networks.
 
-    DEVIATION: the paper's grouped convolution has a fan-in of 1, which draws kernel entries from U(-1, 1) and makes the
-    dynamic convolution's output some 28 times its input. Ours starts at the scale of an ordinary convolution.
+    DEVIATION: The paper's grouped convolution has a fan-in of 1 and so draws kernels from U(-1, 1). The output of its
+    dynamic convolution is some 28 times the input. Ours starts at the scale of an ordinary convolution.
     """
 
     config_class = SrsConfig
@@ -365,14 +367,14 @@ class SrsPreTrainedModel(UnconcealPreTrainedModel):
 
 
 class SrsForReconstruction(SrsPreTrainedModel):
-    """The reconstruction network R, trained in phase 1 to give its input back."""
+    """Reconstruction network R, trained in phase 1."""
 
     auto_classes = ("AutoModel",)
 
     def __init__(self, config: SrsConfig):
         super().__init__(config)
         sizes, depths = config.reconstruction_hidden_sizes, config.reconstruction_depths
-        # Named as in `SrsForImageSegmentation`, so that phase 2 finds it in a checkpoint of phase 1.
+        # The name is that of `SrsForImageSegmentation`, so that phase 2 finds it in a checkpoint of phase 1.
         self.reconstruction_encoder = SrsEncoder(config, config.reconstruction_stem_size, sizes, depths)
         self.reconstruction_decoder = SrsDecoder(config, sizes, depths, local_contrast=True)
         self.reconstruction_head = nn.Conv2d(sizes[0], config.num_channels, kernel_size=1)
@@ -388,19 +390,19 @@ class SrsForReconstruction(SrsPreTrainedModel):
         """Reconstruct a batch of images.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised RGB, at least 32x32.
-            labels: Not used; taken so that every network is called alike. An image is its own label here.
-            output_hidden_states: Whether to return `hidden_states`; as the configuration says where it is None.
+            pixel_values: (B, 3, H, W), normalized RGB, at least 32x32.
+            labels: Ignored; an image is its own label. All networks have this argument.
+            output_hidden_states: Whether to return `hidden_states`. None means: as configured.
 
         Returns:
             `SrsReconstructionOutput`, always with a loss.
 
         Raises:
-            ValueError: If the number of channels is another or the image is too small.
+            ValueError: If the channels or the size of the image do not fit.
         """
         self.check_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
-        features = self.reconstruction_encoder(pad_to_stride(pixel_values))
+        features = self.reconstruction_encoder(pad_to_multiple(pixel_values))
         decoded = self.reconstruction_decoder(features)
         reconstruction = crop_to(self.reconstruction_head(decoded[-1]), height, width)
         loss = F.mse_loss(reconstruction.float(), pixel_values.float())
@@ -412,10 +414,10 @@ class SrsForReconstruction(SrsPreTrainedModel):
 
 
 class SrsForImageSegmentation(SrsPreTrainedModel):
-    """The segmentation network S with R's frozen encoder, trained in phase 2.
+    """Segmentation network S with R's frozen encoder, trained in phase 2.
 
-    `SrsForImageSegmentation.from_pretrained(phase_1_folder)` takes the encoder from a checkpoint of
-    `SrsForReconstruction` and initialises the rest.
+    `SrsForImageSegmentation.from_pretrained(phase_1_folder)` loads the encoder from a checkpoint of
+    `SrsForReconstruction` and initializes the rest.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^reconstruction_decoder\.", r"^reconstruction_head\."]
@@ -435,14 +437,14 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
         self.train(self.training)
 
     def train(self, mode: bool = True):
-        """Set training mode; R's encoder stays in evaluation and without gradients, because it is frozen."""
+        """Set training mode, but keep the encoder of R frozen."""
         super().train(mode)
-        # Not in `__init__`: loading a checkpoint replaces the parameters and ends in `eval()`.
+        # Not in `__init__`, because loading a checkpoint replaces the parameters and then calls `eval()`.
         self.reconstruction_encoder.eval().requires_grad_(False)
         if self.config.reconstruction_batch_statistics:
             for module in self.reconstruction_encoder.modules():
                 if isinstance(module, nn.BatchNorm2d):
-                    module.train().track_running_stats = False  # the learned statistics stay as they are
+                    module.train().track_running_stats = False  # keep the learned statistics
         return self
 
     @can_return_tuple
@@ -455,23 +457,23 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
         """Segment a batch of images.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised RGB, at least 32x32.
+            pixel_values: (B, 3, H, W), normalized RGB, at least 32x32.
             labels: (B, H, W) or (B, 1, H, W) in [0, 1], 1 for object. Soft values are allowed.
-            output_hidden_states: Whether to return `hidden_states`; as the configuration says where it is None.
+            output_hidden_states: Whether to return `hidden_states`. None means: as configured.
 
         Returns:
             `SrsSegmentationOutput`.
 
         Raises:
-            ValueError: If the number of channels is another, the image is too small, or `labels` has another size.
+            ValueError: If images or labels do not fit.
         """
         self.check_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
-        padded = pad_to_stride(pixel_values)
-        # 1. What the reconstruction network knows of the image.
+        padded = pad_to_multiple(pixel_values)
+        # 1. Guidance from the reconstruction network.
         with torch.no_grad():
             guidance = self.reconstruction_encoder(padded)[-1]  # (B, G, H / 8, W / 8)
-        # 2. The segmentation encoder; its deepest feature is corrected by the dynamic convolution.
+        # 2. Encoder. The dynamic convolution corrects its deepest feature.
         features = self.encoder(padded)
         features[-1] = features[-1] + self.dynamic_conv(features[-1], guidance)
         # 3. Decoder and head.

@@ -1,4 +1,4 @@
-"""What every network of this project shares: how it is saved with its code, and how its inputs are checked."""
+"""Base class of all networks: saving with code, and input checks."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -36,23 +36,22 @@ class UnconcealPreTrainedModel(PreTrainedModel):
     min_image_size = 32
     has_backbone = False
     training_progress: float = 1.0
-    # Being set, it makes `save_pretrained` copy this model's code beside the weights.
+    # Once set, `save_pretrained` copies the code of the model next to the weights.
     _auto_class = "AutoModel"
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if cls.__name__.endswith("ForImageSegmentation"):
-            # By this table alone `pipeline("image-segmentation")` tells which models it supports; of others it logs an
-            # error, and works.
+            # `pipeline("image-segmentation")` logs an error for models that are missing from this table.
             MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES[cls.config_class.model_type] = cls.__name__
 
     @property
     def num_stages(self) -> int:
-        """Number of stages that `unfold` can show; 0 if the network does not unfold."""
+        """Return the number of unfolding stages, 0 without unfolding."""
         return 0
 
     def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
-        """Return the image in [0, 1], or None if the network does not need it.
+        """Return the image in [0, 1], or None if not needed.
 
         Args:
             pixel_values: (B, C, H, W), normalized.
@@ -74,10 +73,10 @@ class UnconcealPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Save weights, config and code. See `PreTrainedModel.save_pretrained`."""
-        # Imported here, where its cost matters least; the copied code needs it all the same.
+        # Imported late, because only saving needs it. transformers copies late imports, too.
         from .pipeline_unconceal import SoftMaskPipeline
 
-        # transformers itself would record one Auto class only, the last that was registered.
+        # transformers would record only the Auto class that was registered last.
         self.config.auto_map = {
             "AutoConfig": _reference(type(self.config)),
             **{auto_class: _reference(type(self)) for auto_class in self.auto_classes},
@@ -85,14 +84,14 @@ class UnconcealPreTrainedModel(PreTrainedModel):
         if SEGMENTATION in self.auto_classes:
             task = {"impl": _reference(SoftMaskPipeline), "pt": [SEGMENTATION], "type": "image"}
             self.config.custom_pipelines = {SoftMaskPipeline.task_name: task}
-        else:  # the configuration of a network that segments may come along
+        else:  # the configuration may come from a network that segments
             vars(self.config).pop("custom_pipelines", None)
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Set every parameter and buffer of `module`; convolutions by PyTorch's default rule, the rest by transformers'."""
+        """Initialize `module`: convolutions as PyTorch does, the rest as transformers does."""
         if isinstance(module, (nn.Conv1d, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
@@ -105,56 +104,63 @@ class UnconcealPreTrainedModel(PreTrainedModel):
         super()._set_gradient_checkpointing(*args, **kwargs)
         for layer in self.modules():
             if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
-                # Not a closure, which could be neither copied nor pickled with the model.
+                # A closure could not be copied or pickled with the model.
                 layer._gradient_checkpointing_func = partial(_checkpoint, layer, layer._gradient_checkpointing_func)
 
     def keep_hidden_states(
         self, output_hidden_states: bool | None, hidden_states: Iterable[torch.Tensor]
     ) -> tuple[torch.Tensor, ...] | None:
-        """Return `hidden_states` where `output_hidden_states`, or failing that the configuration, asks for them, else None."""
+        """Return `hidden_states` if requested, otherwise None.
+
+        The configuration decides if `output_hidden_states` is None.
+        """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return tuple(hidden_states) if output_hidden_states else None
 
     def check_pixel_values(self, pixel_values: torch.Tensor):
-        """Raise a `ValueError` that says what to do unless `pixel_values` is (B, C, H, W) and large enough."""
+        """Raise `ValueError` unless `pixel_values` is (B, C, H, W), large enough."""
         channels, smallest = self.config.num_channels, self.min_image_size
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(
-                f"`pixel_values` must be (batch, {channels}, height, width), got {tuple(pixel_values.shape)}; "
-                "use the model's image processor."
+                f"`pixel_values`: got {tuple(pixel_values.shape)}, expected (batch, {channels}, height, width); "
+                "use the image processor of the model."
             )
         if pixel_values.shape[2] < smallest or pixel_values.shape[3] < smallest:
             raise ValueError(
-                f"`pixel_values` must be at least {smallest}x{smallest}, got "
-                f"{pixel_values.shape[2]}x{pixel_values.shape[3]}; resize the image or pad it."
+                f"`pixel_values`: got {pixel_values.shape[3]}x{pixel_values.shape[2]} pixels, expected at least "
+                f"{smallest}x{smallest}; resize or pad the image."
             )
 
     @staticmethod
     def match_labels(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Return `labels`, (B, H, W) or (B, 1, H, W) in [0, 1], as a float tensor in the shape of `logits`.
+        """Return `labels` as a float tensor in the shape of `logits`.
+
+        Args:
+            labels: (B, H, W) or (B, 1, H, W), in [0, 1].
+            logits: (B, 1, H, W).
 
         Raises:
-            ValueError: If the shape is another.
+            ValueError: If the shapes do not match.
         """
         matched = labels.unsqueeze(1) if labels.ndim == 3 else labels
         if matched.shape != logits.shape:
             raise ValueError(
-                f"`labels` must be (batch, height, width) or (batch, 1, height, width) at the size of the logits "
-                f"{tuple(logits.shape)}, got {tuple(labels.shape)}."
+                f"`labels`: got {tuple(labels.shape)}, expected (batch, height, width) or (batch, 1, height, width) "
+                f"in the size of the logits {tuple(logits.shape)}; resize the labels."
             )
         return matched.to(logits.device, torch.float32)
 
 
 def _reference(kind: type) -> str:
-    """Name a class as `config.json` does, by its file and itself."""
+    """Return FILE.CLASS, the name of a class in `config.json`."""
     return f"{kind.__module__.split('.')[-1]}.{kind.__name__}"
 
 
 def _checkpoint(layer: nn.Module, checkpoint: Callable, forward: Callable, *args):
-    """Run the `forward` of a `layer` under `checkpoint`, so that its batch norms learn from the first run alone.
+    """Run a layer under `checkpoint`; its batch norms learn once.
 
-    When gradients are computed it runs again on the same batch; it does not where there are none to compute.
+    With gradients, the layer runs twice on the same batch. The second run must not update the statistics again.
     """
     momenta = [(m, m.momentum) for m in layer.modules() if isinstance(m, nn.BatchNorm2d)]
     has_run = False
@@ -177,7 +183,7 @@ class ChannelLayerNorm(nn.LayerNorm):
     """Layer norm over the channels of (B, C, H, W)."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the normalised (B, C, H, W)."""
+        """Return the normalized (B, C, H, W)."""
         return super().forward(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -189,8 +195,11 @@ def upsample(hidden_states: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def padding_to(multiple: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """Return the padding for `F.pad`, at the right and the bottom, to sides that are multiples; negated it crops again."""
-    # Written so that an exported network's symbolic sizes stay products; from `-size % multiple` they grow with every layer.
+    """Return padding at the right and bottom up to multiples, for `F.pad`.
+
+    Negated, it crops the padding again.
+    """
+    # In an exported network `-size % multiple` would make the symbolic sizes grow with every layer.
     right, bottom = ((side + multiple - 1) // multiple * multiple - side for side in (width, height))
     return 0, right, 0, bottom
 

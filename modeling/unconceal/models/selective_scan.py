@@ -136,7 +136,12 @@ def _make_plan(batch, step, length, device, traced):
 
 
 def _time_major(z, plan):
-    """Reorder (batch, groups, width, length) to (chunk length, batch * chunks, groups, width)."""
+    """Reorder to (chunk length, batch * chunks, groups, width).
+
+    Args:
+        z: (batch, groups, width, length).
+        plan: The chunks.
+    """
     batch, groups, width, length = z.shape
     chunk = plan.segment * plan.num_segments
     # Copying a transposed matrix is fast; copying a permuted tensor of more dimensions is slow.
