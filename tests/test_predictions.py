@@ -1,4 +1,4 @@
-"""Mask files of any method against true masks: names, values, sizes, workers."""
+"""Test scores of mask files: names, values, sizes, workers."""
 
 import json
 import logging
@@ -13,13 +13,13 @@ import numpy as np
 import py_sod_metrics
 import pytest
 from PIL import Image
-from test_evaluate import FEATURES, equal, evaluate_script
+from test_evaluate import FEATURES, equal
 
+from unconceal.__main__ import main
 from unconceal.drawing import gallery
 from unconceal.evaluation import workers
-from unconceal.evaluation.mask_files import PredictionFolder
+from unconceal.evaluation.mask_files import PredictionFolder, read_prediction
 from unconceal.evaluation.protocols import PROTOCOLS
-from unconceal.evaluation.mask_files import read_prediction
 from unconceal.evaluation.report import mean_curves
 from unconceal.utils.errors import UserError
 
@@ -81,7 +81,7 @@ def test_files_score_as_arrays(folders, name, num_workers):
             np.testing.assert_array_equal(row[key], value, err_msg=key)
 
 
-def test_a_data_set_has_the_truth_too(folders, dataset):
+def test_a_data_set_can_be_the_ground_truth(folders, dataset):
     protocol = PROTOCOLS["cod"]
     files, rows = (
         PredictionFolder(folders / "pred", truth).evaluate(protocol, 2, progress=False)
@@ -91,18 +91,20 @@ def test_a_data_set_has_the_truth_too(folders, dataset):
     assert {row["source"] for row in rows} == {"cod/CAMO"}
     assert {row["source"] for row in files} == {""}
     assert protocol.summarize(rows) == protocol.summarize(files)
-    image, target, probs = PredictionFolder(folders / "pred", dataset).look(1)
+    image, target, probs = PredictionFolder(folders / "pred", dataset).load_example(1)
     assert image.getpixel((0, 0)) == (255, 0, 0)
     np.testing.assert_array_equal(target, truth_of("a"))
     np.testing.assert_array_equal(probs, soft("a"))
 
 
-def test_looking_at_files(folders):
-    image, target, probs = PredictionFolder(folders / "pred", folders / "gt", images=folders / "images").look(1)
+def test_examples_are_loaded_from_files(folders):
+    image, target, probs = PredictionFolder(folders / "pred", folders / "gt", images=folders / "images").load_example(
+        1
+    )
     assert image.size == SIZES["b"][::-1]
     np.testing.assert_array_equal(target, truth_of("b"))
     np.testing.assert_array_equal(probs, soft("b"))
-    assert PredictionFolder(folders / "pred", folders / "gt").look(1)[0] is None
+    assert PredictionFolder(folders / "pred", folders / "gt").load_example(1)[0] is None
 
 
 def test_suffixes_and_case(folders):
@@ -113,16 +115,19 @@ def test_suffixes_and_case(folders):
     assert [entry.id for entry in folder.entries] == ["a", "b", "c"]
 
 
-def test_what_has_no_counterpart_is_listed_and_refused(folders, caplog):
+def test_files_without_counterpart_are_rejected(folders, caplog):
     (folders / "pred" / "a.png").unlink()
     (folders / "pred" / "c.png").rename(folders / "pred" / "d.png")
     with (
         caplog.at_level(logging.WARNING),
-        pytest.raises(UserError, match=r"1 predictions have no truth \(d\) and 2 truths have no prediction \(a, c\)"),
+        pytest.raises(
+            UserError,
+            match=r"1 predictions have no ground truth \(d\) and 2 ground truths have no prediction \(a, c\)",
+        ),
     ):
         PredictionFolder(folders / "pred", folders / "gt")
     assert [record.getMessage() for record in caplog.records] == [
-        "d: no truth",
+        "d: no ground truth",
         "a: no prediction",
         "c: no prediction",
     ]
@@ -130,17 +135,17 @@ def test_what_has_no_counterpart_is_listed_and_refused(folders, caplog):
     assert [entry.id for entry in folder.entries] == ["b"]
     assert (folder.without_truth, folder.without_prediction) == (["d"], ["a", "c"])
     (folders / "pred" / "b.png").rename(folders / "pred" / "e.png")
-    with pytest.raises(UserError, match="has the name of a truth"):
+    with pytest.raises(UserError, match="has the name of a ground truth"):
         PredictionFolder(folders / "pred", folders / "gt", only_matched=True)
 
 
-def test_ambiguous_names_are_refused(folders, dataset):
+def test_ambiguous_names_are_rejected(folders, dataset):
     Image.fromarray(soft("a")).save(folders / "pred" / "a.bmp")
-    with pytest.raises(UserError, match="a in .* stand for several files"):
+    with pytest.raises(UserError, match="several files in .* have the name a;"):
         PredictionFolder(folders / "pred", folders / "gt", only_matched=True)
     (folders / "pred" / "a.bmp").unlink()
     twice = datasets.concatenate_datasets([dataset, dataset.map(lambda row: {"id": f"other/{row['id']}"})])
-    with pytest.raises(UserError, match="stand for several files"):
+    with pytest.raises(UserError, match="several files in .* have the name a, b, c;"):
         PredictionFolder(folders / "pred", twice)
 
 
@@ -174,7 +179,7 @@ def test_values_of_predictions(tmp_path):
     portable, converted, _ = read_prediction(save(np.full((3, 4), 200, np.uint16), tmp_path / "16.pgm"))
     assert converted
     np.testing.assert_allclose(portable, 200 / 65535, atol=1e-9)
-    # 1 of 255 is nearly black, though no value of the file exceeds it.
+    # 1 of 255 is nearly black, even in a file without larger values.
     np.testing.assert_array_equal(read_prediction(save(levels // 255, tmp_path / "dark.png"))[0], levels // 255)
 
 
@@ -187,23 +192,23 @@ def test_values_of_predictions(tmp_path):
         np.full((4, 4), -1, np.int32),
     ],
 )
-def test_values_that_are_no_probabilities_are_refused(tmp_path, values):
+def test_values_outside_0_to_1_are_rejected(tmp_path, values):
     with pytest.raises(UserError, match=r"x.tiff holds values from .* expected \[0, 1\]"):
         read_prediction(save(values, tmp_path / "x.tiff"))
 
 
-def test_files_that_cannot_be_read_are_named(folders):
-    (folders / "pred" / "b.png").write_bytes(b"no picture")
-    for num_workers in (0, 2):  # the line comes out of a worker whole
+def test_unreadable_files_are_named(folders):
+    (folders / "pred" / "b.png").write_bytes(b"not an image")
+    for num_workers in (0, 2):  # a worker passes the line on
         with pytest.raises(UserError, match="b.png cannot be read as a mask") as error:
             PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["cod"], num_workers, progress=False)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="a.png: .*over the limit of 100 pixels"):
+    with pytest.raises(UserError, match="a.png: got 50x40, expected at most 100 pixels"):
         read_prediction(folders / "pred" / "a.png", max_pixels=100)
 
 
 def test_another_size_is_resized_and_counted(folders):
-    """As pysodmetrics scores the prediction that was enlarged and saved."""
+    """Compare with pysodmetrics on the enlarged and saved prediction."""
     small = Image.fromarray(soft("a")).resize((20, 16), Image.Resampling.BILINEAR)
     small.save(folders / "pred" / "a.png")
     rows = PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["cod"], progress=False)
@@ -253,18 +258,18 @@ def test_jobs_are_drawn_as_they_are_needed():
     assert len(drawn) <= 4
 
 
-def test_what_goes_wrong_in_a_worker_is_told():
+def test_errors_in_a_worker_are_reported():
     with pytest.raises(UserError, match="got refuse"):
         list(workers.map_unordered(double, [1, "refuse", 2], 2))
-    with pytest.raises(UserError, match="one of the 2 metric workers was ended from outside"):
+    with pytest.raises(UserError, match="one of the 2 metric workers was killed, probably because memory ran out"):
         list(workers.map_unordered(double, [1, "break", 2], 2))
-    with pytest.raises(ZeroDivisionError):  # of the one who draws the jobs
+    with pytest.raises(ZeroDivisionError):  # from the jobs themselves
         list(workers.map_unordered(double, (1 // job for job in (1, 0)), 2))
 
 
 KILLED = """
 import os, signal
-from unconceal.metrics.workers import map_unordered
+from unconceal.evaluation.workers import map_unordered
 
 def pid(job):
     return os.getpid()
@@ -287,16 +292,11 @@ def test_workers_end_with_a_parent_that_is_killed():
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_default_workers():
-    assert 1 <= workers.default_workers() <= 8
-    assert workers.default_workers(10**6) == 1
-
-
-def test_script_scores_files(folders, tmp_path, capsys):
+def test_command_scores_files(folders, tmp_path, capsys):
     Image.fromarray(soft("a")).convert("RGB").save(folders / "pred" / "a.png")
     out = tmp_path / "out"
     command = ["--predictions", str(folders / "pred"), "--truth", str(folders / "gt"), "--protocol", "cod"]
-    evaluate_script.main([*command, "--out", str(out), "--format", "parquet", "--name", "my method"])
+    main(["evaluate", *command, "--out", str(out), "--format", "parquet", "--name", "my method"])
     shown = capsys.readouterr().out
     assert f"my method on {folders / 'gt'}, protocol cod: 3 images, min_max True" in shown
     assert "num_converted 1, num_resized 0, num_mask_changed 0" in shown
@@ -305,51 +305,50 @@ def test_script_scores_files(folders, tmp_path, capsys):
     assert table["id"][:] == ["a", "b", "c"]
     rows = PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["cod"], progress=False)
     assert table["s_measure"][:] == [row["s_measure"] for row in rows]
-    # In the other format, and without pictures, nothing of the first is left.
+    # A new report removes all files of the old one.
     (out / "worst.png").touch()
-    evaluate_script.main([*command, "--out", str(out), "--overwrite"])
+    main(["evaluate", *command, "--out", str(out), "--overwrite"])
     assert sorted(path.name for path in out.iterdir()) == ["curves.csv", "per_image.csv", "results.json"]
 
 
-def test_script_draws_pictures(folders, tmp_path):
+def test_command_draws_sheets(folders, tmp_path):
     pytest.importorskip("matplotlib")
     out = tmp_path / "out"
     command = ["--predictions", str(folders / "pred"), "--truth", str(folders / "gt"), "--protocol", "cod"]
-    evaluate_script.main([*command, "--images", str(folders / "images"), "--out", str(out), "--pictures", "2"])
-    pictures = {path.name: Image.open(path).size for path in out.glob("*.png")}
-    assert set(pictures) == {"samples.png", "worst.png", "best.png", "curves.png"}
-    assert all(min(size) > 200 for size in pictures.values())
+    main(["evaluate", *command, "--images", str(folders / "images"), "--out", str(out), "--sheets", "2"])
+    images = {path.name: Image.open(path).size for path in out.glob("*.png")}
+    assert set(images) == {"samples.png", "worst.png", "best.png", "curves.png"}
+    assert all(min(size) > 200 for size in images.values())
 
 
 def score(folders, out: Path, *options: str):
-    evaluate_script.main(
-        ["--predictions", str(folders / "pred"), "--truth", str(folders / "gt"), "--out", str(out), *options]
-    )
+    truth = ["--predictions", str(folders / "pred"), "--truth", str(folders / "gt")]
+    main(["evaluate", *truth, "--out", str(out), *options])
 
 
-def test_pictures_show_the_worst_first(folders, tmp_path, monkeypatch):
+def test_sheets_show_the_worst_first(folders, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     shown = {}
 
-    def draw_sheet(cases, title):
-        shown[title] = list(cases)
+    def draw_sheet(images, title):
+        shown[title] = list(images)
         return Image.new("RGB", (1, 1))
 
     monkeypatch.setattr(gallery, "draw_sheet", draw_sheet)
     Image.fromarray(255 - soft("b")).save(folders / "pred" / "b.png")
     faint = (60 + soft("c") // 4).astype(np.uint8)
     Image.fromarray(faint).save(folders / "pred" / "c.png")
-    score(folders, tmp_path / "out", "--protocol", "cod", "--pictures", "2", "--name", "x")
+    score(folders, tmp_path / "out", "--protocol", "cod", "--sheets", "2", "--name", "x")
     measured = {
         name: PROTOCOLS["cod"].score_image(levels, truth_of(name))["s_measure"]
         for name, levels in (("a", soft("a")), ("b", 255 - soft("b")), ("c", faint))
     }
-    assert {title: [case.id for case in cases] for title, cases in shown.items()} == {
+    assert {title: [image.id for image in images] for title, images in shown.items()} == {
         "x: samples": ["a", "c"],
         "x: the lowest S": sorted(measured, key=measured.get)[:2],
         "x: the highest S": sorted(measured, key=measured.get)[:0:-1],
     }
-    (stretched,) = (case for case in shown["x: samples"] if case.id == "c")
+    (stretched,) = (image for image in shown["x: samples"] if image.id == "c")
     assert (stretched.probs.min(), stretched.probs.max()) == (0, 1)  # as it was scored
     assert stretched.caption == f"S {measured['c']:.3f}"
 
@@ -362,9 +361,9 @@ def test_curves_of_several_results(folders, tmp_path, monkeypatch):
     )
     score(folders, tmp_path / "one", "--name", "one")
     score(folders, tmp_path / "two", "--name", "two", "--protocol", "infrared")
-    picture = tmp_path / "curves.png"
-    evaluate_script.main(["curves", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(picture)])
-    assert picture.exists()
+    image_file = tmp_path / "curves.png"
+    main(["evaluate", "curves", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(image_file)])
+    assert image_file.exists()
     protocol = PROTOCOLS["segmentation"]
     rows = PredictionFolder(folders / "pred", folders / "gt").evaluate(protocol, progress=False)
     assert drawn == dict.fromkeys(("one", "two"), mean_curves(protocol, rows))
@@ -374,7 +373,7 @@ def test_curves_of_several_results(folders, tmp_path, monkeypatch):
     score(folders, tmp_path / "five", "--name", "five")
     (tmp_path / "five" / "curves.csv").write_text("threshold,f1_curve\n255,x\n")
     for other, out, message in (
-        ("one", picture, "exists; choose another --out"),
+        ("one", image_file, "exists; choose another --out"),
         ("one", tmp_path / "c.jpg", "ends in .png"),
         (
             "three",
@@ -385,34 +384,34 @@ def test_curves_of_several_results(folders, tmp_path, monkeypatch):
         ("five", tmp_path / "c.png", "cannot read the curves in .*five/curves.csv"),
     ):
         with pytest.raises(UserError, match=message):
-            evaluate_script.main(["curves", str(tmp_path / "one"), str(tmp_path / other), "--out", str(out)])
+            main(["evaluate", "curves", str(tmp_path / "one"), str(tmp_path / other), "--out", str(out)])
     assert not (tmp_path / "c.png").exists()
     whole = (tmp_path / "one" / "curves.csv").read_text()
     for text in ("", whole.splitlines()[0] + "\n", whole[: len(whole) // 2], whole.replace("0.", "nan", 1)):
         (tmp_path / "five" / "curves.csv").write_text(text)
         with pytest.raises(UserError, match="cannot read the curves in .*five/curves.csv"):
-            evaluate_script.main(["curves", str(tmp_path / "five"), "--out", str(tmp_path / "c.png")])
+            main(["evaluate", "curves", str(tmp_path / "five"), "--out", str(tmp_path / "c.png")])
 
 
-def test_pictures_that_cannot_be_drawn_cost_no_numbers(folders, tmp_path):
+def test_numbers_are_kept_if_a_sheet_cannot_be_drawn(folders, tmp_path):
     pytest.importorskip("matplotlib")
-    (folders / "images" / "b.jpg").write_bytes(b"no picture")
+    (folders / "images" / "b.jpg").write_bytes(b"not an image")
     with pytest.raises(UserError, match="b.jpg: not an image file"):
         score(folders, tmp_path / "out", "--images", str(folders / "images"), "--pictures", "3")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["results"]["num_images"] == 3
 
 
-def test_a_report_that_fails_leaves_the_earlier_one(folders, tmp_path, monkeypatch):
+def test_a_failed_report_keeps_the_earlier_one(folders, tmp_path, monkeypatch):
     score(folders, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    monkeypatch.setattr("unconceal.metrics.report.git_commit", lambda: object())  # JSON cannot hold that
+    monkeypatch.setattr("unconceal.evaluation.report.git_commit", lambda: object())  # JSON cannot hold that
     with pytest.raises(TypeError):
         score(folders, tmp_path / "out", "--overwrite", "--protocol", "cod")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_names_that_are_no_text_are_reported(folders, tmp_path):
+def test_names_of_undecodable_bytes_are_reported(folders, tmp_path):
     for folder in ("pred", "gt"):
         (folders / folder / "a.png").rename(folders / folder / os.fsdecode(b"caf\xe9.png"))
     for form in ("csv", "parquet"):
@@ -421,74 +420,82 @@ def test_names_that_are_no_text_are_reported(folders, tmp_path):
     assert "caf?" in (tmp_path / "csv" / "per_image.csv").read_text()
 
 
-def test_folders_of_truth_are_test_sets_of_their_own(folders, tmp_path, capsys):
+def test_each_folder_of_ground_truth_is_a_test_set(folders, tmp_path, capsys):
     (folders / "other").mkdir()
     for path in (folders / "gt").iterdir():
         Image.open(path).rotate(90).resize(Image.open(path).size).save(folders / "other" / path.name)
     score(folders, tmp_path / "one", "--name", "same")
     score(folders, tmp_path / "two", "--name", "same", "--truth", str(folders / "other"))
     capsys.readouterr()
-    evaluate_script.main(["table", str(tmp_path / "one"), str(tmp_path / "two")])
+    main(["evaluate", "table", str(tmp_path / "one"), str(tmp_path / "two")])
     titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("###")]
     assert titles == [f"### {folders / name}, protocol segmentation" for name in ("gt", "other")]
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "x"])
-def test_distances_that_are_none_are_refused(value, capsys):
+def test_wrong_distances_are_rejected(value, capsys):
     with pytest.raises(SystemExit):
-        evaluate_script.main(["--predictions", "p", "--truth", "t", "--max-distance", value])
+        main(["evaluate", "--predictions", "p", "--truth", "t", "--max-distance", value])
     assert "--max-distance" in capsys.readouterr().err
 
 
 def test_table_of_results(folders, tmp_path, capsys):
     score(folders, tmp_path / "out", "--protocol", "cod", "--name", "mine", "--benchmark", "CAMO")
     capsys.readouterr()
-    evaluate_script.main(["table", str(tmp_path / "out")])
+    main(["evaluate", "table", str(tmp_path / "out")])
     table = capsys.readouterr().out
     assert "| mine (3 of 250 images) |" in table and "| RUN (ResNet-50) |" in table
-    evaluate_script.main(["table", str(tmp_path / "out"), "--no-papers"])
+    main(["evaluate", "table", str(tmp_path / "out"), "--no-papers"])
     assert "ResNet-50" not in capsys.readouterr().out
-    file = tmp_path / "table.tex"
-    evaluate_script.main(["table", str(tmp_path / "out"), "--format", "latex", "--out", str(file)])
-    assert file.read_text().startswith("\\begin{table}")
+    file = tmp_path / "table.md"
+    main(["evaluate", "table", str(tmp_path / "out"), "--out", str(file)])
+    assert file.read_text() == table
     with pytest.raises(UserError, match="--overwrite"):
-        evaluate_script.main(["table", str(tmp_path / "out"), "--out", str(file)])
+        main(["evaluate", "table", str(tmp_path / "out"), "--out", str(file)])
 
 
 def test_without_matplotlib_nothing_is_scored_first(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"pip install 'unconceal\[plots\]'"):
-        evaluate_script.main(["--predictions", "p", "--truth", "t", "--out", "o", "--pictures", "2"])
+        main(["evaluate", "--predictions", "p", "--truth", "t", "--out", "o", "--sheets", "2"])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--predictions", "p"], "--predictions needs what to score against"),
-        (["--predictions", "p", "--truth", "t", "--data", "d", "--split", "s"], "--predictions needs what"),
+        (["--predictions", "p"], "--predictions needs ground truth"),
+        (["--predictions", "p", "--truth", "t", "--data", "d", "--split", "s"], "--predictions needs ground truth"),
         (["--predictions", "p", "--data", "d"], "give --data and --split"),
         (["--model", "m", "--split", "s"], "give --data and --split"),
         (["--model", "m", "--data", "d", "--split", "s", "--truth", "t"], "--truth is for --predictions"),
         (["--model", "m", "--data", "d", "--split", "s", "--only-matched"], "--only-matched is for --predictions"),
         (["--predictions", "p", "--truth", "t", "--refine", "auto"], "--refine is for --model"),
-        (["--predictions", "p", "--truth", "t", "--pictures", "2"], "--pictures needs --out"),
+        (["--predictions", "p", "--truth", "t", "--sheets", "2"], "--sheets needs a folder"),
         (["--predictions", "p", "--truth", "t", "--revision", "v1"], "--revision is for --model"),
-        (["--predictions", "p", "--truth", "t", "--images", "i"], "--images is for --pictures"),
+        (["--predictions", "p", "--truth", "t", "--images", "i"], "--images is for --sheets"),
         (
             ["--predictions", "p", "--data", "d", "--split", "s", "--truth-suffix", "_x"],
             "--truth-suffix is for --truth",
         ),
         (["--predictions", "p", "--truth", "t", "--out", "./p"], "as --predictions and as --out"),
         (["--predictions", "p", "--truth", "t", "--name", " "], "--name is empty"),
+        (["--data", "d", "--split", "s"], "got neither --model nor --predictions, expected one of them"),
+        (["--model", "m", "--predictions", "p", "--truth", "t"], "got both --model and --predictions"),
         (["--model", "", "--data", "d", "--split", "s"], "--model is empty"),
         (["--model", "m", "--data", "d", "--split", "s", "--max-pixels", "9"], "--max-pixels is for --predictions"),
-        (["--predictions", "absent", "--truth", "absent"], "absent: .*expected a folder of pictures"),
+        (["--predictions", "absent", "--truth", "absent"], "absent: .*expected a folder of images"),
     ],
 )
-def test_script_refuses_what_does_not_go_together(options, message):
+def test_options_that_do_not_fit_are_rejected(options, message):
     with pytest.raises(UserError, match=message) as error:
-        evaluate_script.main(options)
+        main(["evaluate", *options])
     assert "\n" not in str(error.value)
+
+
+def test_split_seed_has_its_old_name_too(folders, tmp_path):
+    for option in ("--split-seed", "--division-seed"):
+        score(folders, tmp_path / option, option, "3")
+        assert json.loads((tmp_path / option / "results.json").read_text())["division_seed"] == 3
 
 
 def test_limit_takes_the_first(folders, dataset):
