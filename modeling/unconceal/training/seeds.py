@@ -43,7 +43,7 @@ def is_finished(recipe: Recipe) -> bool:
 
 
 def summarize_seeds(checkpoints: Sequence[Path]) -> str:
-    """Return a table of the checkpoints' metrics: mean and sample standard deviation."""
+    """Return mean and sample standard deviation of the checkpoints' metrics, as text."""
     rows = [read_progress(folder).history[-1] for folder in checkpoints]
     names = [name for name in rows[0] if name.startswith("eval_") and name != "eval_num_images"]
     cells = []
@@ -51,4 +51,5 @@ def summarize_seeds(checkpoints: Sequence[Path]) -> str:
         values = [row[name] for row in rows]
         deviation = f"{stdev(values):.4g}" if len(values) > 1 else ""
         cells.append((name.removeprefix("eval_"), f"{mean(values):.4g}", deviation))
-    return markdown_table(("best checkpoint", f"mean of {len(rows)} seeds", "standard deviation"), cells)
+    table = markdown_table(("best checkpoint", f"mean of {len(rows)} seeds", "standard deviation"), cells)
+    return f"{table}\n\nThe scored split also chose each checkpoint: expect less on other images."
