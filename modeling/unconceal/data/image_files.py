@@ -1,37 +1,57 @@
 """Read image files as people see them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..models.image_processing_unconceal import to_rgb
-from ..utils.errors import UserError
+from ..utils.errors import UserError, one_line
 from ..utils.images import MAX_PIXELS, open_image
 
 
-def read_image(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image file of any kind as it is displayed (see `to_rgb`).
+@contextmanager
+def decoding(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Open an image file to decode it; report any damage as `UserError`.
 
     Args:
         source: A path, or a file open for reading bytes.
         max_pixels: Largest width times height; a larger file is refused before it is decoded.
-
-    Returns:
-        RGB image. The file is closed.
 
     Raises:
         UserError: The message is the reason alone, without the name of the file.
     """
     try:
         with open_image(source, max_pixels) as image:
-            return to_rgb(image)
+            yield image
     except UserError:
         raise
     except UnidentifiedImageError as error:
         raise UserError("not an image file that Pillow can read") from error
     except OSError as error:
-        raise UserError(error.strerror or str(error)) from error
+        raise UserError(error.strerror or one_line(error)) from error
     # Pillow's decoders raise nearly any class for damaged files: SyntaxError, struct.error, IndexError, ...
     except Exception as error:
-        raise UserError(f"damaged or unsupported image ({error})") from error
+        raise UserError(f"damaged or unsupported image ({one_line(error)})") from error
+
+
+def read_image(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image file of any kind as RGB, by `to_rgb`.
+
+    Arguments and errors are those of `decoding`.
+    """
+    with decoding(source, max_pixels) as image:
+        return to_rgb(image)
+
+
+def read_upright(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image file upright, in its own mode.
+
+    Arguments and errors are those of `decoding`.
+    """
+    with decoding(source, max_pixels) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # not in place, it would copy every image
+        return image

@@ -11,11 +11,12 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..models.image_processing_unconceal import to_mask
 from ..utils.errors import UserError
-from ..utils.images import MAX_PIXELS, open_image
+from ..utils.images import MAX_PIXELS
+from .image_files import read_upright
 
 
 FULL_SCALES = (1, 255, 65535)
@@ -59,7 +60,10 @@ def read_mask(
     Raises:
         UnusablePair: If the file cannot be read or its values exceed 65535.
     """
-    image = open_upright(path, path.name, max_pixels)
+    try:
+        image = read_upright(path, max_pixels)
+    except UserError as error:
+        raise UnusablePair(f"{path.name} cannot be read: {error}") from error
     # Deep gray keeps its own scale.
     gray = np.asarray(image if image.mode.startswith(("I", "F")) else to_mask(image))
     full_scale = next((scale for scale in FULL_SCALES if gray.max() <= scale), None)
@@ -81,30 +85,6 @@ def encode_mask(mask: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def open_upright(file: Path | io.BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image completely and apply its EXIF orientation.
-
-    Args:
-        file: Path or open bytes.
-        name: What messages call it.
-        max_pixels: Limit on width times height.
-
-    Raises:
-        UnusablePair: If the file is too large, damaged or incomplete.
-    """
-    try:
-        with open_image(file, max_pixels) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # not in place, it would copy every image
-            return image
-    except Exception as error:  # Pillow raises a dozen types for damaged files, also struct.error
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image"
-        else:
-            reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnusablePair(f"{name} cannot be read: {reason}") from error
 
 
 def have_one_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -11,8 +11,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..utils.images import MAX_PIXELS, open_image
-from .masks import UnusablePair, open_upright, read_mask
+from ..utils.errors import UserError
+from ..utils.images import MAX_PIXELS, open_image, size_text
+from .image_files import read_upright
+from .masks import UnusablePair, read_mask
 
 
 DIGEST_ROWS = 64
@@ -107,9 +109,10 @@ def load_pair(pair: Pair, max_pixels: int = MAX_PIXELS, resize_masks: bool = Fal
         raise UnusablePair(pair.problem)
     try:
         image_bytes = pair.image.read_bytes()
-    except OSError as error:
-        raise UnusablePair(f"{pair.image.name} cannot be read: {error.strerror or error}") from error
-    image = open_upright(io.BytesIO(image_bytes), pair.image.name, max_pixels)
+        image = read_upright(io.BytesIO(image_bytes), max_pixels)
+    except (OSError, UserError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UnusablePair(f"{pair.image.name} cannot be read: {reason}") from error
     union = np.zeros((image.height, image.width), dtype=bool)
     any_changed = any_resized = False
     for path in pair.masks:
@@ -119,8 +122,8 @@ def load_pair(pair: Pair, max_pixels: int = MAX_PIXELS, resize_masks: bool = Fal
                 turned = "" if stored.size == image.size else " after its EXIF orientation"
             other = ", of another aspect" if resize_masks else ""
             raise UnusablePair(
-                f"mask {path.name} is {mask.shape[1]}x{mask.shape[0]} but image {pair.image.name} is "
-                f"{image.width}x{image.height}{turned}{other}"
+                f"mask {path.name} is {size_text(mask.shape[::-1])} but image {pair.image.name} is "
+                f"{size_text(image.size)}{turned}{other}"
             )
         union |= mask
         any_changed |= changed
