@@ -105,51 +105,37 @@ def draw_sheet(images: Iterable[ScoredImage], title: str) -> Image.Image:
     def fitting(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
         return shortened(text, lambda line: font.getlength(line) <= width)
 
-    # 1. Lay out the title, the legend as lines of (left, kind, text), and the rows.
-    titles = [fitting(line, large, right - GAP) for line in wrapped(title, large, right - GAP)]
-    swatch = 18
-    legend = [[]]
-    left = GAP
-    for kind, meaning in MEANINGS.items():
-        length = swatch + small.getlength(meaning)
-        if legend[-1] and left + length > right:
-            legend.append([])
-            left = GAP
-        legend[-1].append((left, kind, meaning))
-        left += length + 2 * GAP
+    # 1. Lay out the head as lines (text, font, color, height, kind of error), then the rows.
+    space = right - GAP
     thresholds = ", ".join(f"{value:g}" for value in sorted({row.threshold for row in rows}))
     note = (
         f"Predicted: above {thresholds}. A pixel here is an error if any pixel of the image under it is one. "
         "Rings mark small regions: white if a part was found."
     )
-    notes = wrapped(note, small, right - GAP)
-    legend_top = GAP + len(titles) * 28
-    notes_top = legend_top + len(legend) * LINE_HEIGHT
-    columns_top = notes_top + len(notes) * LINE_HEIGHT + GAP
+    head = [(fitting(line, large, space), large, INK, 28, None) for line in wrapped(title, large, space)]
+    head += [(meaning, small, INK, LINE_HEIGHT, kind) for kind, meaning in MEANINGS.items()]
+    head += [(line, small, FAINT, LINE_HEIGHT, None) for line in wrapped(note, small, space)]
+    columns_top = 2 * GAP + sum(height for *_, height, _ in head)
     tops = [columns_top + LINE_HEIGHT + GAP]
     for row in rows:
         tops.append(tops[-1] + LINE_HEIGHT + row.cells["errors"].height + GAP)
     sheet = Image.new("RGB", (right + GAP, tops[-1]), PAPER)
     draw = ImageDraw.Draw(sheet)
 
-    # 2. Draw the title, the legend and the names of the columns.
-    for index, line in enumerate(titles):
-        draw.text((GAP, GAP // 2 + index * 28), line, INK, large)
-    for index, line in enumerate(legend):
-        top = legend_top + index * LINE_HEIGHT
-        for left, kind, meaning in line:
-            paste_framed(sheet, Image.new("RGB", (12, 12), tuple(COLORS[kind].tolist())), round(left), top + 2)
-            draw.text((left + swatch, top), meaning, INK, small)
-    for index, line in enumerate(notes):
-        draw.text((GAP, notes_top + index * LINE_HEIGHT), line, FAINT, small)
+    # 2. Draw the head and the names of the columns.
+    top = GAP
+    for text, line_font, color, height, kind in head:
+        if kind is not None:
+            paste_framed(sheet, Image.new("RGB", (12, 12), tuple(COLORS[kind].tolist())), GAP, top + 2)
+        draw.text((GAP if kind is None else GAP + 18, top), text, color, line_font)
+        top += height
     for left, name in zip(lefts, columns, strict=True):
         draw.text((left, columns_top), name, INK, font)
 
     # 3. Draw the rows.
     for top, row in zip(tops, rows, strict=False):
-        space = right - 2 * GAP
-        caption = fitting(row.caption, small, space / 2)
-        name = fitting(row.id, small, space - small.getlength(caption))
+        caption = fitting(row.caption, small, (space - GAP) / 2)
+        name = fitting(row.id, small, space - GAP - small.getlength(caption))
         draw.text((GAP, top), name, INK, small)
         draw.text((2 * GAP + small.getlength(name), top), caption, FAINT, small)
         for left, column in zip(lefts, columns, strict=True):

@@ -108,8 +108,7 @@ def score_image(probs: np.ndarray, target: np.ndarray, min_max: bool = True) -> 
         `f_measure_curve` and `e_measure_curve`.
 
     Raises:
-        ValueError: If the sizes differ, or if floating `probs` are outside [0, 1] or NaN.
-        TypeError: If `target` is not boolean, or `probs` are not floating or uint8.
+        ValueError, TypeError: As `check_image`.
     """
     check_image(probs, target)
     return score_prepared(prepare(probs, min_max), target)
@@ -161,13 +160,7 @@ def score_prepared(probs: np.ndarray, target: np.ndarray) -> dict[str, Any]:
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from the rows of its images.
-
-    The order of the rows changes nothing, to the last digit.
-
-    Raises:
-        ValueError: If there are no rows.
-    """
+    """Return the numbers of a data set from the rows of its images, in any order."""
     rows = check_rows(rows)
     summary = {**mean_scores(rows, MEANS), **highest_points(rows, HIGHEST)}
     return {**{name: summary[name] for name in COLUMNS}, "num_images": len(rows)}

@@ -74,8 +74,7 @@ def score_image(probs: np.ndarray, target: np.ndarray, min_max: bool = True, hce
         The keys of the table above, `hce` only on request, and the curves of `protocol_cod.score_image`.
 
     Raises:
-        ValueError: If the sizes differ, or if floating `probs` are outside [0, 1] or NaN.
-        TypeError: If `target` is not boolean, or `probs` are not floating or uint8.
+        ValueError, TypeError: As `check_image`.
     """
     check_image(probs, target)
     probs = prepare(probs, min_max)
@@ -107,13 +106,7 @@ def human_correction_effort(probs: np.ndarray, target: np.ndarray) -> int:
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from the rows of its images.
-
-    The order of the rows changes nothing, to the last digit.
-
-    Raises:
-        ValueError: If there are no rows.
-    """
+    """Return the numbers of a data set from the rows of its images, in any order."""
     rows = check_rows(rows)
     means = (*MEANS, "hce") if all("hce" in row for row in rows) else MEANS
     summary = {**highest_points(rows, HIGHEST), **mean_scores(rows, {name: name for name in means})}

@@ -71,8 +71,7 @@ def score_image(
         `false_pixels`.
 
     Raises:
-        ValueError: If the sizes differ, or if floating `probs` are outside [0, 1] or NaN.
-        TypeError: If `target` is not boolean, or `probs` are not floating or uint8.
+        ValueError, TypeError: As `check_image`.
     """
     row = score_pixels(probs, target, threshold)
     targets, blobs = (regionprops(label(mask, connectivity=2)) for mask in (target, to_unit(probs) > threshold))
@@ -97,13 +96,7 @@ def score_image(
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from the rows of its images.
-
-    The order of the rows changes nothing, to the last digit.
-
-    Raises:
-        ValueError: If there are no rows.
-    """
+    """Return the numbers of a data set from the rows of its images, in any order."""
     rows = check_rows(rows)
     summary = summarize_pixels(rows)
     num_targets = sum(row["num_targets"] for row in rows)

@@ -59,8 +59,7 @@ def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -
         curves of `protocol_segmentation.score_image`.
 
     Raises:
-        ValueError: If the sizes differ, or if floating `probs` are outside [0, 1] or NaN.
-        TypeError: If `target` is not boolean, or `probs` are not floating or uint8.
+        ValueError, TypeError: As `check_image`.
     """
     row = score_pixels(probs, target, threshold)
     row["sensitivity"] = row["recall"]
@@ -69,13 +68,7 @@ def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from the rows of its images.
-
-    The order of the rows changes nothing, to the last digit.
-
-    Raises:
-        ValueError: If there are no rows.
-    """
+    """Return the numbers of a data set from the rows of its images, in any order."""
     rows = check_rows(rows)
     means = mean_scores(rows, {name: f"mean_{name}" for name in SCORES})
     return {**means, "iou": total_scores(rows)["iou"], "num_images": len(rows)}

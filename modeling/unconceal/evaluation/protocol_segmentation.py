@@ -66,8 +66,7 @@ def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -
         255 to 0: `precision_curve`, `recall_curve`, `f1_curve`.
 
     Raises:
-        ValueError: If the sizes differ, or if floating `probs` are outside [0, 1] or NaN.
-        TypeError: If `target` is not boolean, or `probs` are not floating or uint8.
+        ValueError, TypeError: As `check_image`.
     """
     check_image(probs, target)
     probs = to_unit(probs)
@@ -87,13 +86,7 @@ def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from the rows of its images.
-
-    The order of the rows changes nothing, to the last digit.
-
-    Raises:
-        ValueError: If there are no rows.
-    """
+    """Return the numbers of a data set from the rows of its images, in any order."""
     rows = check_rows(rows)
     summary = {**total_scores(rows), **mean_scores(rows, MEANS)}
     return {**{name: summary[name] for name in COLUMNS}, "num_images": len(rows)}

@@ -12,7 +12,7 @@ from importlib import resources
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -143,9 +143,8 @@ class Table:
     notes: Sequence[str]
 
 
-@dataclass(frozen=True)
-class _Test:
-    """What the results of one table share; a benchmark stands for its split and sources."""
+class _Test(NamedTuple):
+    """Test set of a table; a benchmark stands for its split and sources."""
 
     protocol: str
     benchmark: str | None
@@ -396,7 +395,11 @@ def _make_table(test: _Test, methods: Mapping[str, Sequence[Result]], published:
         metric for row in (*papers, *(run for runs in methods.values() for run in runs)) for metric in row.figures
     }
     columns = {metric: column for metric, column in PROTOCOLS[test.protocol].columns.items() if metric in shown}
-    rows = [_published_row(row, columns) for row in papers]
+    rows = []
+    for row in papers:
+        figures = {metric: columns[metric].format(value) for metric, value in row.figures.items()}
+        details = [row.backbone] if row.backbone else []
+        rows.append(_cells(row.method, details, columns, figures, f"paper: {row.source}"))
     rows += [_measured_row(runs, columns, benchmark) for runs in methods.values()]
     notes = list(dict.fromkeys(note for row in papers for note in row.notes))
     if benchmark and not comparable:
@@ -408,17 +411,9 @@ def _make_table(test: _Test, methods: Mapping[str, Sequence[Result]], published:
         notes.append("± is the sample standard deviation over the random splits.")
     if papers:
         notes.append(f"Published: {'; '.join(dict.fromkeys(row.reference for row in papers))}.")
-    stamps = [
-        f"{name} {', '.join(dict.fromkeys(stamp for run in runs for stamp in run.stamps))}"
-        for name, runs in methods.items()
-    ]
-    notes.append(f"Measured: {'; '.join(stamps)}.")
+    stamps = {name: dict.fromkeys(stamp for run in runs for stamp in run.stamps) for name, runs in methods.items()}
+    notes.append("Measured: " + "; ".join(f"{name} {', '.join(each)}" for name, each in stamps.items()) + ".")
     return Table(_title(test), ["method", *(column.title for column in columns.values()), "source"], rows, notes)
-
-
-def _published_row(row: Published, columns: Mapping[str, MetricColumn]) -> list[str]:
-    figures = {metric: columns[metric].format(value) for metric, value in row.figures.items()}
-    return _cells(row.method, [row.backbone] if row.backbone else [], columns, figures, f"paper: {row.source}")
 
 
 def _measured_row(
@@ -452,12 +447,8 @@ def _cells(
 
 def to_markdown(tables: Iterable[Table]) -> str:
     """Return tables as Markdown, each with a heading."""
-
-    def escape(cells: Iterable[str]) -> list[str]:
-        return [cell.replace("|", r"\|") for cell in cells]
-
     parts = []
     for table in tables:
-        grid = markdown_table(escape(table.header), map(escape, table.rows))
-        parts += [f"### {table.title}", grid, *table.notes]
+        rows = [[cell.replace("|", r"\|") for cell in row] for row in (table.header, *table.rows)]
+        parts += [f"### {table.title}", markdown_table(rows[0], rows[1:]), *table.notes]
     return "\n\n".join(parts)
