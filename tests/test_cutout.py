@@ -1,4 +1,4 @@
-"""Cut-outs: no fringe of the old background at soft edges, and not a colour changed elsewhere."""
+"""Cut-outs without a fringe of the old background."""
 
 import builtins
 import importlib.util
@@ -23,7 +23,7 @@ RED, GREEN = (np.array(color, np.float32) for color in ((210, 30, 20), (20, 200,
 
 @pytest.fixture
 def scene():
-    """A shaded red disc with a soft edge before green: the picture, its mask (H, W) and the disc's true colours."""
+    """Return an image of a shaded red disc on green, its soft mask (H, W) and the true colors of the disc."""
     rows, columns = np.mgrid[:160, :200].astype(np.float32)
     mask = np.clip((60 - np.hypot(rows - 80, columns - 100)) / 10 + 0.5, 0, 1)
     colors = RED + np.stack([0 * rows, rows / 4, columns / 4], -1)
@@ -33,7 +33,7 @@ def scene():
 
 @pytest.fixture
 def without_pymatting(monkeypatch):
-    """Make `import pymatting` fail, as where the extra is not installed."""
+    """Make `import pymatting` fail."""
     real_import = builtins.__import__
 
     def failing(name, *args, **kwargs):
@@ -47,9 +47,9 @@ def without_pymatting(monkeypatch):
     estimator.cache_clear()
 
 
-def fringe(picture, mask, colors):
-    """Mean error, in grey values, at the soft edge of a cut-out that is laid on white."""
-    on_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+def fringe(image, mask, colors):
+    """Return the mean error at the soft edge of a cut-out on white, in gray values."""
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     true = mask[..., None] * colors + (1 - mask[..., None]) * 255
     return np.abs(np.asarray(on_white) - true)[(mask > 0) & (mask < 1)].mean()
 
@@ -73,9 +73,9 @@ def test_only_soft_pixels_change(scene):
     assert (after[~solid][:, :3] != before[~solid]).any()
 
 
-def test_hard_masks_keep_every_colour(scene, monkeypatch):
+def test_hard_masks_keep_every_color(scene, monkeypatch):
     image, mask, _ = scene
-    monkeypatch.setattr(cutout_module, "estimator", lambda: pytest.fail("nothing is to be estimated"))
+    monkeypatch.setattr(cutout_module, "estimator", lambda: pytest.fail("nothing must be estimated"))
     for hard in ((mask > 0.5).astype(np.float32), np.zeros_like(mask), np.ones_like(mask)):
         np.testing.assert_array_equal(np.asarray(cutout(image, hard))[..., :3], np.asarray(image))
 
@@ -94,7 +94,7 @@ def test_blocks_are_as_good_as_the_whole(scene, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
-def test_tiny_pictures(size):
+def test_tiny_images(size):
     alpha = np.full(size, 128, np.uint8)
     assert object_colors(np.zeros((*size, 3), np.uint8), alpha).shape == (*size, 3)
 

@@ -8,7 +8,14 @@ from common import SMALLEST_SRS
 from PIL import Image
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from unconceal import RunConfig, RunForImageSegmentation, SrsConfig, SrsForImageSegmentation, UnconcealImageProcessor
+from unconceal import (
+    RunConfig,
+    RunForImageSegmentation,
+    SoftMaskPipeline,
+    SrsConfig,
+    SrsForImageSegmentation,
+    UnconcealImageProcessor,
+)
 from unconceal.__main__ import main
 from unconceal.api import Segmenter
 from unconceal.drawing.explain import CELL, LABEL_WIDTH
@@ -60,7 +67,7 @@ def maps_of(stage):
 
 
 def enlarged(maps, stride, width, height, input_width=48, input_height=40):
-    """Nearest neighbour by the definition: the position under the middle of each pixel."""
+    """Nearest neighbor by the definition: the position under the middle of each pixel."""
     columns = ((np.arange(width) + 0.5) * input_width / width // stride).astype(int)
     rows = ((np.arange(height) + 0.5) * input_height / height // stride).astype(int)
     return maps[0].float().numpy().transpose(1, 2, 0)[rows[:, None], columns]
@@ -99,9 +106,27 @@ def test_maps_are_those_of_the_network_without_its_padding(size):
 def test_maps_shrink_by_averaging():
     segmenter = make_segmenter({"height": 64, "width": 64})
     _, outputs = run_on(segmenter, noise())
-    stage = segmenter.unfold(noise(), (8, 4)).stages[-1]  # a map of 16 x 16
+    stage = segmenter.unfold(noise(), (8, 4)).stages[-1]  # a map of 16x16
     expected = F.avg_pool2d(outputs.mask_logits[-1].sigmoid(), (4, 2))[0, 0]
     np.testing.assert_allclose(stage.mask, expected, atol=1e-6)
+
+
+def test_pipeline_unfolds_like_the_package(tmp_path):
+    segmenter = make_segmenter()
+    noise().save(tmp_path / "photo.png")
+    find = SoftMaskPipeline(model=segmenter.model, image_processor=segmenter.processor, device="cpu")
+    first, *others = find.unfold(tmp_path / "photo.png", (45, 30)).stages
+    assert list(first.images()) == ["mask", "background", "uncertainty"]
+    for stage, expected in zip(others, segmenter.unfold(noise(), (45, 30)).stages[1:], strict=True):
+        images = stage.images()
+        assert list(images) == ["mask", "edge", "background", "uncertainty"]
+        for name, image in expected.images().items():
+            assert image.size == (45, 30)
+            np.testing.assert_array_equal(np.asarray(images[name]), np.asarray(image))
+    with pytest.raises(ValueError, match="SrsForImageSegmentation, which has no stages"):
+        SoftMaskPipeline(
+            model=SrsForImageSegmentation(SrsConfig(**SMALLEST_SRS)), image_processor=segmenter.processor, device="cpu"
+        ).unfold(noise())
 
 
 def test_one_stage_on_the_finest_level():

@@ -1,10 +1,15 @@
-"""Replacing files and folders whole, and telling Hub ids from paths."""
+"""Files and folders that are replaced completely, and Hub ids."""
 
 import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from PIL import Image
 
+from unconceal.utils.errors import UserError
 from unconceal.utils.files import is_hub_id, replacing, restore
+from unconceal.utils.images import open_image
 
 
 def write_folder(folder, text):
@@ -18,10 +23,10 @@ def names(folder):
 
 def test_files_and_folders_are_replaced(tmp_path):
     for text in ("old", "new"):
-        with replacing(tmp_path / "file.txt") as beside:
-            beside.write_text(text)
-        with replacing(tmp_path / "folder") as beside:
-            write_folder(beside, text)
+        with replacing(tmp_path / "file.txt") as temporary:
+            temporary.write_text(text)
+        with replacing(tmp_path / "folder") as temporary:
+            write_folder(temporary, text)
     assert names(tmp_path) == ["file.txt", "folder"]
     assert (tmp_path / "file.txt").read_text() == (tmp_path / "folder" / "inner").read_text() == "new"
 
@@ -39,13 +44,13 @@ def test_ctrl_c_between_the_renames_keeps_the_old_folder(tmp_path, monkeypatch, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), replacing(path) as beside:
-        write_folder(beside, "new")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        write_folder(temporary, "new")
     assert names(tmp_path) == ["folder"]
     assert (path / "inner").read_text() == "old"
 
 
-def test_a_killed_replacement_is_mended_by_the_next(tmp_path):
+def test_the_next_replacement_repairs_a_killed_one(tmp_path):
     write_folder(tmp_path / ".folder.old", "old")  # as a kill between the two renames leaves it
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "folder"):
         raise ZeroDivisionError
@@ -53,7 +58,7 @@ def test_a_killed_replacement_is_mended_by_the_next(tmp_path):
     assert (tmp_path / "folder" / "inner").read_text() == "old"
 
 
-def test_restoring_while_another_process_does(tmp_path, monkeypatch):
+def test_two_processes_restore_one_folder(tmp_path, monkeypatch):
     write_folder(tmp_path / ".folder.old", "old")
     rename = os.rename
 
@@ -68,17 +73,17 @@ def test_restoring_while_another_process_does(tmp_path, monkeypatch):
 
 def test_a_file_never_replaces_a_folder(tmp_path):
     write_folder(tmp_path / "folder", "mine")
-    with pytest.raises(IsADirectoryError), replacing(tmp_path / "folder") as beside:
-        beside.write_text("a file")
+    with pytest.raises(IsADirectoryError), replacing(tmp_path / "folder") as temporary:
+        temporary.write_text("a file")
     assert names(tmp_path) == ["folder"]
     assert (tmp_path / "folder" / "inner").read_text() == "mine"
 
 
-def test_names_as_long_as_the_file_system_takes(tmp_path):
+def test_names_of_the_largest_length(tmp_path):
     path = tmp_path / f"{'a' * 251}.png"
     for text in ("old", "new"):
-        with replacing(path) as beside:
-            beside.write_text(text)
+        with replacing(path) as temporary:
+            temporary.write_text(text)
     assert names(tmp_path) == [path.name]
     assert path.read_text() == "new"
 
@@ -92,3 +97,29 @@ def test_names_as_long_as_the_file_system_takes(tmp_path):
 )
 def test_hub_ids_have_an_owner_and_a_name(name, expected):
     assert is_hub_id(name) == expected
+
+
+# ---- images ------------------------------------------------------------------------------------------------------
+
+
+def test_threads_open_images_under_different_limits(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # so that Pillow itself would stop at 200
+    for suffix in ("png", "gif", "tiff", "jpg", "bmp"):
+        Image.new("RGB", (30, 20)).save(tmp_path / f"a.{suffix}")
+
+    def is_opened(job):
+        path, limit = job
+        try:
+            with open_image(path, limit) as image:
+                image.load()
+                return image.size == (30, 20)
+        except UserError as error:
+            assert "got 30x20, expected at most 599 pixels" in str(error)
+            return False
+
+    jobs = [(path, limit) for path in sorted(tmp_path.iterdir()) for limit in (599, 600) for _ in range(20)]
+    with warnings.catch_warnings(), ThreadPoolExecutor(8) as threads:
+        warnings.simplefilter("error")
+        assert list(threads.map(is_opened, jobs)) == [limit == 600 for _, limit in jobs]
+    with pytest.raises(Image.DecompressionBombError):  # outside, Pillow's own limit holds
+        Image.open(tmp_path / "a.png")

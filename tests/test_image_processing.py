@@ -1,4 +1,4 @@
-"""How pictures of every kind become `pixel_values`, and how logits become masks."""
+"""Reading images of every kind, `pixel_values`, and masks from logits."""
 
 import copy
 import io
@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from unconceal.api import read_image
+from unconceal.data.image_files import read_image
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor, to_mask, to_rgb
 from unconceal.utils.errors import UserError
 
@@ -53,7 +53,7 @@ def random_rgb(height=20, width=30):
         (np.full((1, 2), -5, np.float32), [0, 0]),
     ],
 )
-def test_deep_grey_is_scaled_and_not_clipped(values, expected):
+def test_deep_gray_is_scaled(values, expected):
     image = Image.fromarray(values)
     assert image.mode.startswith(("I", "F"))
     assert pixels(to_rgb(image)) == [[[value] * 3 for value in expected]]
@@ -61,20 +61,20 @@ def test_deep_grey_is_scaled_and_not_clipped(values, expected):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused(bad, tmp_path):
+def test_values_that_are_not_finite_are_rejected(bad, tmp_path):
     words = "got 1 of 6 pixel values that are NaN or infinite, expected finite numbers; fill them in"
-    grey = np.array([[0, 0.5, 1], [0, bad, 1]], np.float32)
+    gray = np.array([[0, 0.5, 1], [0, bad, 1]], np.float32)
     for read in (to_rgb, to_mask):
         with pytest.raises(ValueError, match=words):
-            read(Image.fromarray(grey))
-    Image.fromarray(grey).save(tmp_path / "bad.tiff")
+            read(Image.fromarray(gray))
+    Image.fromarray(gray).save(tmp_path / "bad.tiff")
     with pytest.raises(UserError, match=words):  # what `unconceal segment` reports for the file
         read_image(tmp_path / "bad.tiff")
     processor = UnconcealImageProcessor(size=8)
     for same in (
-        *(grey, grey.astype(np.float64), grey.astype(np.float16), grey[None], grey[..., None], [grey]),
-        *(torch.from_numpy(grey), torch.from_numpy(grey).bfloat16(), torch.from_numpy(grey)[None].half()),
-        *(Image.fromarray(grey), tmp_path / "bad.tiff", str(tmp_path / "bad.tiff")),
+        *(gray, gray.astype(np.float64), gray.astype(np.float16), gray[None], gray[..., None], [gray]),
+        *(torch.from_numpy(gray), torch.from_numpy(gray).bfloat16(), torch.from_numpy(gray)[None].half()),
+        *(Image.fromarray(gray), tmp_path / "bad.tiff", str(tmp_path / "bad.tiff")),
     ):
         with pytest.raises(ValueError, match=words):
             processor(same)
@@ -99,13 +99,13 @@ def test_16_bit_files(suffix, mode):
     assert pixels(to_rgb(image)) == [[[0] * 3, [10] * 3, [255] * 3]]
 
 
-def test_transparent_is_white_in_a_picture_and_background_in_a_mask():
+def test_transparency_is_white_in_images_and_black_in_masks():
     rgba = np.array([[[255, 0, 0, 255], [0, 0, 255, 0], [0, 0, 0, 51]]], np.uint8)
     image = Image.fromarray(rgba)
     assert pixels(to_rgb(image)) == [[[255, 0, 0], [255, 255, 255], [204, 204, 204]]]
     assert pixels(to_rgb(image.convert("RGBa")))[0][:2] == [[255, 0, 0], [255, 255, 255]]
-    white_on_glass = Image.fromarray(np.array([[[255, 255, 255, 255], [255, 255, 255, 0]]], np.uint8))
-    assert pixels(to_mask(white_on_glass)) == [[255, 0]]
+    white_on_clear = Image.fromarray(np.array([[[255, 255, 255, 255], [255, 255, 255, 0]]], np.uint8))
+    assert pixels(to_mask(white_on_clear)) == [[255, 0]]
     assert pixels(to_mask(image)) == [[255, 0, 0]]
 
 
@@ -114,17 +114,17 @@ def test_a_mask_is_its_brightest_channel():
     assert pixels(to_mask(colors)) == [[255, 255, 20, 0]]
 
 
-def test_a_colour_palette_is_a_map_of_classes():
+def test_a_color_palette_is_a_map_of_classes():
     image = Image.new("P", (3, 1))
     image.putpalette([90, 0, 0, 0, 0, 64, 0, 0, 0])
     image.putdata([0, 1, 2])
     assert pixels(to_mask(image)) == [[0, 255, 255]]
-    image.putpalette([9, 9, 9, 0, 0, 0, 255, 255, 255])  # greys are values
+    image.putpalette([9, 9, 9, 0, 0, 0, 255, 255, 255])  # grays are values
     assert pixels(to_mask(image)) == [[9, 0, 255]]
 
 
 @pytest.mark.parametrize("mode", ["LA", "La", "PA"])
-def test_grey_and_palette_with_alpha(mode):
+def test_gray_and_palette_with_alpha(mode):
     image = Image.new("L", (2, 1), 90).convert("P" if mode == "PA" else "L")
     image.putalpha(Image.fromarray(np.array([[255, 0]], np.uint8)))
     image = image.convert(mode)
@@ -162,7 +162,7 @@ def test_other_modes(mode, color, expected):
     assert pixels(to_rgb(Image.new(mode, (1, 1), color))) == [[expected]]
 
 
-# The stored picture of each EXIF value, made from the upright one by NumPy alone.
+# The stored image of each EXIF value, made from the upright one by NumPy alone.
 STORED = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -190,7 +190,7 @@ def test_exif_orientation_by_pixel(orientation):
 
 
 @pytest.mark.parametrize("exif", [b"no header", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\x01\0\x12\x01\x02"])
-def test_damaged_exif_leaves_the_picture_as_it_lies(exif):
+def test_damaged_exif_leaves_the_image_as_stored(exif):
     stored = random_rgb(2, 3)
     file = io.BytesIO()
     Image.fromarray(stored).save(file, "PNG", exif=b"Exif\0\0" + exif)
@@ -213,7 +213,7 @@ def test_sirst_files_of_every_mode():
 # ---- preprocessing -----------------------------------------------------------------------------------------------
 
 
-def test_one_picture_in_every_container_gives_the_same_numbers(tmp_path):
+def test_every_container_gives_the_same_numbers(tmp_path):
     processor = UnconcealImageProcessor(size=16)
     rgb = random_rgb()
     path = tmp_path / "a.png"
@@ -226,13 +226,13 @@ def test_one_picture_in_every_container_gives_the_same_numbers(tmp_path):
         *(path, str(path), [path]),
     ):
         assert torch.equal(processor(same).pixel_values, expected)
-    grey = rgb[..., 0]
-    expected = processor(Image.fromarray(grey)).pixel_values
-    for same in (grey, grey[..., None], grey[None], torch.from_numpy(grey)):
+    gray = rgb[..., 0]
+    expected = processor(Image.fromarray(gray)).pixel_values
+    for same in (gray, gray[..., None], gray[None], torch.from_numpy(gray)):
         assert torch.equal(processor(same).pixel_values, expected)
 
 
-def test_where_both_ends_could_be_channels():
+def test_ambiguous_channels():
     processor = UnconcealImageProcessor(**RAW)
     either = np.zeros((3, 5, 3), np.uint8)
     assert processor(either).pixel_values.shape == (1, 3, 3, 5)
@@ -308,23 +308,23 @@ def test_labels():
         (lambda: UnconcealImageProcessor()(3), "int"),
         (lambda: UnconcealImageProcessor()(np.zeros((5, 4, 2))), r"\(5, 4, 2\)"),
         (lambda: UnconcealImageProcessor()(np.zeros((0, 4, 3))), r"\(0, 4, 3\)"),
-        (lambda: UnconcealImageProcessor()(torch.randn(3, 8, 8)), "before any normalisation"),
+        (lambda: UnconcealImageProcessor()(torch.randn(3, 8, 8)), "before any normalization"),
         (lambda: UnconcealImageProcessor()(random_rgb(), np.eye(4, dtype=np.uint8)), "0 and 1"),
         (lambda: UnconcealImageProcessor()(random_rgb(), np.zeros((2, 4, 4))), "1 images and 2"),
         (lambda: UnconcealImageProcessor(**RAW)([random_rgb(), random_rgb(4, 4)]), "do_resize=True"),
     ],
 )
-def test_mistakes_are_named(call, words):
+def test_mistakes_are_rejected(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 
 
-def test_unknown_options_of_a_call_are_refused():
+def test_unknown_options_are_rejected():
     with pytest.raises(TypeError, match="sizes"):
         UnconcealImageProcessor()(random_rgb(), sizes=8)
 
 
-def test_four_channels_are_a_picture_with_alpha():
+def test_four_channels_mean_alpha():
     rgba = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
     processor = UnconcealImageProcessor(size=16)
     expected = processor(Image.fromarray(rgba)).pixel_values
@@ -399,7 +399,7 @@ def test_semantic_map_is_the_thresholded_mask():
     assert processor.post_process_semantic_segmentation(outputs, [(1, 6)])[0].tolist() == [[0, 0, 0, 1, 1, 1]]
 
 
-def test_wrong_outputs_are_named():
+def test_wrong_outputs_are_rejected():
     with pytest.raises(ValueError, match=r"\(1, 2, 4, 4\)"):
         masks(torch.zeros(1, 2, 4, 4))
     with pytest.raises(ValueError, match="2 target sizes for 1"):
@@ -414,7 +414,7 @@ class BrightConfig(PreTrainedConfig):
 
 
 class BrightForImageSegmentation(PreTrainedModel):
-    """Calls bright pixels the object, so that a mask shows where its picture was bright."""
+    """Call bright pixels the object."""
 
     config_class = BrightConfig
     main_input_name = "pixel_values"
@@ -440,14 +440,14 @@ def test_image_segmentation_pipeline():
     assert (background["label"], target["label"]) == ("background", "target")
     found = np.asarray(target["mask"])
     assert found.shape == (60, 90)
-    truth = np.zeros((60, 90), bool)
-    truth[:30, 60:] = True
-    assert ((found == 255) == truth).mean() > 0.97
+    expected = np.zeros((60, 90), bool)
+    expected[:30, 60:] = True
+    assert ((found == 255) == expected).mean() > 0.97
 
 
 @pytest.fixture
 def unusual():
-    """A processor none of whose options that matter is the default."""
+    """Return a processor without default options."""
     return UnconcealImageProcessor(
         size={"height": 24, "width": 40},
         resample=3,
@@ -460,7 +460,7 @@ def unusual():
 
 
 def test_saved_copied_and_pickled_processors_are_equal(unusual, tmp_path):
-    unusual.save_pretrained(tmp_path / "folder")  # first, as it notes where the code is
+    unusual.save_pretrained(tmp_path / "folder")  # first, because it records where the code is
     unusual.to_json_file(tmp_path / "one.json")
     default = UnconcealImageProcessor().to_dict()
     assert len([name for name, value in unusual.to_dict().items() if default.get(name) != value]) >= 7
@@ -490,7 +490,7 @@ def test_options_can_be_given_at_loading_and_at_a_call(unusual, tmp_path):
         expected = unusual(random_rgb(), size=42, do_normalize=False).pixel_values
         assert expected.shape == (1, 3, 42, 42)
         assert torch.equal(loaded(random_rgb()).pixel_values, expected)
-    # That was for one call.
+    # They hold for one call.
     assert unusual(random_rgb()).pixel_values.shape == (1, 3, 24, 40)
     assert UnconcealImageProcessor().size == {"height": 256, "width": 256}
 

@@ -1,4 +1,4 @@
-"""Saved networks open in every way that transformers offers, where this package is installed and where it is not."""
+"""Open saved networks in every way of transformers, with and without this package."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from unconceal.models.pipeline_unconceal import SoftMaskPipeline
 from unconceal.utils.errors import UserError
 
 
-# Runs a script that finds none of the named modules: Python takes None for one that is known to be absent.
+# Runs a script that cannot import the named modules: None in `sys.modules` marks a module as absent.
 WITHOUT_MODULES = """
 import json, runpy, sys
 absent, sys.argv = json.loads(sys.argv[1])
@@ -43,7 +43,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run_bare(names, environment, *others):
-    """Run tests/bare_environment.py as where there is only what transformers needs, and `others`."""
+    """Run tests/bare_environment.py with transformers, its requirements and `others` only."""
     script = [str(word) for word in (bare_environment.__file__, *names)]
     command = [sys.executable, "-c", WITHOUT_MODULES, json.dumps([modules_beyond_transformers(*others), script])]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -69,12 +69,12 @@ def picture(folder):
     return Image.open(folder / "picture.png")
 
 
-# ---- without the package ---------------------------------------------------------------------------------------------
+# ---- without the package --------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_every_way_works_without_the_package(saved, tmp_path):
-    # The last folder's numbers are wrong, so that one run shows both: the others pass, and a difference does not.
+    # The numbers of the last folder are wrong. So one run shows both: equal numbers pass, a difference fails.
     wrong = Path(shutil.copytree(saved[-1], tmp_path / "wrong"))
     expected = load_file(wrong / "expected.safetensors")
     save_file({**expected, "logits": expected["logits"] + 1e-6}, wrong / "expected.safetensors")
@@ -96,13 +96,13 @@ def test_cut_outs_need_only_pymatting(saved, tmp_path):
     assert "cut-out in the object's own colours" in done.stdout
 
 
-def test_an_environment_that_is_not_bare_is_refused(saved, monkeypatch):
+def test_an_environment_that_is_not_bare_is_rejected(saved, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bare_environment.py", str(saved[0])])
     with pytest.raises(SystemExit, match="not bare, it has unconceal, "):
         bare_environment.main()
 
 
-# ---- with the package, which needs no trust_remote_code -----------------------------------------------------------------
+# ---- with the package, which needs no trust_remote_code --------------------------------------------------------
 
 
 def test_auto_classes(folder, picture, expected):
@@ -146,7 +146,7 @@ def test_soft_pipeline_runs_no_code_of_the_folder(folder, picture, expected, opt
     torch.testing.assert_close(probs, exact, rtol=0, atol=0.2 if "dtype" in options else 1e-4)
 
 
-# ---- what does not open; test_inference.py has more -------------------------------------------------------------------
+# ---- unusable folders; test_api.py has more --------------------------------------------------------
 
 
 def without_code(folder):
@@ -155,7 +155,7 @@ def without_code(folder):
 
 
 def of_another_project(folder):
-    """Its type is none that this package registers."""
+    """Give the folder a type that this package does not register."""
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "another"}))
 
@@ -163,12 +163,12 @@ def of_another_project(folder):
 @pytest.mark.parametrize(
     ("damages", "trust_remote_code", "words"),
     [
-        ([lambda folder: (folder / "model.safetensors").write_bytes(b"")], False, "damaged or cut short"),
+        ([lambda folder: (folder / "model.safetensors").write_bytes(b"")], False, "damaged or incomplete"),
         (
-            # What a clone without Git LFS holds.
+            # As in a clone without Git LFS.
             [lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")],
             False,
-            "damaged or cut short",
+            "damaged or incomplete",
         ),
         ([of_another_project], False, "pass trust_remote_code"),
         ([of_another_project, without_code], True, "no.* file named configuration_srs.py"),
@@ -181,7 +181,7 @@ def of_another_project(folder):
         "code not trusted",
         "code missing",
         "a file of the code missing",
-        "code cut short",
+        "code incomplete",
     ],
 )
 def test_unusable_folders_are_one_clear_line(saved, tmp_path, damages, trust_remote_code, words):
@@ -194,14 +194,14 @@ def test_unusable_folders_are_one_clear_line(saved, tmp_path, damages, trust_rem
     assert "\n" not in str(caught.value)
 
 
-def test_code_is_not_missed_where_the_package_is(saved, tmp_path):
+def test_the_package_replaces_missing_code(saved, tmp_path):
     folder = Path(shutil.copytree(saved[-1], tmp_path / "bare"))
     without_code(folder)
     assert load(folder, device="cpu").model.config.model_type == "srs_seg"
 
 
 @pytest.mark.parametrize("revision", [None, "v1.0"])
-def test_an_id_that_is_out_of_reach_is_one_clear_line(revision):
+def test_an_unreachable_id_is_one_clear_line(revision):
     with pytest.raises(UserError, match="cannot load owner/no-such-network.*connect") as caught:
         load("owner/no-such-network", revision=revision)
     assert "\n" not in str(caught.value)

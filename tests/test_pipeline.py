@@ -1,4 +1,4 @@
-"""Pipelines: soft masks by our own, hard ones by transformers'. That they open without the package is tested elsewhere."""
+"""Pipelines: soft masks by our own, hard masks by transformers."""
 
 import threading
 from functools import partial
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from save_tiny_models import PROCESSOR, TESTERS, make_picture, make_tiny_model
+from save_tiny_models import PROCESSOR, TESTERS, make_image, make_tiny_model
 from transformers import pipeline
 
 from unconceal import SoftMaskPipeline
@@ -17,7 +17,7 @@ from unconceal.models.cutout import mask_to_image
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     draw = np.random.default_rng(0)
     sizes = [(50, 70), (33, 20), (64, 64), (90, 40), (21, 22), (45, 46)]
     return [Image.fromarray(draw.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
@@ -33,10 +33,10 @@ def find(model):
     return SoftMaskPipeline(model=model, image_processor=PROCESSOR, device="cpu")
 
 
-def masks_of(model, pictures) -> list[torch.Tensor]:
+def masks_of(model, images) -> list[torch.Tensor]:
     with torch.no_grad():
-        outputs = model(**PROCESSOR(pictures))
-    return PROCESSOR.post_process_masks(outputs, [picture.size[::-1] for picture in pictures])
+        outputs = model(**PROCESSOR(images))
+    return PROCESSOR.post_process_masks(outputs, [image.size[::-1] for image in images])
 
 
 def check(found, expected):
@@ -48,66 +48,66 @@ def check(found, expected):
         assert np.abs(np.asarray(one["mask"]) - 255 * one["probs"].numpy()).max() <= 0.5 + 1e-3
 
 
-def test_all_kinds_of_inputs(find, model, pictures, tmp_path):
-    expected = masks_of(model, pictures)
-    path = tmp_path / "picture.png"
-    pictures[0].save(path)
-    array = np.asarray(pictures[0])
+def test_all_kinds_of_inputs(find, model, images, tmp_path):
+    expected = masks_of(model, images)
+    path = tmp_path / "image.png"
+    images[0].save(path)
+    array = np.asarray(images[0])
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    for one in (pictures[0], path, str(path), array, tensor, array / 255):
+    for one in (images[0], path, str(path), array, tensor, array / 255):
         check([find(one)], expected[:1])
-    check(find(pictures, batch_size=4), expected)
-    check(find(tuple(pictures)), expected)
+    check(find(images, batch_size=4), expected)
+    check(find(tuple(images)), expected)
     check(find(np.stack([array, array])), expected[:1] * 2)
-    check(list(find(picture for picture in pictures)), expected)
-    check(list(find((picture for picture in pictures), batch_size=4)), expected)
+    check(list(find(image for image in images)), expected)
+    check(list(find((image for image in images), batch_size=4)), expected)
     assert find([]) == []
 
 
-def test_generator_is_read_as_masks_are_taken(find, pictures):
+def test_generator_is_read_as_masks_are_taken(find, images):
     taken = []
 
     def give():
-        for picture in pictures:
-            taken.append(picture)
-            yield picture
+        for image in images:
+            taken.append(image)
+            yield image
 
     masks = find(give())
     next(iter(masks))
     assert len(taken) <= 2
 
 
-def test_masks_have_the_displayed_size(find, pictures, tmp_path):
+def test_masks_have_the_displayed_size(find, images, tmp_path):
     path = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
-    pictures[0].save(path, exif=exif)
+    images[0].save(path, exif=exif)
     assert find(path)["mask"].size == (50, 70)
 
 
-def test_deep_grey_is_not_clipped(find, pictures, tmp_path):
-    grey = np.asarray(pictures[0].convert("L"))
+def test_deep_gray_is_not_clipped(find, images, tmp_path):
+    gray = np.asarray(images[0].convert("L"))
     path = tmp_path / "deep.png"
-    Image.fromarray(grey.astype(np.uint16) * 257).save(path)
-    torch.testing.assert_close(find(path)["probs"], find(grey)["probs"])
+    Image.fromarray(gray.astype(np.uint16) * 257).save(path)
+    torch.testing.assert_close(find(path)["probs"], find(gray)["probs"])
 
 
-def test_url(find, pictures, tmp_path):
-    pictures[0].save(tmp_path / "picture.png")
+def test_url(find, images, tmp_path):
+    images[0].save(tmp_path / "image.png")
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
     handler.log_message = lambda *_: None
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        found = find(f"http://127.0.0.1:{server.server_port}/picture.png", timeout=10)
+        found = find(f"http://127.0.0.1:{server.server_port}/image.png", timeout=10)
         server.shutdown()
-    torch.testing.assert_close(found["probs"], find(pictures[0])["probs"])
+    torch.testing.assert_close(found["probs"], find(images[0])["probs"])
 
 
-def test_what_is_no_picture_is_refused(find, pictures):
+def test_inputs_that_are_not_images_are_rejected(find, images):
     for wrong, words in (
-        ("absent.png", "'absent.png', which is no file"),
+        ("absent.png", "'absent.png', which is not a file"),
         (7, "got int"),
-        ([pictures[0], [pictures[0], pictures[0]]], "got 2 pictures as one input"),
+        ([images[0], [images[0], images[0]]], "got 2 images as one input"),
         (np.zeros((5, 6, 7)), "(5, 6, 7)"),
     ):
         with pytest.raises(ValueError) as caught:
@@ -116,20 +116,20 @@ def test_what_is_no_picture_is_refused(find, pictures):
 
 
 @pytest.mark.parametrize("tester", TESTERS.values(), ids=TESTERS)
-def test_half_precision(tester, pictures):
+def test_half_precision(tester, images):
     model = tester().make_lively_model()
-    (exact,) = masks_of(model, pictures[:1])
+    (exact,) = masks_of(model, images[:1])
     find = SoftMaskPipeline(model=model.to(torch.bfloat16), image_processor=PROCESSOR, device="cpu")
-    probs = find(pictures[0])["probs"]
+    probs = find(images[0])["probs"]
     assert probs.dtype == torch.float32
     assert (probs - exact).abs().mean() < 0.1
 
 
-# ---- large pictures, and cut-outs ---------------------------------------------------------------------------------
+# ---- large images and cut-outs --------------------------------------------------------
 
 
 def resized(*size: int) -> Image.Image:
-    return make_picture().resize(size)
+    return make_image().resize(size)
 
 
 def make_pipeline(model, **options):
@@ -137,18 +137,18 @@ def make_pipeline(model, **options):
 
 
 @pytest.mark.parametrize("name", TESTERS)
-def test_edges_are_looked_at_again_as_by_the_package(name):
+def test_pipeline_refines_like_the_package(name):
     model = make_tiny_model(name)
     segmenter, find = Segmenter(model, PROCESSOR), make_pipeline(model)
     masks = {}
-    for kind, picture in (("large", resized(210, 150)), ("larger than the network's", resized(100, 90))):
+    for kind, image in (("large", resized(210, 150)), ("larger than the network's", resized(100, 90))):
         for refine in ("auto", "always", "never"):
-            found = find(picture, refine=refine)
-            (expected,) = segmenter.segment([picture], refine=refine)
+            found = find(image, refine=refine)
+            (expected,) = segmenter.segment([image], refine=refine)
             np.testing.assert_array_equal(found["probs"].numpy(), expected)
             np.testing.assert_array_equal(np.asarray(found["mask"]), np.asarray(mask_to_image(expected)))
             masks[kind, refine] = found["probs"]
-        assert torch.equal(find(picture)["probs"], masks[kind, "auto"])
+        assert torch.equal(find(image)["probs"], masks[kind, "auto"])
         assert not torch.equal(masks[kind, "always"], masks[kind, "never"])
     assert torch.equal(masks["large", "auto"], masks["large", "always"])
     assert torch.equal(masks["larger than the network's", "auto"], masks["larger than the network's", "never"])
@@ -165,95 +165,86 @@ def sizes_mixed():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_large_pictures_in_lists_and_generators(edgy, sizes_mixed, batch_size):
+def test_large_images_in_lists_and_generators(edgy, sizes_mixed, batch_size):
     expected = Segmenter(edgy, PROCESSOR).segment(sizes_mixed, batch_size)
     find = make_pipeline(edgy)
-    for inputs in (sizes_mixed, (picture for picture in sizes_mixed)):
+    for inputs in (sizes_mixed, (image for image in sizes_mixed)):
         found = list(find(inputs, batch_size=batch_size))
         assert len(found) == len(expected)
         for one, probs in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one["probs"].numpy(), probs)
 
 
-def test_tiles_of_one_picture_are_seen_in_batches(edgy):
+def test_tiles_are_batched(edgy):
     seen = []
     hook = edgy.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
-    picture = resized(210, 150)
+    image = resized(210, 150)
     for options, call, most in (({}, {}, 1), ({}, {"batch_size": 4}, 4), ({"batch_size": 3}, {}, 3)):
         seen.clear()
-        make_pipeline(edgy, **options)(picture, **call)
+        make_pipeline(edgy, **options)(image, **call)
         assert (seen[0], max(seen)) == (1, most)
     hook.remove()
 
 
-def test_large_pictures_in_half_precision(edgy):
-    picture = resized(210, 150)
-    (exact,) = Segmenter(edgy, PROCESSOR).segment([picture])
-    model = make_tiny_model("srs").to(torch.bfloat16)
-    probs = make_pipeline(model)(picture)["probs"]
-    assert probs.dtype == torch.float32
-    assert np.abs(probs.numpy() - exact).mean() < 0.1
-
-
-def test_cutouts_are_those_of_the_package(edgy, sizes_mixed):
+def test_pipeline_cuts_out_like_the_package(edgy, sizes_mixed):
     find = make_pipeline(edgy)
     masks = Segmenter(edgy, PROCESSOR).segment(sizes_mixed, batch_size=2)
-    for one, picture, mask in zip(find(sizes_mixed, batch_size=2, cutout=True), sizes_mixed, masks, strict=True):
-        expected = cutout(picture, mask)
+    for one, image, mask in zip(find(sizes_mixed, batch_size=2, cutout=True), sizes_mixed, masks, strict=True):
+        expected = cutout(image, mask)
         assert one["cutout"].mode == "RGBA"
         np.testing.assert_array_equal(np.asarray(one["cutout"]), np.asarray(expected))
         for given in (mask, torch.from_numpy(mask), mask_to_image(mask)):
-            np.testing.assert_array_equal(np.asarray(find.cut_out(picture, given)), np.asarray(expected))
+            np.testing.assert_array_equal(np.asarray(find.cut_out(image, given)), np.asarray(expected))
     assert "cutout" not in find(sizes_mixed[0])
 
 
-def test_cut_out_of_every_kind(find, pictures, tmp_path):
+def test_cut_out_accepts_images_and_masks_of_every_kind(find, images, tmp_path):
     path = tmp_path / "turned.png"
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
-    pictures[0].save(path, exif=exif)
-    upright = pictures[0].transpose(Image.Transpose.ROTATE_270)
+    images[0].save(path, exif=exif)
+    upright = images[0].transpose(Image.Transpose.ROTATE_270)
     hard = np.zeros((70, 50), bool)
     hard[20:40, 10:30] = True
     opacity = mask_to_image(hard)
     expected = upright.copy()
     expected.putalpha(opacity)
-    for picture in (path, upright, np.asarray(upright)):
+    for image in (path, upright, np.asarray(upright)):
         for mask in (hard, hard.astype(int), torch.from_numpy(hard).bfloat16(), opacity, opacity.convert("1")):
-            np.testing.assert_array_equal(np.asarray(find.cut_out(picture, mask)), np.asarray(expected))
+            np.testing.assert_array_equal(np.asarray(find.cut_out(image, mask)), np.asarray(expected))
 
 
-def test_options_of_the_pipeline_hold_unless_a_call_has_its_own(edgy):
-    picture = resized(210, 150)
+def test_calls_override_options_of_the_pipeline(edgy):
+    image = resized(210, 150)
     find = make_pipeline(edgy, refine="never", cutout=True)
-    found, plain = find(picture), make_pipeline(edgy)(picture)
+    found, plain = find(image), make_pipeline(edgy)(image)
     assert "cutout" in found
     assert not torch.equal(found["probs"], plain["probs"])
-    again = find(picture, refine="auto", cutout=False)
+    again = find(image, refine="auto", cutout=False)
     assert "cutout" not in again
     assert torch.equal(again["probs"], plain["probs"])
 
 
-def test_wrong_values_are_one_clear_line(find, pictures):
-    (width, height), picture = pictures[0].size, pictures[0]
+def test_wrong_values_are_rejected_in_one_line(find, images):
+    (width, height), image = images[0].size, images[0]
     for call, words in (
-        (lambda: find(picture, refine="yes"), "got refine='yes', expected one of auto, always, never"),
-        (lambda: find(pictures, refine=True), "got refine=True, expected one of auto, always, never"),
-        (lambda: find(picture, cutout="yes"), "got cutout='yes', expected True or False"),
-        (lambda: find(picture, batch_size=0), "got batch_size=0, expected a whole number from 1"),
-        (lambda: make_pipeline(find.model, batch_size="2")(picture), "got batch_size='2', expected"),
-        (lambda: find.cut_out(picture, Image.new("L", (height, width))), "a mask of 50x70, expected 70x50"),
-        (lambda: find.cut_out(picture, np.zeros((width, height))), "a mask of 50x70, expected 70x50"),
-        (lambda: find.cut_out(picture, torch.zeros(1, height, width)), "(1, 50, 70), expected (height, width)"),
-        (lambda: find.cut_out(picture, np.full((height, width), np.uint8(255))), "values from 255 to 255, expected 0"),
-        (lambda: find.cut_out(picture, torch.full((height, width), torch.nan)), "values from nan to nan, expected 0"),
+        (lambda: find(image, refine="yes"), "got refine='yes', expected one of auto, always, never"),
+        (lambda: find(images, refine=True), "got refine=True, expected one of auto, always, never"),
+        (lambda: find(image, cutout="yes"), "got cutout='yes', expected True or False"),
+        (lambda: find(image, batch_size=0), "got batch_size=0, expected a whole number from 1"),
+        (lambda: make_pipeline(find.model, batch_size="2")(image), "got batch_size='2', expected"),
+        (lambda: find.cut_out(image, Image.new("L", (height, width))), "a mask of 50x70, expected 70x50"),
+        (lambda: find.cut_out(image, np.zeros((width, height))), "a mask of 50x70, expected 70x50"),
+        (lambda: find.cut_out(image, torch.zeros(1, height, width)), "(1, 50, 70), expected (height, width)"),
+        (lambda: find.cut_out(image, np.full((height, width), np.uint8(255))), "values from 255 to 255, expected 0"),
+        (lambda: find.cut_out(image, torch.full((height, width), torch.nan)), "values from nan to nan, expected 0"),
         (
-            lambda: find.cut_out(picture, "mask.png"),
-            "got a mask of str, expected a Pillow image, an array or a tensor",
+            lambda: find.cut_out(image, "mask.png"),
+            "got a mask of str, expected a PIL image, an array or a tensor",
         ),
-        (lambda: find.cut_out("absent.png", np.zeros((height, width))), "'absent.png', which is no file"),
+        (lambda: find.cut_out("absent.png", np.zeros((height, width))), "'absent.png', which is not a file"),
     ):
         with pytest.raises(ValueError) as caught:
             call()
@@ -263,16 +254,16 @@ def test_wrong_values_are_one_clear_line(find, pictures):
         make_pipeline(find.model, refine="yes")
 
 
-# ---- transformers' pipeline ---------------------------------------------------------------------------------------
+# ---- the pipeline of transformers --------------------------------------------------------
 
 
 @pytest.mark.parametrize("tester", TESTERS.values(), ids=TESTERS)
-def test_hard_masks_of_more_pictures_than_a_network_has_stages(tester, pictures):
+def test_hard_masks_of_more_images_than_stages(tester, images):
     model = tester().make_lively_model()
     segment = pipeline("image-segmentation", model=model, image_processor=PROCESSOR, device="cpu")
     for batch_size in (1, 6):
-        found = segment(pictures, batch_size=batch_size)
-        for one, probs in zip(found, masks_of(model, pictures), strict=True):
+        found = segment(images, batch_size=batch_size)
+        for one, probs in zip(found, masks_of(model, images), strict=True):
             assert {label["label"] for label in one} <= {"background", "object"}
             masks = {label["label"]: np.asarray(label["mask"]) > 0 for label in one}
             hard = masks.get("object", np.zeros(probs.shape, bool))

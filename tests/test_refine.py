@@ -1,4 +1,4 @@
-"""The second look at large pictures: finer edges, no seams, and nothing added or removed away from an edge."""
+"""Refined edges of large images: finer, without seams, unchanged elsewhere."""
 
 import io
 import sys
@@ -22,7 +22,7 @@ SIZE = 64
 
 
 def segmenter(answer):
-    """A segmenter of 64x64 that answers pictures (B, 3, H, W) in [0, 1] with what `answer` makes of them, logits."""
+    """Return a segmenter of 64x64 whose logits are `answer` of images (B, 3, H, W) in [0, 1]."""
 
     class FakeForImageSegmentation(PreTrainedModel):
         config_class = PreTrainedConfig
@@ -39,40 +39,40 @@ def segmenter(answer):
     return Segmenter(FakeForImageSegmentation(), UnconcealImageProcessor(size=SIZE, do_normalize=False))
 
 
-def bright(pictures):
-    """Logits of a network that is right at any scale: bright is object."""
-    return 20 * (pictures.mean(1, keepdim=True) - 0.5)
+def bright(images):
+    """Return logits of a network that calls bright pixels the object, at any scale."""
+    return 20 * (images.mean(1, keepdim=True) - 0.5)
 
 
 def once(answer, then):
-    """Return an answer for the first call, the whole picture, and another for all later ones, its tiles."""
+    """Return one answer for the first call, the whole image, and another for its tiles."""
     calls = []
 
-    def both(pictures):
-        calls.append(len(pictures))
-        return (answer if len(calls) == 1 else then)(pictures)
+    def both(images):
+        calls.append(len(images))
+        return (answer if len(calls) == 1 else then)(images)
 
     return both
 
 
 def spiky_disc(side=512):
-    """Return a picture with a bright disc, whose edge has teeth thinner than a pixel of the coarse mask, and its mask."""
+    """Return an image of a disc with teeth thinner than a pixel of the coarse mask, and its mask."""
     mask = Image.new("L", (side, side))
     draw = ImageDraw.Draw(mask)
-    centre, radius = side / 2, side / 4
-    draw.ellipse((centre - radius, centre - radius, centre + radius, centre + radius), fill=255)
+    center, radius = side / 2, side / 4
+    draw.ellipse((center - radius, center - radius, center + radius, center + radius), fill=255)
     for angle in np.linspace(0, 2 * np.pi, 40, endpoint=False):
-        tip = centre + 1.15 * radius * np.cos(angle), centre + 1.15 * radius * np.sin(angle)
-        draw.line((centre, centre, *tip), fill=255, width=side // 128)
+        tip = center + 1.15 * radius * np.cos(angle), center + 1.15 * radius * np.sin(angle)
+        draw.line((center, center, *tip), fill=255, width=side // 128)
     return mask.convert("RGB"), np.asarray(mask) > 127
 
 
-def iou(mask, truth):
+def iou(mask, expected):
     found = mask > 0.5
-    return (found & truth).sum() / (found | truth).sum()
+    return (found & expected).sum() / (found | expected).sum()
 
 
-# ---- what is looked at again -------------------------------------------------------------------------------------
+# ---- tiles -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_tiles_cover_and_overlap(length):
     assert all(0 < step <= 24 for step in np.diff(starts))
 
 
-def test_small_pictures_are_as_before():
+def test_small_images_are_not_refined():
     fine = segmenter(bright)
     images = [Image.effect_noise((width, 80), 100).convert("RGB") for width in (20, 80, 127)]
     assert fine.segment(images, batch_size=3)[0].shape == (80, 20)
@@ -109,36 +109,36 @@ def test_small_pictures_are_as_before():
         np.testing.assert_array_equal(automatic, never)
 
 
-def test_only_tiles_on_an_edge_are_looked_at():
+def test_only_tiles_on_an_edge_are_predicted():
     image, _ = spiky_disc(128)
     fine = segmenter(bright)
     corner = Image.new("RGB", (1024, 1024))
     corner.paste(image)
     fine.segment([corner])
     assert 1 < fine.model.seen < 1 + len(tile_starts(128, 64)) ** 2
-    for colour in ("black", "white"):  # nothing, or nothing else
+    for color in ("black", "white"):  # no object, or only object
         fine.model.seen = 0
-        (mask,) = fine.segment([Image.new("RGB", (500, 300), colour)])
+        (mask,) = fine.segment([Image.new("RGB", (500, 300), color)])
         assert fine.model.seen == 1
-        assert ((mask > 0.5) == (colour == "white")).all()
+        assert ((mask > 0.5) == (color == "white")).all()
 
 
-# ---- what comes of it --------------------------------------------------------------------------------------------
+# ---- masks --------------------------------------------------------------------------------------------
 
 
 def test_thin_structures_at_an_edge_are_recovered():
-    image, truth = spiky_disc()
+    image, expected = spiky_disc()
     fine = segmenter(bright)
     (coarse,), (refined,) = fine.segment([image], refine="never"), fine.segment([image])
-    assert refined.shape == truth.shape
+    assert refined.shape == expected.shape
     assert refined.dtype == np.float32
     assert 0 <= refined.min() <= refined.max() <= 1
-    assert iou(coarse, truth) < 0.945
-    assert iou(refined, truth) > 0.985
+    assert iou(coarse, expected) < 0.945
+    assert iou(refined, expected) > 0.985
 
 
 @pytest.mark.parametrize("logit", [-1e4, 1e4])
-def test_nonsense_on_tiles_stays_in_the_band(logit):
+def test_wrong_tiles_change_only_the_band(logit):
     image, _ = spiky_disc()
     (coarse,) = segmenter(bright).segment([image], refine="never")
     (refined,) = segmenter(once(bright, lambda tiles: torch.full_like(tiles[:, :1], logit))).segment([image])
@@ -156,21 +156,21 @@ def test_no_seams():
     # Each tile adds an offset of its own to a mask that is otherwise flat across its borders.
     offsets = iter(np.random.default_rng(0).uniform(-2, 2, 1000))
 
-    def answer(pictures):
-        own = torch.tensor([next(offsets) for _ in pictures], dtype=torch.float32)
-        return own[:, None, None, None] + pictures.mean(1, keepdim=True) * 0
+    def answer(images):
+        own = torch.tensor([next(offsets) for _ in images], dtype=torch.float32)
+        return own[:, None, None, None] + images.mean(1, keepdim=True) * 0
 
-    left_is_object = once(lambda pictures: 20 * (pictures.mean(1, keepdim=True) - 0.5), answer)
+    left_is_object = once(lambda images: 20 * (images.mean(1, keepdim=True) - 0.5), answer)
     image = Image.new("RGB", (512, 512))
     image.paste("white", (0, 0, 256, 512))
     (mask,) = segmenter(left_is_object).segment([image])
     along_edge = mask[:, 250:262]
     assert np.ptp(along_edge) > 0.2  # the tiles' offsets do show
-    # 4 logits at most between two tiles, a quarter of a probability each, over 16 pixels or more, 2 of the picture wide.
+    # At most 4 logits between two tiles, a quarter of a probability each, over 16 or more positions 2 pixels wide.
     assert np.abs(np.diff(along_edge, axis=0)).max() < 1 / (16 * 2)
 
 
-def test_a_wide_doubt_is_no_edge():
+def test_a_wide_area_of_doubt_is_not_an_edge():
     probs = torch.full((1, 1, 64, 64), 0.45)
     probs[..., :8] = 0.05
     assert not edge_band(probs, 4).any()
@@ -181,9 +181,9 @@ def test_a_wide_doubt_is_no_edge():
     assert not weight[39:].any()
 
 
-def test_batches_change_nothing_and_pictures_stay_apart():
-    def answer(pictures):
-        return F.avg_pool2d(bright(pictures), 5, 1, 2) + pictures.mean((1, 2, 3), keepdim=True)
+def test_batches_equal_singles():
+    def answer(images):
+        return F.avg_pool2d(bright(images), 5, 1, 2) + images.mean((1, 2, 3), keepdim=True)
 
     images = [spiky_disc(200)[0], spiky_disc(40)[0], spiky_disc(300)[0].resize((190, 260))]
     singles = segmenter(answer).segment(images)
@@ -195,7 +195,7 @@ def test_batches_change_nothing_and_pictures_stay_apart():
 
 
 def test_half_precision_and_odd_shapes():
-    fine = segmenter(lambda pictures: bright(pictures.float()).to(pictures.dtype))
+    fine = segmenter(lambda images: bright(images.float()).to(images.dtype))
     fine.model.to(torch.bfloat16)
     for size in ((1, 300), (300, 1), (131, 77)):
         image = Image.radial_gradient("L").resize(size).convert("RGB")
@@ -204,23 +204,23 @@ def test_half_precision_and_odd_shapes():
         assert np.isfinite(mask).all()
 
 
-# ---- how it is asked for -----------------------------------------------------------------------------------------
+# ---- options -----------------------------------------------------------------------------------------
 
 
-def test_an_unknown_wish_is_refused():
+def test_unknown_values_are_rejected():
     with pytest.raises(UserError, match="got refine='yes', expected one of auto, always, never"):
         segmenter(bright).segment([Image.new("RGB", (8, 8))], refine="yes")
 
 
-def test_on_the_command_line(tmp_path, monkeypatch, capsys):
-    image, truth = spiky_disc(256)
+def test_the_command_refines(tmp_path, monkeypatch, capsys):
+    image, expected = spiky_disc(256)
     image.save(tmp_path / "a.png")
     monkeypatch.setattr("unconceal.commands.segment.load_model", lambda args: segmenter(bright))
     score = {}
     for refine in ("auto", "never"):
         out = tmp_path / refine
         assert main(["segment", str(tmp_path / "a.png"), "--model", "x", "--out", str(out), "--refine", refine]) == 0
-        score[refine] = iou(np.asarray(Image.open(out / "a.png")) / 255, truth)
+        score[refine] = iou(np.asarray(Image.open(out / "a.png")) / 255, expected)
     assert score["auto"] > score["never"] + 0.03
 
     file, sent = io.BytesIO(), io.BytesIO()

@@ -1,4 +1,4 @@
-"""Show how a network that unfolds in stages, such as RUN, comes to its mask: each stage's maps, and a sheet."""
+"""Draw how a network such as RUN finds its mask, stage by stage."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,13 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from ..models.unfolding import GRAY, HEAT, Stage, Unfolding, draw_colors, draw_scale
+from ..utils.images import size_text
 from .layout import GAP, INK, LINE_HEIGHT, PAPER, overlay, paste_framed, wrapped
 
 
-CELL = 220  # pixels, the longer side of a map on the sheet
+CELL = 220  # longer side of a map on the sheet, in pixels
 LABEL_WIDTH = 100
-MARK = (0, 230, 255)  # a hue that skin, leaves and sand have not, and that all kinds of colour vision tell from them
+MARK = (0, 230, 255)  # a hue that skin, leaves and sand do not have, visible with every kind of color vision
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,12 @@ COLUMNS = {
     "mask": SheetColumn("mask M", "probability of object", GRAY),
     "outline": SheetColumn("outline", "where M passes 0.5, if it does"),
     "edge": SheetColumn("edge E", "probability of the object's edge", GRAY),
-    "background": SheetColumn(
-        "background B", "the picture without the object; B of k = 0 is made at the stride of stage 1"
-    ),
+    "background": SheetColumn("background B", "the image without the object; for k = 0 at the stride of stage 1"),
     "uncertainty": SheetColumn("uncertainty", "1 - |2M - 1|, so 1 where M is 0.5", HEAT),
-    "reconstruction": SheetColumn("rebuilt C^", "the picture rebuilt from mask and background"),
+    "reconstruction": SheetColumn("rebuilt C^", "the image rebuilt from mask and background"),
     "error": SheetColumn(
         "error of C^",
-        "|C^ - C|, mean over the colours, C at the stage's resolution; larger errors look like the scale's end",
+        "|C^ - C|, mean over the colors, C at the resolution of the stage; larger errors get the last color",
         HEAT,
         0.25,
     ),
@@ -69,9 +68,7 @@ def draw_unfolding(image: Image.Image, unfolding: Unfolding) -> Image.Image:
         RGB image.
     """
     small = image.resize(map_size(image.size), Image.Resampling.BOX)
-    rows = [_cells(stage, small) for stage in unfolding.stages]
-    columns = {name: column for name, column in COLUMNS.items() if any(name in row for row in rows)}
-    return _sheet(image.size, small, unfolding, columns, rows)
+    return _sheet(image.size, small, unfolding, [_cells(stage, small) for stage in unfolding.stages])
 
 
 def _cells(stage: Stage, image: Image.Image) -> dict[str, Image.Image]:
@@ -84,42 +81,38 @@ def _cells(stage: Stage, image: Image.Image) -> dict[str, Image.Image]:
     return cells
 
 
-def _outlined(picture: Image.Image, mask: np.ndarray) -> Image.Image:
-    """Draw a line, dark at its sides, where the mask passes 0.5."""
-    picture = picture.copy()
+def _outlined(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """Draw a line with dark sides where the mask passes 0.5."""
+    image = image.copy()
     inside = Image.fromarray(np.where(mask > 0.5, np.uint8(255), np.uint8(0)))
     for line_width, color in ((4, INK), (2, MARK)):
         size = line_width + 1
         line = ImageChops.difference(
             inside.filter(ImageFilter.MaxFilter(size)), inside.filter(ImageFilter.MinFilter(size))
         )
-        picture.paste(color, mask=line)
-    return picture
+        image.paste(color, mask=line)
+    return image
 
 
 def _sheet(
-    picture_size: tuple[int, int],
-    picture: Image.Image,
-    unfolding: Unfolding,
-    columns: dict[str, SheetColumn],
-    rows: list[dict[str, Image.Image]],
+    image_size: tuple[int, int], image: Image.Image, unfolding: Unfolding, rows: list[dict[str, Image.Image]]
 ) -> Image.Image:
     font, small = ImageFont.load_default(size=16), ImageFont.load_default(size=13)
-    width, height = (max(side, least) for side, least in zip(picture.size, (100, 3 * LINE_HEIGHT), strict=True))
-    lefts = [LABEL_WIDTH + GAP + index * (width + GAP) for index in range(len(columns))]
+    width, height = (max(side, least) for side, least in zip(image.size, (100, 3 * LINE_HEIGHT), strict=True))
+    lefts = [LABEL_WIDTH + GAP + index * (width + GAP) for index in range(len(COLUMNS))]
     right = lefts[-1] + width + GAP
 
-    # 1. Measure the text beside the picture, then the rows.
+    # 1. Measure the text next to the image, then the rows.
     text_left = lefts[2]
-    start = unfolding.stages[0]
-    input_size, padded_size = unfolding.input_size, tuple(side * start.stride for side in start.map_size)
-    padded = "" if padded_size == input_size else ", padded to {} x {}".format(*padded_size)
+    start, input_size = unfolding.stages[0], unfolding.input_size
+    padded_size = tuple(side * start.stride for side in start.map_size)
+    padded = "" if padded_size == input_size else f", padded to {size_text(padded_size)}"
     text = [
-        "{} x {} pixels, seen by the network at {} x {}{}".format(*picture_size, *input_size, padded),
-        f"k = 0 is the coarse start, k = {len(rows) - 1} the last stage; blank: no such map is made there",
-        "Maps are enlarged without smoothing: a block of one colour is one position of the map",
+        f"{size_text(image_size)} pixels, seen by the network at {size_text(input_size)}{padded}",
+        f"k = 0 is the coarse start, k = {len(rows) - 1} the last stage; blank: the network has no such map",
+        "Maps are enlarged without smoothing: a block of one color is one position of the map",
     ]
-    text += [f"{column.title}: {column.meaning}" for column in columns.values()]
+    text += [f"{column.title}: {column.meaning}" for column in COLUMNS.values()]
     lines = [line for paragraph in text for line in wrapped(paragraph, small, right - GAP - text_left)]
     header = GAP + LINE_HEIGHT
     titles_top = header + max(height, len(lines) * LINE_HEIGHT) + 2 * GAP
@@ -127,16 +120,16 @@ def _sheet(
     sheet = Image.new("RGB", (right, tops[-1] + height + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
 
-    # 2. The picture, the result, and what the columns mean.
-    result = _outlined(overlay(picture, unfolding.mask, MARK, alpha=0.4), unfolding.mask)
-    for left, title, cell in zip(lefts, ("picture", "final mask"), (picture, result), strict=False):
+    # 2. The image, the result, and the meaning of the columns.
+    result = _outlined(overlay(image, unfolding.mask, MARK, alpha=0.4), unfolding.mask)
+    for left, title, cell in zip(lefts, ("image", "final mask"), (image, result), strict=False):
         draw.text((left, GAP // 2), title, INK, font)
         paste_framed(sheet, cell, left, header)
     for index, line in enumerate(lines):
         draw.text((text_left, header + index * LINE_HEIGHT), line, INK, small)
 
     # 3. Titles with their scales.
-    for left, column in zip(lefts, columns.values(), strict=True):
+    for left, column in zip(lefts, COLUMNS.values(), strict=True):
         draw.text((left, titles_top), column.title, INK, font)
         if column.scale is not None:
             bar = draw_scale(np.tile(np.linspace(0, column.top, 60), (10, 1)), column.scale, column.top)
@@ -147,10 +140,10 @@ def _sheet(
 
     # 4. The stages.
     for k, (top, stage, row) in enumerate(zip(tops, unfolding.stages, rows, strict=True)):
-        label = f"k = {k}", f"stride {stage.stride}", "map {} x {}".format(*stage.map_size)
+        label = f"k = {k}", f"stride {stage.stride}", f"map {size_text(stage.map_size)}"
         for index, line in enumerate(label):
             draw.text((GAP, top + index * LINE_HEIGHT), line, INK, small if index else font)
-        for left, name in zip(lefts, columns, strict=True):
+        for left, name in zip(lefts, COLUMNS, strict=True):
             if name in row:
                 paste_framed(sheet, row[name], left, top)
     return sheet

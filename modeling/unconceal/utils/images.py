@@ -1,12 +1,12 @@
 """Open image files under one limit on their size."""
 
-import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .errors import UserError
 
@@ -17,48 +17,47 @@ IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm"),
     *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
+# Limit of the `open_image` block that this thread is in.
+_max_pixels: ContextVar[int | None] = ContextVar("max_pixels", default=None)
+_check_of_pillow = getattr(Image, "_decompression_bomb_check", None)
 
 
 @contextmanager
 def open_image(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """Yield an image whose header was read; decode it inside the block.
 
-    Threads can use different limits: Pillow's own limit, one for all threads, stays untouched and unused.
+    Threads can use different limits at once.
 
     Args:
         source: A path, or a file open for reading bytes.
-        max_pixels: Largest width times height.
+        max_pixels: Largest width times height. Pillow's own limit does not apply.
 
     Raises:
         UserError: If the image is larger. The message does not name the file. Pillow's own errors pass.
     """
-    with Path(source).open("rb") if isinstance(source, (str, Path)) else nullcontext(source) as file:
-        file.seek(0)
-        image = _read_header(file, str(source) if isinstance(source, (str, Path)) else "")
-        if image.width * image.height > max_pixels:
-            raise UserError(
-                f"got {size_text(image.size)}, expected at most {max_pixels} pixels, a guard against decompression "
-                "bombs; raise --max-pixels"
-            )
-        yield image
+    token = _max_pixels.set(max_pixels)
+    try:
+        with Image.open(source) as image:
+            _check_size(image.size)
+            yield image
+    finally:
+        _max_pixels.reset(token)
 
 
-def _read_header(file: BinaryIO, name: str) -> Image.Image:
-    """Do what `Image.open` does, without its check of the size."""
-    prefix, tried = file.read(16), set()
-    for import_plugins in (Image.preinit, Image.init):  # the common formats first, then all
-        import_plugins()
-        for kind in [kind for kind in Image.ID if kind not in tried]:
-            tried.add(kind)
-            factory, accept = Image.OPEN[kind]
-            try:
-                is_accepted = accept is None or accept(prefix)
-                if is_accepted and not isinstance(is_accepted, str):  # a text says what the plugin lacks
-                    file.seek(0)
-                    return factory(file, name)
-            except (SyntaxError, IndexError, TypeError, struct.error):
-                continue  # the next plugin may read it
-    raise UnidentifiedImageError("cannot identify image file")
+def _check_size(size: tuple[int, int]):
+    """Check the limit of this thread, or Pillow's outside `open_image`."""
+    max_pixels = _max_pixels.get()
+    if max_pixels is None:
+        _check_of_pillow(size)
+    elif size[0] * size[1] > max_pixels:
+        raise UserError(
+            f"got {size_text(size)}, expected at most {max_pixels} pixels, a guard against decompression bombs; "
+            "raise --max-pixels"
+        )
+
+
+# Pillow's limit is one global for all threads. Its decoders call this check, some of them also while they decode.
+Image._decompression_bomb_check = _check_size
 
 
 def size_text(size: tuple[int, int]) -> str:
