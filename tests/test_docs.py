@@ -315,14 +315,8 @@ def test_page_runs_as_written(page, workshop, tmp_path, monkeypatch):
     "code",
     [
         *("unconceal.explain.explain(image)", "unconceal.load(folder)", "Segmenter.nothing", "NothingConfig"),
-        *(
-            "unconceal segment --nothing",
-            "--nothing",
-            "nothing=1",
-            "phases.segmentation.nothing",
-            "best_metric=nothing",
-        ),
-        *("configs/run/nothing.yaml", "python scripts/nothing.py", "nothing(1"),
+        *("unconceal segment --nothing", "--nothing", "nothing=1", "best_metric=nothing"),
+        *("phases.segmentation.nothing", "configs/run/nothing.yaml", "python scripts/nothing.py", "nothing(1"),
     ],
 )
 def test_wrong_inline_code_is_found(code):
@@ -375,7 +369,7 @@ def test_changed_digit_is_found_and_replaced(tmp_path):
     right = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     page.write_text(right.replace("0.813", "0.831"), encoding="utf-8")
     result = build_docs("--check", page)
-    assert (result.returncode, result.stdout.count("\n")) == (1, 1) and "results.md" in result.stdout
+    assert (result.returncode, result.stdout.count("\n")) == (1, 1) and "results.md" in result.stdout, result.stderr
     assert build_docs(page).returncode == 0
     assert page.read_text(encoding="utf-8") == right
 
