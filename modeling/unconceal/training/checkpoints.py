@@ -78,7 +78,7 @@ def save_checkpoint(
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """Return the progress in a checkpoint, or None if there is no checkpoint.
+    """Return a checkpoint's progress, or None without a checkpoint.
 
     If the program was killed while it replaced this checkpoint or the best one, the old one is restored.
 

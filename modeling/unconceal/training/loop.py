@@ -83,7 +83,7 @@ def evaluate_segmentation(
 
 @torch.inference_mode()
 def evaluate_loss(model, processor, dataset, accelerator, batch_size, num_workers) -> dict[str, float]:
-    """Return the mean loss over the samples; each process takes every n-th batch."""
+    """Return the mean loss; each process takes every n-th batch."""
     starts = range(accelerator.process_index * batch_size, len(dataset), accelerator.num_processes * batch_size)
     batches = DataLoader(
         TrainingSet(dataset, processor, UNCHANGED, seed=0),
@@ -144,7 +144,7 @@ def run_phase(
     splits: dict[str, Dataset],
     init_from: str | Path | None,
 ) -> Path:
-    """Train one phase from its last finished epoch; return the folder of its best checkpoint.
+    """Train a phase from its last epoch; return its best checkpoint.
 
     Raises:
         UserError: If it cannot start, cannot be resumed, or diverges.
@@ -259,7 +259,7 @@ def train_epoch(
     averaged: AveragedModel | None,
     epoch: int,
 ) -> dict[str, float]:
-    """Train on the whole split once; return the mean loss and the times."""
+    """Train on the whole split once; return mean loss and times."""
     started, waited, losses, num_samples = time.perf_counter(), 0.0, [], 0
     bar = tqdm(
         total=len(batches),

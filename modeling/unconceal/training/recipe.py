@@ -1,4 +1,4 @@
-"""Recipes: typed dataclasses of what a YAML file says about a training run.
+"""Recipes of training runs: YAML files as typed dataclasses.
 
 A recipe does not describe the architecture. The exception is `model`, which goes to the network's configuration class.
 """

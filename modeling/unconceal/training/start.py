@@ -1,4 +1,4 @@
-"""Checks and parts of a training run: the output folder, data, model, processor, encoder."""
+"""Check and build the parts of a training run."""
 
 import logging
 import shutil
@@ -44,7 +44,7 @@ def load_data(recipe: DataRecipe) -> dict[str, Dataset]:
 
 
 def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool):
-    """Check that the output folder can be written and holds no other run.
+    """Check the output folder: writable, and without another run.
 
     Raises:
         UserError: If it cannot be used.
@@ -75,7 +75,7 @@ def _differences(kept: Any, wanted: Any, key: str = "") -> Iterator[str]:
 
 
 def claim_folder(output_dir: Path, recipe: Recipe, resume: bool):
-    """Write the recipe of a new run and remove what an earlier run left."""
+    """Write the recipe of a new run and remove an earlier run."""
     file = output_dir / RECIPE_FILE
     if file.exists():
         if resume:
@@ -87,7 +87,7 @@ def claim_folder(output_dir: Path, recipe: Recipe, resume: bool):
 
 
 def check_start(recipe: Recipe, task: str, resume: bool):
-    """Try the first phase's model without computing, to find mistakes before the run begins.
+    """Try the first phase's model without computing, to find mistakes early.
 
     Raises:
         UserError: If recipe, checkpoint and encoder do not go together.
