@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -396,7 +397,7 @@ def test_names_may_differ_in_case_and_suffix(name, images, masks, ending, option
     assert [id.split("/")[-1] for id in stored_ids(tmp_path / "out")] == ["Aa", "C", "b"]
     write_mask(root / masks / f"AA{ending}.png")
     report = build(name, root, tmp_path / "again", skip_unusable=True, **one, **options)
-    (left_out,) = report.skipped
+    (left_out,) = report.problems
     assert left_out[0].endswith("Aa")
     assert left_out[1] == f"2 masks: AA{ending}.png, aA{ending}.PNG"
 
@@ -410,7 +411,7 @@ def test_busi_names_may_differ_in_case(busi, tmp_path):
     assert {"benign (1)", "BENIGN (2)"} <= set(stored_ids(tmp_path / "out"))
     write_mask(root / "Benign (3)_mask.png")
     report = build("busi", busi, tmp_path / "again", skip_unusable=True)
-    assert report.skipped == [("benign (3)", "2 masks: Benign (3)_mask.png, benign (3)_mask.png")]
+    assert report.problems == [("benign (3)", "2 masks: Benign (3)_mask.png, benign (3)_mask.png")]
 
 
 def test_listed_names_may_differ_in_case(sirst, tmp_path):
@@ -421,7 +422,7 @@ def test_listed_names_may_differ_in_case(sirst, tmp_path):
     assert sorted(report.unlisted) == ["Misc_3", "Misc_4", "Misc_7", "Misc_8"]
     (sirst / "idx_427" / "val.txt").write_text("misc_1")
     report = build("sirst", sirst, tmp_path / "again", skip_unusable=True)
-    assert report.skipped == [("Misc_1", "the name occurs 2 times: Misc_1.png in train, Misc_1.png in val")]
+    assert report.problems == [("Misc_1", "the name occurs 2 times: Misc_1.png in train, Misc_1.png in val")]
     (sirst / "names.txt").write_text("MISC_1.png\nmisc_3\n")
     build("folder", sirst, tmp_path / "folder", list_file=sirst / "names.txt", mask_suffix="_pixels0")
     assert stored_ids(tmp_path / "folder") == ["Misc_1", "Misc_3"]
@@ -901,27 +902,20 @@ def test_rotation_stays_within_its_angle():
 
 
 def test_color_changes_computed_by_hand():
-    class Highest:
-        def uniform(self, low, high):
-            return high
-
-    class Lowest:
-        def uniform(self, low, high):
-            return low
-
+    highest, lowest = SimpleNamespace(uniform=max), SimpleNamespace(uniform=min)
     image = Image.new("RGB", (4, 4), (40, 80, 0))
     for fields, rng, expected in (
-        ({}, Highest(), (40, 80, 0)),
-        ({"brightness": 0.5}, Highest(), (60, 120, 0)),
-        ({"brightness": 0.5}, Lowest(), (20, 40, 0)),
-        ({"saturation": 1.0}, Lowest(), (59, 59, 59)),
-        ({"saturation": 2.0}, Lowest(), (59, 59, 59)),  # 1 - 2 is clipped to 0
-        ({"contrast": 1.0}, Lowest(), (59, 59, 59)),
-        ({"sharpness": 2.0}, Highest(), (40, 80, 0)),  # nothing to sharpen
+        ({}, highest, (40, 80, 0)),
+        ({"brightness": 0.5}, highest, (60, 120, 0)),
+        ({"brightness": 0.5}, lowest, (20, 40, 0)),
+        ({"saturation": 1.0}, lowest, (59, 59, 59)),
+        ({"saturation": 2.0}, lowest, (59, 59, 59)),  # 1 - 2 is clipped to 0
+        ({"contrast": 1.0}, lowest, (59, 59, 59)),
+        ({"sharpness": 2.0}, highest, (40, 80, 0)),  # nothing to sharpen
     ):
         assert jitter_colors(image, TransformRecipe(**fields), rng).getpixel((1, 1)) == expected
     noise = Image.fromarray(np.random.default_rng(0).integers(60, 200, (9, 9, 3), dtype=np.uint8))
-    soft, sharp = (jitter_colors(noise, TransformRecipe(sharpness=1.0), rng) for rng in (Lowest(), Highest()))
+    soft, sharp = (jitter_colors(noise, TransformRecipe(sharpness=1.0), rng) for rng in (lowest, highest))
     assert np.std(soft) < np.std(noise) < np.std(sharp)
 
 
@@ -969,7 +963,7 @@ def test_real_data_sets(folder, name, expected, tmp_path):
     if not (REAL / folder).is_dir():
         pytest.skip("the real data is not here")
     report = build(name, REAL / folder, tmp_path / "out")
-    assert not report.skipped
+    assert not report.problems
     assert not report.repeats
     masks = {"changed": report.num_changed_masks, "resized": report.num_resized_masks, "empty": report.num_empty_masks}
     assert sizes(report) | {kind: number for kind, number in masks.items() if number} == expected

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace):
         report = build(name, options.pop("source"), out, **options)
         splits = report.splits
         print(f"splits: {report.split_rule}")
-        print(f"left out: {len(report.skipped)} unusable, {len(report.unlisted)} in no list")
+        print(f"left out: {len(report.problems)} unusable, {len(report.unlisted)} in no list")
         print(
             f"masks: {report.num_changed_masks} changed by the rule, "
             f"{report.num_resized_masks} resized to their image, {report.num_empty_masks} empty"

@@ -3,7 +3,7 @@
 import io
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,29 +28,21 @@ logger = logging.getLogger(__name__)
 SPLIT_STRIDE = 10**9
 
 
-@dataclass
-class Report:
-    """Result of `build`.
+@dataclass(kw_only=True)
+class Report(Checked):
+    """Result of `build`: that of `check_pairs`, and what was written.
 
     Attributes:
         splits: Split name -> pairs and bytes written.
         split_rule: How the splits were made.
-        skipped: (id, reason) of each unusable pair that was left out.
         unlisted: Names in none of the official lists, left out.
         repeats: Names of equal images in different splits.
-        num_changed_masks: Masks that held other values than 0 and 255.
-        num_resized_masks: Masks that were resized to their image.
-        num_empty_masks: Masks without an object.
     """
 
     splits: dict[str, Split]
     split_rule: str
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    unlisted: list[str] = field(default_factory=list)
-    repeats: list[tuple[str, ...]] = field(default_factory=list)
-    num_changed_masks: int = 0
-    num_resized_masks: int = 0
-    num_empty_masks: int = 0
+    unlisted: list[str]
+    repeats: list[tuple[str, ...]]
 
 
 def build(
@@ -120,14 +112,11 @@ def build(
             usable = checked.usable
             split_rule = "the official lists or folders of the raw data"
         report = Report(
+            **vars(checked),
             splits=write_splits(folder, _rows(usable, load)),
             split_rule=split_rule,
-            skipped=checked.problems,
             unlisted=unlisted,
             repeats=find_repeats(usable, checked.digests),
-            num_changed_masks=checked.num_changed_masks,
-            num_resized_masks=checked.num_resized_masks,
-            num_empty_masks=checked.num_empty_masks,
         )
         write_card(folder, _card(name, facts, report, command), report.splits)
     if report.unlisted:
@@ -269,7 +258,7 @@ def _card(name: str, facts: Source, report: Report, command: str) -> Card:
             f"- {report.num_resized_masks} mask(s) had another size than their image, of the same aspect. Their gray "
             "values were resized to the image, linearly, before the rule was applied."
         )
-    skipped = "\n".join(f"- `{id}`: {reason}" for id, reason in report.skipped) or "None."
+    skipped = "\n".join(f"- `{id}`: {reason}" for id, reason in report.problems) or "None."
     return Card(
         title=facts.title,
         license=facts.license,
