@@ -289,20 +289,6 @@ def test_texts_of_all_kinds():
     assert (margin == PAPER).all()
 
 
-def test_id_and_caption_stand_above_their_row():
-    blank, full = (np.asarray(draw_sheet([scored], "t")) for scored in (named("", ""), named("name", "IoU 0.5")))
-    changed = np.argwhere((blank != full).any(-1))
-    top = blank.shape[0] - GAP - CELL - LINE_HEIGHT
-    assert changed[:, 0].min() >= top
-    assert changed[:, 0].max() < top + LINE_HEIGHT
-    only_id = np.asarray(draw_sheet([named("name", "")], "t"))
-    assert np.argwhere((only_id != full).any(-1))[:, 1].min() > np.argwhere((only_id != blank).any(-1))[:, 1].max()
-
-
-def named(name, caption):
-    return ScoredImage(name, caption, None, np.eye(40, dtype=bool), np.eye(40))
-
-
 def test_shortened():
     font = ImageFont.load_default(size=13)
     text = "first-" + "x" * 300 + "-last"

@@ -101,13 +101,10 @@ def test_published_means_are_those_of_the_four_sets(method):
     ("on", "changed", "expected"),
     [
         ("CAMO", {}, "CAMO"),
-        ("COD10K", {}, "COD10K"),
         ("DIS-VD", {}, "DIS-VD"),
-        ("DIS-TE2", {}, "DIS-TE2"),
         ("BUS", {}, "BUS"),
         ("KBT", {"division_seed": 3}, "KBT"),
         ("KBT", {"protocol": "segmentation"}, "KBT"),
-        ("CAMO", {"split": "train"}, None),
         ("CAMO", {"split": None}, None),
         ("CAMO", {"sources": {"cod/CAMO": 249, "cod/COD10K": 1}}, None),
         ("CAMO", {"sources": {}, "split": None}, None),
@@ -206,9 +203,7 @@ def test_columns_scale(write):
     ("on", "changed", "method"),
     [
         ("CAMO", {"num_images": 22}, "ours (22 of 250 images)"),
-        ("CAMO", {"num_images": 251}, "ours (251 of 250 images)"),
         ("CAMO", {"options": {"min_max": False}}, "ours (min_max off)"),
-        ("CAMO", {"refine": "never"}, "ours"),
         ("CAMO", {"refine": "auto"}, "ours (refine auto)"),
         ("DIS-VD", {"options": {"min_max": True, "hce": True}}, "ours"),
         ("DIS-VD", {"options": {"min_max": True, "hce": False}}, "ours (hce off)"),
@@ -264,12 +259,6 @@ def test_random_splits_of_other_sizes_say_so(write):
     assert table.rows[-1][0] == "ours (mean of 3 random splits, 168 to 170 of 169 images)"
 
 
-def test_deviations_scale(write):
-    paths = [write("KBT", division_seed=seed, scores={"fa": fa}) for seed, fa in ((5, 1e-5), (8, 3e-5))]
-    (table,) = tables_of(*paths)
-    assert cells(table, "ours (mean of 2 random splits)")["Fa (1e-6)"] == "20.00 ± 14.14"
-
-
 # The mean of the four test sets of DIS5K.
 
 
@@ -295,10 +284,6 @@ def test_mean_of_the_test_sets(write):
 
 def test_no_mean_of_three_test_sets(write):
     assert len(tables_of(*write_test_sets(write)[:3])) == 3
-
-
-def test_no_mean_by_another_protocol(write):
-    assert len(tables_of(*write_test_sets(write, protocol="segmentation"))) == 4
 
 
 def test_mean_of_the_test_sets_names_options_of_its_parts(write):
@@ -395,7 +380,6 @@ def test_damaged_file_is_rejected(tmp_path, content):
         ({"name": None}, "'name' is null, expected str"),
         ({"name": "  "}, "'name' is empty"),
         ({"sources": ["cod/CAMO"]}, "'sources' is .* expected dict"),
-        ({"options": None}, "'options' is null"),
         ({"split": 3}, "'split' is 3, expected str"),
         ({"division_seed": True}, "'division_seed' is true, expected int"),
         ({"results": {"s_measure": 0.8}}, "no num_images"),
@@ -403,7 +387,6 @@ def test_damaged_file_is_rejected(tmp_path, content):
         ({"results": {"accuracy": 0.8, "num_images": 4}}, "no number of the protocol cod"),
         ({"scores": {"mae": float("nan")}}, "mae is NaN, expected a finite number"),
         ({"scores": {"mae": "0.05"}}, "mae is "),
-        ({"scores": {"mae": True}}, "mae is true"),
     ],
 )
 def test_foreign_file_is_rejected(write, changed, problem):
