@@ -1,4 +1,4 @@
-"""What every network must do. A test module names a model class and a tiny configuration, and inherits the tests."""
+"""Tests of what every network must do; test modules inherit them."""
 
 import copy
 import inspect
@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from unconceal import UnconcealImageProcessor
 
 
-# The smallest SRS, where any will do.
+# The smallest SRS, for tests of something else.
 SMALLEST_SRS = {
     "stem_size": 4,
     "hidden_sizes": [8, 8, 8, 8],
@@ -36,7 +36,7 @@ SMALLEST_SRS = {
     "attention_reduction_ratio": 2,
 }
 
-# Opens a saved folder where neither this package nor anything beyond transformers' own needs is installed.
+# Opens a saved folder while everything except the requirements of transformers is hidden.
 FRESH_PROCESS = """
 import copy, importlib.util, json, sys
 
@@ -87,7 +87,7 @@ check(task["auto_classes"][-1], task["again"])
 
 @lru_cache
 def modules_beyond_transformers(*others: str) -> list[str]:
-    """Names of the installed modules that torch, transformers, Pillow and `others` can do without."""
+    """Return installed modules that transformers, Pillow and `others` do not need."""
     todo, needed = ["torch", "transformers", "huggingface_hub", "numpy", "pillow", "safetensors", *others], set()
     while todo:
         name = canonicalize_name(todo.pop())
@@ -110,7 +110,7 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def says(*parts: str):
-    """Expect a `ValueError` whose message holds every one of `parts`."""
+    """Expect a `ValueError` with all `parts` in its message."""
     with pytest.raises(ValueError) as caught:
         yield
     missing = [part for part in parts if part not in str(caught.value)]
@@ -118,7 +118,7 @@ def says(*parts: str):
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer by name."""
+    """Return all parameters and buffers by name."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
@@ -136,16 +136,16 @@ def aligned(model: nn.Module) -> nn.Module:
 
 
 class PretrainedTester:
-    """What every network and encoder must do: be configured, built, saved, loaded, copied.
+    """Tests for every network and encoder: configure, build, save, load, copy.
 
-    Inherit as `class TestX(PretrainedTester)`, set `model_class` and `tiny`, and what differs of the switches.
+    Inherit as `class TestX(PretrainedTester)`, set `model_class` and `tiny`, and other attributes if they differ.
     """
 
     model_class: type
     tiny: dict  # arguments of the configuration class
     main_output = "logits"
 
-    # ---- what the tests work with -----------------------------------------------------------------------------------
+    # ---- helpers ----------------------------------------------------------------------------------------------------
 
     def make_config(self, **changes):
         return self.model_class.config_class(**{**self.tiny, **changes})
@@ -155,9 +155,9 @@ class PretrainedTester:
         return self.model_class(self.make_config(**changes)).eval()
 
     def make_lively_model(self, **changes):
-        """A model whose batch norms know their inputs.
+        """Make a model whose batch norms fit the inputs.
 
-        With fresh statistics the signal fades from layer to layer, and any two outputs are almost equal.
+        With fresh statistics the signal fades, and all outputs are almost equal.
         """
         model = self.make_model(**changes)
         momenta = [(norm, norm.momentum) for norm in batch_norms(model)]
@@ -184,7 +184,7 @@ class PretrainedTester:
 
     def test_configuration_survives_files_copies_and_pickles(self, tmp_path):
         config, kind = self.make_config(), self.model_class.config_class
-        config.save_pretrained(tmp_path / "folder")  # first, as it notes where the code is
+        config.save_pretrained(tmp_path / "folder")  # first, because it sets `auto_map`
         config.to_json_file(tmp_path / "one.json")
         config.save_pretrained(tmp_path / "parent" / "inner")
         again = [
@@ -198,37 +198,13 @@ class PretrainedTester:
         with pytest.raises(OSError, match="nowhere"):
             kind.from_pretrained(tmp_path / "nowhere")
 
-    def test_configuration_takes_what_every_one_takes(self, tmp_path):
-        given = {
-            "return_dict": False,
-            "output_hidden_states": True,
-            "output_attentions": True,
-            "chunk_size_feed_forward": 5,
-            "architectures": ["Another"],
-            "id2label": {0: "only"},
-            "label2id": {"only": 0},
-            "problem_type": "regression",
-            "name_or_path": "a/b",
-        }
-        config = self.make_config(**given, dtype="float16")
-        assert {name: getattr(config, name) for name in given} == given
-        assert config.dtype == torch.float16
-        config.save_pretrained(tmp_path)
-        again = self.model_class.config_class.from_pretrained(tmp_path)
-        for name in ("return_dict", "output_hidden_states", "id2label", "problem_type", "dtype"):
-            assert getattr(again, name) == getattr(config, name), name
-        config = self.make_config(num_labels=5)
-        assert len(config.id2label) == len(config.label2id) == 5
-        config.num_labels = 3
-        assert len(config.id2label) == len(config.label2id) == 3
-
     # ---- construction -----------------------------------------------------------------------------------------------
 
     def test_can_be_built_without_memory(self):
         with torch.device("meta"):
             model = self.model_class(self.make_config())
         assert [name for name, tensor in tensors_of(model).items() if not tensor.is_meta] == []
-        # What is neither would stay behind when the model moves.
+        # Plain tensor attributes are not moved by `model.to(device)`.
         hidden = [
             (name, attribute)
             for name, module in model.named_modules()
@@ -237,8 +213,11 @@ class PretrainedTester:
         ]
         assert hidden == []
 
-    def test_initialisation_covers_every_parameter_and_buffer(self):
-        """transformers allocates a model without values, then relies on `_init_weights` for all that no file gives."""
+    def test_every_parameter_and_buffer_is_initialized(self):
+        """transformers allocates a model without values.
+
+        `_init_weights` must set everything that files do not hold.
+        """
         model = self.make_model()
         tensors = tensors_of(model)
         for tensor in tensors.values():
@@ -248,12 +227,6 @@ class PretrainedTester:
             module._is_hf_initialized = False
         model.initialize_weights()
         assert [name for name, tensor in tensors.items() if not (tensor.isfinite() & (tensor != -1)).all()] == []
-
-    def test_attention_of_transformers_is_refused(self, tmp_path):
-        self.make_model().save_pretrained(tmp_path)
-        assert self.model_class.from_pretrained(tmp_path, attn_implementation="eager")
-        with says(self.model_class.__name__, "does not support"):
-            self.model_class.from_pretrained(tmp_path, attn_implementation="sdpa")
 
     # ---- saving and loading -----------------------------------------------------------------------------------------
 
@@ -289,22 +262,22 @@ class PretrainedTester:
                 assert tensor.dtype == (expected if tensor.is_floating_point() else torch.int64), name
         exact, prediction = self.predict(model, pixel_values), self.predict(half, pixel_values.to(dtype))
         assert prediction.dtype == dtype
-        # bfloat16 keeps 8 bits, float16 11, of which some thirty layers of random weights lose about half.
+        # bfloat16 keeps 8 bits, float16 11. Some thirty layers of random weights lose about half.
         error = (prediction.float() - exact).square().mean().sqrt() / exact.std()
         assert error < (0.2 if dtype == torch.bfloat16 else 0.03)
 
-    def test_lost_foreign_and_misshapen_weights_are_told(self, tmp_path):
+    def test_missing_unknown_and_misshapen_weights_are_reported(self, tmp_path):
         model = self.make_model()
         model.save_pretrained(tmp_path)
         state = load_file(tmp_path / "model.safetensors")
         kernels = sorted(name for name, tensor in state.items() if tensor.ndim == 4 and tensor.numel() > 1)
         lost, misshapen = kernels[0], kernels[-1]
         del state[lost]
-        save_file({**state, "foreign": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+        save_file({**state, "unknown": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
         torch.manual_seed(1)
         loaded, report = self.model_class.from_pretrained(tmp_path, output_loading_info=True)
         assert report["missing_keys"] == {lost}
-        assert report["unexpected_keys"] == {"foreign"}
+        assert report["unexpected_keys"] == {"unknown"}
         save_file({**state, misshapen: torch.zeros(3)}, tmp_path / "model.safetensors", {"format": "pt"})
         with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
             self.model_class.from_pretrained(tmp_path)
@@ -316,43 +289,26 @@ class PretrainedTester:
         for one, new in ((loaded, {lost}), (misfit, {lost, misshapen})):
             changed = {name for name, tensor in one.state_dict().items() if not torch.equal(tensor, saved[name])}
             assert changed == new
-            for name in new:
+            for name in new:  # fresh weights have the usual scale
                 assert 0.3 < one.state_dict()[name].std() / saved[name].std() < 3, name
-
-    def test_weights_come_from_a_file_or_a_state_and_from_nowhere_else(self, tmp_path):
-        model = self.make_model()
-        loaded = self.model_class.from_pretrained(None, config=model.config, state_dict=model.state_dict())
-        assert same_state(loaded, model)
-        torch.save(model.state_dict(), tmp_path / "state.pt")
-        other = self.make_model(seed=1)
-        assert not same_state(other, model)
-        other.load_state_dict(torch.load(tmp_path / "state.pt"))
-        assert same_state(other, model)
-        model.config.save_pretrained(tmp_path / "no_weights")
-        with pytest.raises(OSError, match=r"model\.safetensors"):
-            self.model_class.from_pretrained(tmp_path / "no_weights")
-        empty = self.model_class.from_pretrained(None, config=model.config, state_dict={})
-        assert [
-            name for name, tensor in tensors_of(empty).items() if tensor.is_meta or not tensor.isfinite().all()
-        ] == []
 
     def test_saving_what_was_loaded_writes_the_same_files(self, tmp_path):
         model = self.make_model()
-        model.save_pretrained(tmp_path / "one", True, safe_serialization=True)  # as `PreTrainedModel` takes them
+        model.save_pretrained(tmp_path / "one", True, safe_serialization=True)  # arguments of `PreTrainedModel`
         self.model_class.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
         one, two = ({path.name: path for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
         assert one.keys() == two.keys()
         assert {name for name in one if one[name].read_bytes() != two[name].read_bytes()} <= {"config.json"}
         configs = [json.loads(files["config.json"].read_text()) for files in (one, two)]
         for config in configs:
-            # Of an encoder transformers writes the type of its weights once it was loaded.
+            # transformers adds the dtype of an encoder after loading.
             config.get("backbone_config", {}).pop("dtype", None)
         assert configs[0] == configs[1]
 
     # ---- copies -----------------------------------------------------------------------------------------------------
 
     @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
-    def test_copies_are_equal_and_on_their_own(self):
+    def test_copies_are_equal_and_independent(self):
         model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
         prediction, state = self.predict(model, pixel_values), copy.deepcopy(model.state_dict())
         model.gradient_checkpointing_enable()
@@ -367,14 +323,14 @@ class PretrainedTester:
 
 
 class ModelTester(PretrainedTester):
-    """What every network must do besides: take labels, give a loss, train, compile, travel.
+    """Further tests for every network: labels, loss, training, compilers, Hub.
 
-    Inherit as `class TestX(ModelTester)`, set `model_class`, `tiny` and `hidden_shapes`, and what differs of the switches.
+    Inherit as `class TestX(ModelTester)`, set `model_class`, `tiny` and `hidden_shapes`, and others if they differ.
     """
 
-    needs_labels = True  # else an image is its own label, and given ones are ignored
+    needs_labels = True  # otherwise labels are ignored: an image is its own label
     num_outputs = 1  # channels of the main output
-    is_exported = True  # users run it elsewhere
+    is_exported = True  # for use outside of Python
     sizes = ((33, 47), (64, 64))
     hidden_shapes: list[tuple[int, int, int]]  # (C, h, w) of the hidden states of an image of 33x47
 
@@ -408,28 +364,19 @@ class ModelTester(PretrainedTester):
             assert all(torch.equal(a, b) for a, b in zip(tree_leaves(given), expected, strict=True))
         assert isinstance(model(**inputs, return_dict=True), transformers.utils.ModelOutput)
 
-    def test_hidden_states_are_returned_where_asked_for(self):
+    def test_hidden_states_are_returned_on_request(self):
         model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
         output = model(pixel_values, output_hidden_states=True)
         assert isinstance(output.hidden_states, tuple)
         assert [tuple(states.shape[1:]) for states in output.hidden_states] == self.hidden_shapes
         gradients = torch.autograd.grad(output[self.main_output].sum(), output.hidden_states, allow_unused=True)
-        assert all(gradient is not None and gradient.any() for gradient in gradients), "not on the way to the output"
+        assert all(gradient is not None and gradient.any() for gradient in gradients), "no influence on the output"
         assert "hidden_states" not in model(pixel_values)
         model.config.output_hidden_states = True
         assert len(model(pixel_values).hidden_states) == len(self.hidden_shapes)
         assert "hidden_states" not in model(pixel_values, output_hidden_states=False)
 
-    def test_outputs_travel_between_processes(self):
-        with torch.no_grad():
-            output = self.make_model()(**self.make_inputs(), output_hidden_states=True)
-        again = pickle.loads(pickle.dumps(output))
-        assert type(again) is type(output)
-        assert again.keys() == output.keys()
-        pairs = zip(tree_leaves(again.to_tuple()), tree_leaves(output.to_tuple()), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs)
-
-    def test_without_labels_there_is_a_loss_only_if_it_needs_none(self):
+    def test_loss_without_labels(self):
         model, inputs = self.make_model(), self.make_inputs()
         loss = model(inputs["pixel_values"]).loss
         if self.needs_labels:
@@ -437,7 +384,7 @@ class ModelTester(PretrainedTester):
         else:
             assert torch.equal(loss, model(**inputs).loss)
 
-    def test_every_image_is_alone_in_its_batch(self):
+    def test_images_of_a_batch_are_independent(self):
         model, inputs = self.make_lively_model(), self.make_inputs(batch_size=3)
 
         def run(images: slice):
@@ -446,10 +393,10 @@ class ModelTester(PretrainedTester):
             return output.loss, output[self.main_output], tree_leaves(output.to_tuple()[1:])
 
         loss, prediction, together = run(slice(3))
-        assert (prediction[0] - prediction[1]).abs().max() > 1e-2, "too alike to tell"
+        assert (prediction[0] - prediction[1]).abs().max() > 1e-2, "too similar for this test"
         singles = [run(slice(i, i + 1)) for i in range(3)]
         for i, (_, alone, others) in enumerate(singles):
-            # Other batch sizes take other kernels, which sum in another order.
+            # Kernels for other batch sizes sum in another order.
             torch.testing.assert_close(alone[0], prediction[i], atol=1e-5, rtol=1e-4)
             for one, of_all in zip(others, together, strict=True):
                 torch.testing.assert_close(one[0], of_all[i], atol=1e-4, rtol=1e-3)
@@ -473,13 +420,13 @@ class ModelTester(PretrainedTester):
         assert torch.equal(model(inputs["pixel_values"], labels=inputs["labels"][:, None]).loss, without_axis)
 
     @pytest.mark.parametrize("shape", [(2, 33, 46), (2, 33), (1, 33, 47), (2, 3, 33, 47)])
-    def test_wrong_labels_are_refused(self, shape):
+    def test_wrong_labels_are_rejected(self, shape):
         if not self.needs_labels:
-            pytest.skip("this network ignores labels: its images are its labels")
+            pytest.skip("this network ignores labels")
         with says("labels", "(2, 1, 33, 47)", "got", str(shape)):
             self.make_model()(self.make_inputs()["pixel_values"], labels=torch.zeros(shape))
 
-    def test_wrong_images_are_refused(self):
+    def test_wrong_images_are_rejected(self):
         model = self.make_model()
         channels, smallest = model.config.num_channels, model.min_image_size
         for shape in ((2, channels + 1, 64, 64), (channels, 64, 64)):
@@ -489,8 +436,8 @@ class ModelTester(PretrainedTester):
             with says("pixel_values", f"{smallest}x{smallest}", "got", f"{size[1]}x{size[0]}"):
                 model(torch.zeros(1, channels, *size))
 
-    def test_unknown_keywords_are_refused(self):
-        """Trainer would take a `**kwargs` for a loss that needs no division by the number of accumulated batches."""
+    def test_unknown_arguments_are_rejected(self):
+        """With `**kwargs`, Trainer would not divide the loss by the accumulation steps."""
         model, inputs = self.make_model(), self.make_inputs()
         kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
         assert inspect.Parameter.VAR_KEYWORD not in kinds
@@ -501,17 +448,28 @@ class ModelTester(PretrainedTester):
         model.config.output_attentions = True
         assert "attentions" not in model(**inputs)
 
-    def test_takes_what_the_image_processor_gives(self):
+    def test_runs_on_the_output_of_the_image_processor(self):
         model = self.make_model()
         processor = UnconcealImageProcessor(size={"height": 33, "width": 47})
-        pictures = [Image.new("RGB", (90, 60), "red"), Image.new("L", (20, 70), 9)]
-        batch = processor(pictures, [Image.new("L", picture.size, 255) for picture in pictures])
+        images = [Image.new("RGB", (90, 60), "red"), Image.new("L", (20, 70), 9)]
+        batch = processor(images, [Image.new("L", image.size, 255) for image in images])
         output = model(**batch)
         assert output[self.main_output].shape == (2, self.num_outputs, 33, 47)
         in_half = model.to(torch.bfloat16)(**batch.to(torch.bfloat16))
         torch.testing.assert_close(in_half.loss, output.loss, atol=0.05, rtol=0.05)
 
     # ---- training ---------------------------------------------------------------------------------------------------
+
+    def test_declares_what_the_training_loop_uses(self):
+        model = self.make_model()
+        assert model.training_progress == 1
+        assert model.has_backbone == hasattr(model, "backbone")
+        if not model.has_backbone:
+            with says("got backbone nowhere", "has no backbone"):
+                model.load_backbone("nowhere")
+        image = model.denormalize(self.make_inputs()["pixel_values"])
+        assert image is None or (image.min() >= 0 and image.max() <= 1)
+        assert (model.num_stages > 0) == (image is not None)
 
     def test_image_has_a_gradient(self):
         model, inputs = self.make_lively_model(), self.make_inputs()
@@ -521,10 +479,10 @@ class ModelTester(PretrainedTester):
         assert (pixel_values.grad != 0).float().mean() > 0.9
 
     @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
-    def test_frozen_encoder_leaves_the_rest_to_learn(self):
+    def test_everything_but_a_frozen_encoder_learns(self):
         model = self.make_model().train()
-        if not hasattr(model, "backbone"):
-            pytest.skip("this network stands on no encoder of its own kind")
+        if not model.has_backbone:
+            pytest.skip("this network has no backbone")
         model.backbone.requires_grad_(False)
         rest = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert not any(name.startswith("backbone.") for name in rest)
@@ -535,7 +493,7 @@ class ModelTester(PretrainedTester):
             assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == rest
 
     def test_every_parameter_has_a_gradient(self):
-        # A narrow layer behind a ReLU can be silent by chance, but not under every seed.
+        # A narrow layer behind a ReLU can have no gradient by chance, but not for every seed.
         silent = None
         for seed in range(8):
             model = self.make_model(seed=seed)
@@ -562,7 +520,7 @@ class ModelTester(PretrainedTester):
 
     @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
     @pytest.mark.parametrize("options", [None, {"use_reentrant": False}, {"use_reentrant": True}])
-    def test_gradient_checkpointing_changes_no_number(self, options):
+    def test_gradient_checkpointing_gives_the_same_numbers(self, options):
         model = self.make_model().train()
         start = {name: value.clone() for name, value in model.state_dict().items()}
         calls = 0
@@ -572,7 +530,7 @@ class ModelTester(PretrainedTester):
             calls += 1
 
         for layer in (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)):
-            # On its children: some versions of transformers recompute without a call of the layer itself.
+            # On the children, because some versions of transformers recompute without a call of the layer.
             for child in layer.children():
                 child.register_forward_pre_hook(count)
 
@@ -585,7 +543,7 @@ class ModelTester(PretrainedTester):
             loss = model(**self.make_inputs()).loss
             loss.backward()
             gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-            # The count of batches is left out: nothing reads it where the momentum is a number.
+            # Without the number of batches, which has no effect if the momentum is a number.
             buffers = {name: b.clone() for name, b in model.named_buffers() if b.is_floating_point()}
             return loss.detach(), gradients, buffers, calls
 
@@ -600,7 +558,7 @@ class ModelTester(PretrainedTester):
         torch.testing.assert_close(again, plain, atol=0, rtol=0)
 
     @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
-    def test_gradient_checkpointing_without_gradients_learns_the_same_statistics(self):
+    def test_gradient_checkpointing_learns_the_same_statistics_without_gradients(self):
         statistics = []
         for is_saving in (False, True):
             model = self.make_model().train()
@@ -611,10 +569,10 @@ class ModelTester(PretrainedTester):
             statistics.append(dict(model.named_buffers()))
         layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not any(batch_norms(layer) for layer in layers):
-            pytest.skip("no layer that can be recomputed has statistics")
+            pytest.skip("no recomputed layer has statistics")
         torch.testing.assert_close(*statistics, atol=0, rtol=0)
 
-    def test_half_precision_is_near_single(self):
+    def test_half_precision_is_near_float32(self):
         model, inputs = self.make_lively_model(), self.make_inputs()
         exact = self.predict(model, inputs["pixel_values"])
         with torch.autocast("cpu", torch.bfloat16):
@@ -624,7 +582,7 @@ class ModelTester(PretrainedTester):
         for output in (autocast, cast):
             prediction = output[self.main_output]
             assert prediction.dtype == torch.bfloat16, "did not run in half precision"
-            # bfloat16 keeps 8 bits, of which some thirty layers of random weights lose about half.
+            # bfloat16 keeps 8 bits. Some thirty layers of random weights lose about half.
             assert (prediction.float() - exact).square().mean().sqrt() < 0.2 * exact.std()
             assert output.loss.dtype == torch.float32
             assert output.loss.isfinite()
@@ -636,7 +594,7 @@ class ModelTester(PretrainedTester):
         saved, again = tmp_path / "saved", tmp_path / "again"
         model.save_pretrained(saved)
         prediction = self.predict(model, pixel_values)
-        assert prediction.std() > 1e-2, "too flat to tell one set of weights from another"
+        assert prediction.std() > 1e-2, "too flat for this test"
         save_file({"pixel_values": pixel_values, "prediction": prediction}, tmp_path / "tensors.safetensors")
         task = {
             "hidden": modules_beyond_transformers(),
@@ -673,10 +631,10 @@ class ModelTester(PretrainedTester):
         )
         torch.compiler.reset()
 
-    @pytest.mark.thorough  # tests/test_export.py exports each on the way to ONNX
-    def test_exported_takes_any_batch_and_size(self):
+    @pytest.mark.thorough  # tests/test_export.py exports every network, too
+    def test_exported_program_runs_at_any_batch_and_size(self):
         if not self.is_exported:
-            pytest.skip("only training uses this network")
+            pytest.skip("this network is only for training")
         model = self.make_lively_model()
         dynamic = torch.export.Dim.DYNAMIC
         exported = torch.export.export(

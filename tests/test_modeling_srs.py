@@ -1,4 +1,4 @@
-"""SRS: the common tests for both networks, then its own maths."""
+"""Test SRS: common tests of both networks, dynamic convolution, size."""
 
 import json
 import math
@@ -31,13 +31,13 @@ TINY = {
 class TestSrsForImageSegmentation(ModelTester):
     model_class = SrsForImageSegmentation
     tiny = TINY
-    # The encoder's, padded to 40x48, and the decoder's.
+    # Of the encoder, padded to 48x40, then of the decoder.
     hidden_shapes = [
         *((8, 40, 48), (8, 20, 24), (16, 10, 12), (16, 5, 6)),
         *((16, 10, 12), (8, 20, 24), (8, 40, 48), (8, 40, 48)),
     ]
 
-    def test_odd_sizes_are_padded_by_the_edge_and_cropped_back(self):
+    def test_odd_sizes_are_padded_with_the_edge_and_cropped(self):
         check_padding(self)
 
     def test_frozen_encoder_never_changes(self, tmp_path):
@@ -49,7 +49,7 @@ class TestSrsForImageSegmentation(ModelTester):
             assert not any(module.training for module in encoder.modules())
             assert not any(parameter.requires_grad for parameter in encoder.parameters())
             before = {name: value.clone() for name, value in model.state_dict().items()}
-            # Weight decay would move even a parameter whose gradient is zero.
+            # Weight decay would change even parameters with zero gradients.
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
             for _ in range(2):
                 model(**self.make_inputs()).loss.backward()
@@ -58,9 +58,9 @@ class TestSrsForImageSegmentation(ModelTester):
             changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
             assert changed == {name for name in before if not name.startswith("reconstruction_encoder.")}
 
-    def test_batch_statistics_switch_ties_an_image_to_its_batch(self):
+    def test_batch_statistics_make_masks_depend_on_the_batch(self):
         first, second, third = self.make_inputs(batch_size=3)["pixel_values"].split(1)
-        # Far from the first image, as a bright picture beside a dark one.
+        # The second mate is much brighter than the first image.
         pairs = [torch.cat([first, mate]) for mate in (second, 3 * third + 5)]
         for switch in (False, True):
             model = self.make_lively_model(reconstruction_batch_statistics=switch).train().eval()
@@ -74,12 +74,12 @@ class TestSrsForImageSegmentation(ModelTester):
     def test_starts_from_a_reconstruction_checkpoint(self, tmp_path):
         torch.manual_seed(3)
         first = SrsForReconstruction(self.make_config())
-        first(torch.randn(2, 3, 32, 32))  # gives the running statistics something to carry over
+        first(torch.randn(2, 3, 32, 32))  # changes the running statistics
         first.save_pretrained(tmp_path / "phase_1")
         second, report = SrsForImageSegmentation.from_pretrained(tmp_path / "phase_1", output_loading_info=True)
         state = second.state_dict()
         new = {name for name in state if not name.startswith("reconstruction_encoder.")}
-        # Whether the counters of the batch norms are reported differs between versions of transformers.
+        # Some versions of transformers do not report the counters of batch norms.
         expected, reported = (
             {name for name in names if not name.endswith("num_batches_tracked")}
             for names in (new, report["missing_keys"])
@@ -89,9 +89,9 @@ class TestSrsForImageSegmentation(ModelTester):
         assert not report["mismatched_keys"]
         for name, value in first.reconstruction_encoder.state_dict().items():
             assert torch.equal(state[f"reconstruction_encoder.{name}"], value), name
-        check_initialisation(second, (second.encoder, second.dynamic_conv, second.decoder, second.head))
+        check_initial_weights(second, (second.encoder, second.dynamic_conv, second.decoder, second.head))
 
-        # Saved again, the folder is one of the segmentation network, whatever it came from.
+        # The saved folder is that of a segmentation network.
         second.save_pretrained(tmp_path / "phase_2")
         config = json.loads((tmp_path / "phase_2" / "config.json").read_text())
         assert config["architectures"] == ["SrsForImageSegmentation"]
@@ -116,10 +116,10 @@ class TestSrsForReconstruction(ModelTester):
     num_outputs = 3
     is_exported = False
 
-    def test_odd_sizes_are_padded_by_the_edge_and_cropped_back(self):
+    def test_odd_sizes_are_padded_with_the_edge_and_cropped(self):
         check_padding(self)
 
-    def test_loss_is_the_error_of_the_given_pixels_only(self):
+    def test_loss_ignores_the_padding(self):
         model, inputs = self.make_lively_model(), self.make_inputs()
         output = model(**inputs)
         torch.testing.assert_close(output.loss, (output.reconstruction - inputs["pixel_values"]).square().mean())
@@ -130,11 +130,11 @@ def check_padding(tester: ModelTester):
     pixel_values = tester.make_inputs(size=(33, 47))["pixel_values"]
     padded = torch.from_numpy(np.pad(pixel_values.numpy(), ((0, 0), (0, 0), (0, 7), (0, 1)), mode="edge"))
     assert torch.equal(tester.predict(model, pixel_values), tester.predict(model, padded)[..., :33, :47])
-    assert torch.equal(pad_to_multiple(padded), padded), "a size that fits is left alone"
+    assert torch.equal(pad_to_multiple(padded), padded), "a multiple needs no padding"
 
 
-def check_initialisation(model, parts):
-    """PyTorch's own rule, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), not transformers' N(0, 0.02)."""
+def check_initial_weights(model, parts):
+    """Check the rule of PyTorch, U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     weights = [
         (name, module.weight)
         for part in parts
@@ -163,7 +163,7 @@ def dynamic_conv_inputs(channels=12, guidance_channels=4):
 
 
 def paper_dynamic_conv(conv: SrsDynamicConv, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
-    """The dynamic convolution as the paper draws it: kernels from a grouped convolution, one group for each image."""
+    """Compute the dynamic convolution as in the paper, by a grouped convolution."""
     batch_size, channels, height, width = hidden_states.shape
     num_scalars = guidance.shape[1]
 
@@ -176,7 +176,7 @@ def paper_dynamic_conv(conv: SrsDynamicConv, hidden_states: torch.Tensor, guidan
     maps = torch.cat([weighted.mean(1, keepdim=True), weighted.max(1, keepdim=True).values], dim=1)
     attended = F.conv2d(maps, conv.spatial_attention.conv.weight, padding=3).sigmoid() * guidance
     scalars = F.conv2d(attended, conv.project.weight, conv.project.bias).mean(dim=(2, 3), keepdim=True)
-    # One weight and one bias for every kernel entry; each scalar serves a run of consecutive entries.
+    # One weight and one bias for every kernel entry. Each scalar serves consecutive entries.
     kernels = F.conv2d(
         scalars,
         conv.scaled_conv.weight.reshape(-1, 1, 1, 1),
@@ -207,7 +207,7 @@ def test_dynamic_conv_equals_its_slow_forms(reference):
     torch.testing.assert_close(*gradients, atol=1e-11, rtol=1e-11)
 
 
-def test_dynamic_conv_follows_each_image_s_own_guidance():
+def test_dynamic_conv_uses_the_guidance_of_each_image():
     conv, hidden_states, guidance = dynamic_conv_inputs()
     changed = guidance.detach().clone()
     changed[1] += torch.randn_like(changed[1])
@@ -229,7 +229,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_multiply_adds(model: nn.Module) -> float:
-    """For one image of 256x256, in units of 1e9."""
+    """Count for one image of 256x256, in units of 1e9."""
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, 256, 256, device="meta"))
     return counter.get_total_flops() / 2e9
@@ -247,16 +247,9 @@ def test_segmentation_network_has_the_published_size():
     assert count_parameters(model) - count_parameters(model.reconstruction_encoder) == 9_874_220
     assert count_parameters(model.reconstruction_encoder) == 482_000
     assert count_parameters(model.dynamic_conv) == 1_184_930
-    # The published network builds one kernel and convolves once: 45.94 and the encoder's 1.58. Ours convolves twice.
+    # The published network convolves once: 45.94, and 1.58 for the encoder. Ours convolves twice.
     second_conv = 256 * 256 * 9 * 32 * 32 / 1e9
-    assert second_conv == pytest.approx(0.604, abs=0.0005)
     assert count_multiply_adds(model) == pytest.approx(45.94 + 1.58 + second_conv, abs=0.02)
-
-
-def test_initialisation_is_the_authors():
-    torch.manual_seed(0)
-    model = SrsForImageSegmentation(SrsConfig(**TINY))
-    check_initialisation(model, [model])
 
 
 # ---- the configuration ----------------------------------------------------------------------------------------------
@@ -265,29 +258,35 @@ def test_initialisation_is_the_authors():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_sizes": (8, 8, 16)}, r"`hidden_sizes` and `depths` need 4 entries, got \(8, 8, 16\)"),
-        ({"depths": (1, 1, 1, 1, 1)}, r"need 4 entries.*\(1, 1, 1, 1, 1\)"),
-        ({"reconstruction_hidden_sizes": (8,)}, r"`reconstruction_hidden_sizes` and .* need 4 entries, got \(8,\)"),
-        ({"reconstruction_depths": (1, 1)}, r"`reconstruction_depths` need 4 entries.*\(1, 1\)"),
-        ({"attention_reduction_ratio": 0}, r"`attention_reduction_ratio` must be at least 1, got 0"),
-        ({"depths": (1, 1, 0, 1)}, r"`depths` must be at least 1 each, got \(1, 1, 0, 1\)"),
-        ({"reconstruction_depths": (1, 1, 1, 0)}, r"`reconstruction_depths` must be at least 1 each"),
-        ({"hidden_sizes": (8, 8, 10, 16)}, r"`hidden_sizes\[1:\]` must be multiples of 4, got \(8, 8, 10, 16\)"),
-        ({"reconstruction_hidden_sizes": (8, 9, 8, 8)}, r"`reconstruction_hidden_sizes\[1:\]` must be multiples of 4"),
-        ({"attention_reduction_ratio": 9}, r"at least `attention_reduction_ratio` \(9\), got \(8, 8, 16, 16\)"),
-        ({"hidden_sizes": (8, 8, 16, 12)}, r"`hidden_sizes\[-1\]` must be a multiple of .* got 12 and 8"),
+        ({"hidden_sizes": (8, 8, 16)}, r"`hidden_sizes` and `depths`: got \(8, 8, 16\) .* expected 4 entries"),
+        ({"depths": (1, 1, 1, 1, 1)}, r"got .*\(1, 1, 1, 1, 1\), expected 4 entries"),
+        ({"reconstruction_hidden_sizes": (8,)}, r"`reconstruction_hidden_sizes` and .* got \(8,\)"),
+        ({"reconstruction_depths": (1, 1)}, r"`reconstruction_depths`: got .*\(1, 1\), expected 4 entries"),
+        ({"attention_reduction_ratio": 0}, r"`attention_reduction_ratio`: got 0, expected at least 1"),
+        ({"depths": (1, 1, 0, 1)}, r"`depths`: got \(1, 1, 0, 1\), expected at least 1 each"),
+        ({"reconstruction_depths": (1, 1, 1, 0)}, r"`reconstruction_depths`: got .* expected at least 1 each"),
+        ({"hidden_sizes": (8, 8, 10, 16)}, r"`hidden_sizes\[1:\]`: got \(8, 8, 10, 16\), expected multiples of 4"),
+        (
+            {"reconstruction_hidden_sizes": (8, 9, 8, 8)},
+            r"`reconstruction_hidden_sizes\[1:\]`: got",
+        ),
+        (
+            {"attention_reduction_ratio": 9},
+            r"\(8, 8, 16, 16\), expected at least `attention_reduction_ratio` \(9\)",
+        ),
+        ({"hidden_sizes": (8, 8, 16, 12)}, r"`hidden_sizes\[-1\]`: got 12, expected a multiple of .* \(8\)"),
         ({"stem_size": "8"}, "stem_size.*\n.*expected int, got str"),
         ({"depths": 3}, "depths"),
         ({"dice_weight": "1"}, "dice_weight.*\n.*expected float, got str"),
         ({"reconstruction_batch_statistics": "yes"}, "reconstruction_batch_statistics.*\n.*expected bool, got str"),
     ],
 )
-def test_wrong_configurations_are_refused(changes, message):
+def test_wrong_configurations_are_rejected(changes, message):
     with pytest.raises(StrictDataclassError, match=message):
         SrsConfig(**{**TINY, **changes})
 
 
-def test_a_width_that_is_no_multiple_of_4_is_allowed_where_nothing_shuffles_it():
+def test_width_of_the_finest_level_need_not_be_a_multiple_of_4():
     SrsForReconstruction(SrsConfig(**{**TINY, "reconstruction_hidden_sizes": (6, 8, 8, 8)}))(torch.zeros(2, 3, 32, 32))
 
 

@@ -1,6 +1,5 @@
-"""MSCAN: its published layout and converter, against the published topology written out plainly, and its use alone."""
+"""Test MSCAN: published layout, converter, use alone and in RUN."""
 
-import importlib.util
 import math
 import os
 from pathlib import Path
@@ -8,20 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from common import PretrainedTester, says
+from common import PretrainedTester, aligned, says
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel
 
 from unconceal import MscanBackbone, MscanConfig, RunConfig, RunForImageSegmentation
+from unconceal.__main__ import main
 from unconceal.hub.convert import convert_mscan, load_published
 from unconceal.utils.errors import UserError
 
 
 ROOT = Path(__file__).parents[1]
 SPECS = Path(os.environ.get("UNCONCEAL_SPECS", ROOT.parent / "shared" / "specs"))
-spec = importlib.util.spec_from_file_location("convert_checkpoint", ROOT / "scripts" / "convert_checkpoint.py")
-convert_checkpoint = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(convert_checkpoint)
 
 TINY = {"hidden_sizes": (8, 12, 16, 24), "depths": (1, 2, 1, 1), "mlp_ratios": (4, 2, 2, 2)}
 BASE = {"hidden_sizes": (64, 128, 320, 512), "depths": (3, 3, 12, 3), "mlp_ratios": (8, 8, 4, 4)}
@@ -29,7 +26,7 @@ STRIPS = ((1, 7), (7, 1)), ((1, 11), (11, 1)), ((1, 21), (21, 1))
 
 
 def published_shapes(hidden_sizes, depths, mlp_ratios) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a published encoder's state dict."""
+    """Return names and shapes of a published state dict."""
     shapes = {}
 
     def conv(name, out, into, kernel):
@@ -69,7 +66,7 @@ def published_shapes(hidden_sizes, depths, mlp_ratios) -> dict[str, tuple[int, .
 
 
 def random_state(sizes: dict) -> dict[str, torch.Tensor]:
-    """A published state dict of random tensors, at scales that keep the activations near 1."""
+    """Make a published state dict of random tensors, with activations near 1."""
     generator = torch.Generator().manual_seed(0)
     state = {}
     for name, shape in published_shapes(**sizes).items():
@@ -86,7 +83,7 @@ def random_state(sizes: dict) -> dict[str, torch.Tensor]:
 
 
 def published_features(state: dict[str, torch.Tensor], image: torch.Tensor, depths) -> list[torch.Tensor]:
-    """The published encoder's forward pass in evaluation, written from its description."""
+    """Compute the features of the published encoder in evaluation."""
 
     def conv(name, x, **options):
         return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], **options)
@@ -128,7 +125,7 @@ def published_features(state: dict[str, torch.Tensor], image: torch.Tensor, dept
 # ---- the published network ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (SPECS / "mscan_b_published_keys.tsv").exists(), reason="no list of published names here")
+@pytest.mark.skipif(not (SPECS / "mscan_b_published_keys.tsv").exists(), reason="list of published names is missing")
 def test_names_and_shapes_are_the_published_ones():
     lines = (SPECS / "mscan_b_published_keys.tsv").read_text().splitlines()
     listed = dict(line.split("\t") for line in lines if not line.startswith("#"))
@@ -161,7 +158,7 @@ def test_heads_are_dropped_and_reported(wrapped, tmp_path):
         published["decode_head.conv_seg.weight"] = torch.zeros(2, 8, 1, 1)
         heads = ["decode_head.conv_seg"]
     torch.save({"state_dict": published}, tmp_path / "published.pth")
-    convert_checkpoint.main(["mscan", str(tmp_path / "published.pth"), "--out", str(tmp_path / "out")])
+    main(["convert", "mscan", str(tmp_path / "published.pth"), "--out", str(tmp_path / "out")])
     model = MscanBackbone.from_pretrained(tmp_path / "out").eval()
     assert tuple(model.config.depths) == TINY["depths"]
     assert tuple(model.config.mlp_ratios) == TINY["mlp_ratios"]
@@ -185,7 +182,7 @@ def test_heads_are_dropped_and_reported(wrapped, tmp_path):
         (lambda state: state.update({"block1.0.mlp.fc1.weight": torch.zeros(3, 8, 1, 1)}), "has 4 stages"),
     ],
 )
-def test_other_files_are_refused(change, said):
+def test_other_files_are_rejected(change, said):
     state = random_state(TINY)
     change(state)
     with pytest.raises(UserError, match=said):
@@ -226,8 +223,9 @@ def make_backbone(**changes) -> MscanBackbone:
     return MscanBackbone(MscanConfig(**{**TINY, **changes})).eval()
 
 
-def test_returns_the_features_that_are_named():
+def test_returns_the_named_features():
     pixel_values = torch.randn(2, 3, 64, 64)
+    assert make_backbone().out_features == ["stage4"]
     model = make_backbone(out_features=["stage2", "stage4"])
     with torch.no_grad():
         output = model(pixel_values, output_hidden_states=True)
@@ -240,23 +238,21 @@ def test_returns_the_features_that_are_named():
     assert torch.equal(as_tuple[0][0], output.feature_maps[0])
 
 
-def test_last_stage_is_returned_by_default():
-    assert make_backbone().out_features == ["stage4"]
-
-
-def test_opens_by_its_class_and_as_a_model(tmp_path):
+def test_opens_by_its_class_and_by_automodel(tmp_path):
     model = make_backbone(out_indices=[0, 3])
     model.save_pretrained(tmp_path)
     pixel_values = torch.randn(1, 3, 64, 64)
     for opened in (MscanBackbone.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert type(opened) is MscanBackbone
-        for ours, theirs in zip(opened(pixel_values).feature_maps, model(pixel_values).feature_maps, strict=True):
+        for ours, theirs in zip(
+            aligned(opened)(pixel_values).feature_maps, model(pixel_values).feature_maps, strict=True
+        ):
             assert torch.equal(ours, theirs)
 
 
-def test_drop_path_skips_whole_images_in_training_alone():
+def test_drop_path_drops_whole_images_in_training():
     model = make_backbone(drop_path_rate=0.5, layer_scale_init_value=1.0)
-    block = model.stages[3].blocks[0]  # the last, whose rate is the full one
+    block = model.stages[3].blocks[0]  # the last one has the full rate
     assert block.drop_path_rate == 0.5
     assert model.stages[0].blocks[0].drop_path_rate == 0
     branch = torch.ones(400, 2, 1, 1)
@@ -267,7 +263,7 @@ def test_drop_path_skips_whole_images_in_training_alone():
     assert 0.35 < (kept > 0).float().mean() < 0.65
 
 
-def test_convolutions_start_by_their_fan_out():
+def test_initial_convolutions_depend_on_fan_out():
     model = make_backbone(hidden_sizes=(64, 64, 64, 64), depths=(1, 1, 1, 1))
     block = model.stages[1].blocks[0]
     for conv, fan_out in (
@@ -281,7 +277,7 @@ def test_convolutions_start_by_their_fan_out():
     assert (block.feed_forward_scale == 1e-2).all()
 
 
-def test_run_stands_on_it():
+def test_run_works_on_mscan():
     config = RunConfig(
         backbone_config={"model_type": "mscan_backbone", **TINY},
         hidden_size=16,
@@ -302,13 +298,13 @@ def test_run_stands_on_it():
         ({"drop_path_rate": 1.0}, ["drop_path_rate", "below 1", "1.0"]),
     ],
 )
-def test_wrong_configurations_are_refused(changes, parts):
+def test_wrong_configurations_are_rejected(changes, parts):
     with pytest.raises((StrictDataclassError, ValueError)) as caught:
         MscanConfig(**{**TINY, **changes})
     assert [part for part in parts if part not in str(caught.value)] == []
 
 
-def test_unknown_size_and_wrong_images_are_refused():
+def test_unknown_size_and_wrong_images_are_rejected():
     with says("MSCAN size 'huge'", "tiny, small, base, large"):
         MscanConfig.from_size("huge")
     with says("pixel_values", "3", "(1, 4, 64, 64)"):
