@@ -244,7 +244,7 @@ def test_interrupted_push_is_completed_by_the_same_command(client, models):
 
     # In the middle of the commit, after the weights.
     before = count_uploads()
-    hub.fail_after(weights + 20_000)
+    hub.fail_after(weights + 100_000)
     client.refuse(*command)
     hub.start()
     assert set(hub.files("org/cut")) == empty
