@@ -1,4 +1,4 @@
-"""Test the scores of a model on a data set, and the command `unconceal evaluate`."""
+"""Test scores of a model, and the command `unconceal evaluate`."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ TINY = {
 
 
 def make_dataset(num_images: int, seed: int = 0) -> datasets.Dataset:
-    """Make bright discs on noise, each image of another size; the last without a disc."""
+    """Make images of bright discs on noise; the last has no disc."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(num_images):
@@ -67,7 +67,7 @@ def make_dataset(num_images: int, seed: int = 0) -> datasets.Dataset:
 
 
 class Brightness(torch.nn.Module):
-    """A network that normalizes over the batch, so results depend on the images in a batch."""
+    """A network with results that depend on the whole batch."""
 
     def __init__(self):
         super().__init__()

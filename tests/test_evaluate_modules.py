@@ -1,4 +1,4 @@
-"""Test the protocols as metrics of the library `evaluate`, with and without this package."""
+"""Test the protocols as metrics of the library `evaluate`."""
 
 import json
 import os
@@ -24,7 +24,7 @@ PROBS = [np.clip(0.5 * target + 0.6 * RNG.random(target.shape), 0, 1).astype(np.
 
 @pytest.fixture(scope="module", autouse=True)
 def caches(tmp_path_factory):
-    """Give the tests a cache of their own; the library has read its settings already."""
+    """Give the tests a cache of their own."""
     folder = tmp_path_factory.mktemp("evaluate")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.config, "HF_METRICS_CACHE", str(folder / "metrics"))

@@ -228,7 +228,7 @@ def directly(pairs: list[tuple[np.ndarray, np.ndarray]], **kwargs) -> dict[str, 
 
 
 def check_against_pysodmetrics(pairs: list[tuple[np.ndarray, np.ndarray]]):
-    """Compare single images and the data set, with and without min-max, and from files."""
+    """Compare single images and the data set, as arrays and as files."""
     for chosen in ([pair] for pair in pairs), [pairs]:
         for pairs in chosen:
             files = [(saved(probs), target.astype(np.uint8) * 255) for probs, target in pairs]
@@ -303,7 +303,7 @@ def test_cod_of_images_without_object():
 
 
 def test_cod_where_pysodmetrics_gives_no_number():
-    """A centroid in the last row and column leaves three quarters of the image empty."""
+    """A centroid in the last row and column leaves quarters empty."""
     target = BLACK.copy()
     target[-1, -1] = True
     probs = np.random.default_rng(0).random(target.shape)
@@ -389,7 +389,7 @@ def test_dis_equals_pysodmetrics_on_real_predictions_at_their_own_size():
 
 
 def test_human_correction_effort_does_not_depend_on_the_background_around():
-    """Only a part of the image is scored; pysodmetrics scores all of it."""
+    """Compare a part of the image with the whole image."""
     rng = np.random.default_rng(0)
     whole = py_sod_metrics.HumanCorrectionEffortMeasure(relax=5, epsilon=2.0)
     for index in range(12):
@@ -514,7 +514,7 @@ def test_one_blob_is_one_target():
 
 
 def test_targets_take_the_first_blob_not_the_nearest():
-    """As in the common code: the first target may take the blob of the second one."""
+    """As in the common code, the first target may take another's blob."""
     target, probs = mask("..#.#....", "........."), drawing("....#.#..", ".........")
     row = infrared.score_image(probs, target)
     # (0, 2) takes (0, 4), 2 away; (0, 4) takes (0, 6) then. The nearest would have been (0, 4) for (0, 4) alone.

@@ -35,7 +35,7 @@ from unconceal.utils.errors import UserError
 
 
 def cells_of(sheet, sizes, columns=CELL_NAMES):
-    """Cut the cells, (width, height) in each row, from the sheet; None for a blank."""
+    """Cut the cells of each row from the sheet; None for blanks."""
     width = max(MIN_WIDTH, *(size[0] for size in sizes))
     assert sheet.width == len(columns) * (width + GAP) + GAP
     rows = []
@@ -62,7 +62,7 @@ def cut(sheet, left, top, width, height):
 
 
 def kinds_of(cell):
-    """Turn the colors of an error map into kinds; all other colors are REST."""
+    """Turn colors into kinds of error; all other colors are REST."""
     kinds = np.full(cell.shape[:2], REST)
     for kind in (FALSE, MISSED, FOUND):
         kinds[(cell == COLORS[kind]).all(-1)] = kind

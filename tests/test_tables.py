@@ -31,7 +31,7 @@ SCORES = {
 
 @pytest.fixture
 def write(tmp_path):
-    """Return a function that writes a results.json for a benchmark into a new folder."""
+    """Return a function to write a results.json into a new folder."""
 
     def write(on: str = "CAMO", *, num_images: int | None = None, scores: dict | None = None, **changed) -> Path:
         benchmark = BENCHMARKS[on]
@@ -263,7 +263,7 @@ def test_random_splits_of_other_sizes_say_so(write):
 
 
 def write_test_sets(write, **changed):
-    """Write results on the four sets; their means are max F 0.825, MAE 0.0625, HCE 985.25."""
+    """Write results on the four sets: mean MAE 0.0625, HCE 985.25."""
     figures = [(0.81, 0.05, 147), (0.82, 0.06, 346), (0.83, 0.07, 680), (0.84, 0.07, 2768)]
     return [
         write(f"DIS-TE{i}", scores={"f_measure_max": f, "mae": mae, "hce": hce}, **changed)

@@ -257,7 +257,7 @@ def check(args: argparse.Namespace):
 
 
 def evaluate_network(args, accelerator, dataset, protocol, workers, options):
-    """Score a model; return rows, a function that loads an example, facts to print and facts to keep."""
+    """Score a model; return rows, example loader, facts to print and keep."""
     import numpy as np
 
     from ..api import load, weights_digest

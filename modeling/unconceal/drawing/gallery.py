@@ -1,4 +1,4 @@
-"""Draw the images of a report, and compare the curves of several reports."""
+"""Draw the images of a report, and curves of several reports."""
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ def draw_gallery(
     load_example: Callable[[int], tuple[Image.Image | None, np.ndarray, np.ndarray]],
     num_images: int,
 ) -> dict[str, Image.Image]:
-    """Draw sheets of samples, of the best and of the worst images, and curves.
+    """Draw sheets of samples, best and worst images, and curves.
 
     Args:
         name: Name of the method.

@@ -1,4 +1,4 @@
-"""Draw sheets of predictions with their errors, and curves of a data set.
+"""Draw sheets of predictions and errors, and curves of data sets.
 
 **The error map** shows pixels that are found, false (predicted, but not object) and missed (object, but not
 predicted). A pixel is predicted if the prediction is above the threshold.
@@ -162,7 +162,7 @@ def _row(scored: ScoredImage) -> _Row:
 
 
 def _error_map(scored: ScoredImage, behind: np.ndarray) -> Image.Image:
-    """Draw found, false and missed pixels on a dark image, (height, width, 3)."""
+    """Draw found, false and missed pixels on a dark image."""
     size = behind.shape[:2]
     predicted = _predicted(scored.probs, scored.threshold)
     found = _resized(predicted & scored.target, size, np.maximum)
@@ -217,7 +217,7 @@ def check_plots():
 
 
 def highest_point(curve: Sequence[float]) -> tuple[int, float]:
-    """Return the threshold (0 to 255) of a curve's highest value, and this value.
+    """Return threshold (0 to 255) and value of a curve's highest point.
 
     The curve is over the thresholds 255 to 0. Of equal values the one at the highest threshold counts.
     """

@@ -137,7 +137,7 @@ def check_rows(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def mean_scores(rows: list[Mapping[str, Any]], means: Mapping[str, str]) -> dict[str, float]:
-    """Return the mean over images of each key of `means`, under its new name."""
+    """Return the mean over images of each key of `means`, renamed."""
     return {mean: fmean(row[name] for row in rows) for name, mean in means.items()}
 
 

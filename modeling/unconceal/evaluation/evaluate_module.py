@@ -62,8 +62,8 @@ class ProtocolMetric(evaluate.Metric, ABC):
         """Score images.
 
         Raises:
-            ValueError: If there is no image, the sizes of a pair differ, a prediction is outside [0, 1], an image has
-                an unexpected mode, or the protocol has no such option.
+            ValueError: If there is no image, sizes differ, values or modes are unusable, or the protocol has no such
+                option.
         """
         options = self.protocol.options(**{**self.protocol.report_options, **options})
         rows = (

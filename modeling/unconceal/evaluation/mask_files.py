@@ -171,7 +171,7 @@ class PredictionFolder:
         return in_order(list(tqdm(done, "evaluate", len(self.entries), unit="image", disable=not progress)))
 
     def load_example(self, index: int) -> tuple[Image.Image | None, np.ndarray, np.ndarray]:
-        """Return image (if there is one), ground truth (H, W) and prediction (H, W) of an entry."""
+        """Return image or None, ground truth and prediction of an entry."""
         entry = self.entries[index]
         target, _ = read_ground_truth(self._truth(entry), self.max_pixels)
         probs, *_ = read_prediction(entry.prediction, target.shape, self.max_pixels)
@@ -199,14 +199,14 @@ class PredictionFolder:
 
 
 def read_ground_truth(truth: Path | np.ndarray, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bool]:
-    """Return a ground truth mask and whether it held other values than 0 and 255.
+    """Return a ground truth mask, and whether it had other values.
 
     Args:
         truth: Mask file, or gray values of a data set's mask.
         max_pixels: Limit on width times height of a file.
 
     Returns:
-        (H, W), boolean; whether it held other values.
+        (H, W), boolean; whether it had other values than 0 and 255.
 
     Raises:
         UserError: If the file cannot be read.
@@ -268,7 +268,7 @@ def count_changes(rows: list[Mapping[str, Any]]) -> dict[str, int]:
 def _score_entry(
     protocol: Protocol, options: dict[str, Any], max_pixels: int, job: tuple[int, MaskPair, Path | np.ndarray]
 ) -> dict[str, Any]:
-    """Return the row of a pair, with its position; runs in a worker."""
+    """Return the row of a pair, with its position."""
     index, entry, truth = job
     target, mask_changed = read_ground_truth(truth, max_pixels)
     probs, converted, resized = read_prediction(entry.prediction, target.shape, max_pixels)

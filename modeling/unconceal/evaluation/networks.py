@@ -1,4 +1,4 @@
-"""Score a network on a data set, each image at its original size."""
+"""Score a network on a data set."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,10 +39,11 @@ def evaluate_model(
     progress: bool = True,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Segment every image of a data set and score it by a protocol.
+    """Segment and score every image of a data set.
 
     With several processes, each takes every n-th batch, and all receive all rows. A batch holds the same images for
-    any number of processes, so the numbers are equal to the last digit, even if the network normalizes over the batch.
+    any number of processes, so the numbers are
+    equal to the last digit. This holds even if the network normalizes over the batch.
 
     Args:
         model: A network of this package. A wrapper of Accelerate is removed.
@@ -113,7 +114,7 @@ class _Indexed(torch.utils.data.Dataset):
 
 
 class _Collate:
-    """Collate rows: facts and ground truth of each image, images or their sizes, pixel values."""
+    """Collate rows to facts, images or their sizes, and pixel values."""
 
     def __init__(self, processor: Any, keep_images: bool):
         self.processor = processor

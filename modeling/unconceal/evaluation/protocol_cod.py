@@ -35,9 +35,9 @@ Each image also has curves of precision, recall, F and E over these 256 threshol
   Dice" for a mean over thresholds. That is not computed here.
 
 **Empty masks.** The values of pysodmetrics are kept; the test sets of this field have an object in every image. If the
-ground truth is empty, S is 1 - mean of the prediction, and E is (pixels not predicted) / (N - 1). F, weighted F, Dice
-and IoU are 0 for any prediction, even for the right one. A prediction that is 0 everywhere has the adaptive threshold
-0, so all its pixels count as predicted: its adaptive E is 0.
+ground truth is empty, S is 1 - mean of the prediction. E is (pixels not predicted) / (N - 1). F, weighted F, Dice and
+IoU are 0 for any prediction, even for the right one. A prediction that is 0 everywhere has the adaptive threshold 0,
+so all its pixels count as predicted: its adaptive E is 0.
 
 All scores come from pysodmetrics. One is completed. If the object lies close to the lower or right border, its
 centroid can leave no pixel beyond it. Then the empty quarters of the S-measure are NaN in pysodmetrics. Here they
@@ -160,7 +160,7 @@ def score_prepared(probs: np.ndarray, target: np.ndarray) -> dict[str, Any]:
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from the rows of its images, in any order."""
+    """Return the numbers of a data set from rows in any order."""
     rows = check_rows(rows)
     summary = {**mean_scores(rows, MEANS), **highest_points(rows, HIGHEST)}
     return {**{name: summary[name] for name in COLUMNS}, "num_images": len(rows)}

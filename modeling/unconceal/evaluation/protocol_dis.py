@@ -18,11 +18,11 @@ bits.
 | `hce` | HCE | human correction effort, relax 5, epsilon 2.0; lower is better, no upper bound |
 
 The first five are the numbers of `cod`, with its notes on empty masks. HCE counts the mouse clicks that would turn the
-prediction, where it is *above* 0.5, into the ground truth. It counts the corners of the outlines that must be redrawn,
-and one click for each region that can be removed or filled as a whole. Errors that vanish within 5 pixels of erosion
-are forgiven. Missed thin parts are not: a missed part of the ground truth's skeleton always counts. So HCE depends on
-the size in pixels and is only comparable at the original size. It takes seconds for a large image. So it is an option:
-off in the evaluations during training, on in a report.
+prediction, where it is *above* 0.5, into the ground truth. One click counts for each corner of an outline to redraw,
+and for each region to remove or fill as a whole. Errors that vanish within 5 pixels of erosion are forgiven. Missed
+thin parts are not: a missed part of the ground truth's skeleton always counts. So HCE depends on the size in pixels
+and is only comparable at the original size. It takes seconds for a large image. So it is an option: off in the
+evaluations during training, on in a report.
 
 **The data set.** All numbers are means over images with equal weight. `hce` is present if every image has it. The
 field uses two rules for max F. IS-Net's code averages precision and recall over the images at each threshold and takes
@@ -106,7 +106,7 @@ def human_correction_effort(probs: np.ndarray, target: np.ndarray) -> int:
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from the rows of its images, in any order."""
+    """Return the numbers of a data set from rows in any order."""
     rows = check_rows(rows)
     means = (*MEANS, "hce") if all("hce" in row for row in rows) else MEANS
     summary = {**highest_points(rows, HIGHEST), **mean_scores(rows, {name: name for name in means})}

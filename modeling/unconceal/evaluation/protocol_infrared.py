@@ -2,17 +2,16 @@
 
 Papers on small infrared targets score binary masks this way, by pixels and by targets.
 
-**Input.** The prediction is a soft mask in [0, 1] at the original size of the image, without any rescaling (no min-max
-step). The ground truth has the same size. A pixel is predicted if the prediction is *above* the threshold (0.5, that
-is logit > 0). It is object if the 8-bit mask is above 127.
+**Input.** The prediction is a soft mask in [0, 1] at the original size of the image. Its values are not rescaled (no
+min-max step). The ground truth has the same size. A pixel is predicted if the prediction is *above* the threshold
+(0.5, that is logit > 0). It is object if the 8-bit mask is above 127.
 
 **One image, by pixels.** Counts, scores and curves as in the protocol `segmentation`, with its rule for empty masks.
 
 **One image, by targets.** A target is a component of the ground truth. A blob is a component of the prediction. Both
-are 8-connected. Targets are matched in the order of rows. Each takes the first blob, in the order of rows, that is
-still free and whose centroid is less than `max_distance` (3 pixels) from its own. `num_targets` counts targets,
-`num_detected` targets with a blob, `num_false_blobs` blobs without a target. `false_pixels` counts the pixels of these
-false blobs.
+are 8-connected. Targets are matched in the order of rows. Each takes the first free blob, also in the order of rows,
+with a centroid less than `max_distance` (3 pixels) from its own. `num_targets` counts targets, `num_detected` targets
+with a blob, `num_false_blobs` blobs without a target. `false_pixels` counts the pixels of these false blobs.
 
 | key of the data set | |
 |---|---|
@@ -23,10 +22,9 @@ false blobs.
 
 If no image has a target, `pd` is 1: no target was missed.
 
-**Two ways to find false alarms.** The evaluation code that is common in this field (since DNANet) finds false blobs by
-their *area*. It does not count a false blob that has as many pixels as a matched blob of the same image. This protocol
-identifies each blob itself. `by_area` counts like the common code, for comparison with its numbers; its `fa` is never
-higher.
+**Two ways to find false alarms.** The common code of this field (since DNANet) finds false blobs by their *area*. It
+does not count a false blob that has as many pixels as a matched blob of the same image. This protocol identifies each
+blob itself. `by_area` counts like the common code, for comparison with its numbers; its `fa` is never higher.
 
 Pd depends on pixels: score at the original size, not at the network's. pyirstdmetrics has the same rules but cannot be
 installed together with numpy 2. So components come from scikit-image, and the matching is written here.
@@ -96,7 +94,7 @@ def score_image(
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from the rows of its images, in any order."""
+    """Return the numbers of a data set from rows in any order."""
     rows = check_rows(rows)
     summary = summarize_pixels(rows)
     num_targets = sum(row["num_targets"] for row in rows)

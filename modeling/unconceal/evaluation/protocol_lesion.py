@@ -2,13 +2,19 @@
 
 SRS (TIP 2025) and papers on ultrasound score binary masks this way, one image at a time.
 
-**Input.** The prediction is a soft mask in [0, 1] at the original size of the image, without any rescaling (no min-max
-step). The ground truth has the same size. A pixel is predicted if the prediction is *above* the threshold (0.5, that
-is logit > 0). It is object if the 8-bit mask is above 127.
+**Input.** The prediction is a soft mask in [0, 1] at the original size of the image. Its values are not rescaled (no
+min-max step). The ground truth has the same size. A pixel is predicted if the prediction is *above* the threshold
+(0.5, that is logit > 0). It is object if the 8-bit mask is above 127.
 
-**One image.** From the pixel counts tp, fp, fn, tn: iou = tp / (tp + fp + fn), f1 (the Dice coefficient) =
-2 tp / (2 tp + fp + fn), sensitivity = tp / (tp + fn), precision = tp / (tp + fp), accuracy = (tp + tn) / all. The
-curves are those of the protocol `segmentation`.
+**One image.** From the pixel counts tp, fp, fn, tn:
+
+- `iou` = tp / (tp + fp + fn)
+- `f1`, the Dice coefficient, = 2 tp / (2 tp + fp + fn)
+- `sensitivity` = tp / (tp + fn)
+- `precision` = tp / (tp + fp)
+- `accuracy` = (tp + tn) / all
+
+The curves are those of the protocol `segmentation`.
 
 **Empty masks.** As in `segmentation`: if ground truth and prediction are both empty, each score is 1; any other 0 / 0
 is 0. So a healthy image scores 1 if nothing is predicted. If a single pixel is predicted, it scores 0, except
@@ -68,7 +74,7 @@ def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from the rows of its images, in any order."""
+    """Return the numbers of a data set from rows in any order."""
     rows = check_rows(rows)
     means = mean_scores(rows, {name: f"mean_{name}" for name in SCORES})
     return {**means, "iou": total_scores(rows)["iou"], "num_images": len(rows)}

@@ -1,11 +1,17 @@
 """The protocol `segmentation` for binary masks of any kind.
 
-**Input.** The prediction is a soft mask in [0, 1] at the original size of the image, without any rescaling (no min-max
-step). The ground truth has the same size. A pixel is predicted if the prediction is *above* the threshold (0.5, that
-is logit > 0). It is object if the 8-bit mask is above 127.
+**Input.** The prediction is a soft mask in [0, 1] at the original size of the image. Its values are not rescaled (no
+min-max step). The ground truth has the same size. A pixel is predicted if the prediction is *above* the threshold
+(0.5, that is logit > 0). It is object if the 8-bit mask is above 127.
 
-**One image.** From the pixel counts tp, fp, fn, tn: iou = tp / (tp + fp + fn), f1 (the Dice coefficient) =
-2 tp / (2 tp + fp + fn), precision = tp / (tp + fp), recall = tp / (tp + fn). No smoothing terms are added.
+**One image.** From the pixel counts tp, fp, fn, tn:
+
+- `iou` = tp / (tp + fp + fn)
+- `f1`, the Dice coefficient, = 2 tp / (2 tp + fp + fn)
+- `precision` = tp / (tp + fp)
+- `recall` = tp / (tp + fn)
+
+No smoothing terms are added.
 
 **Empty masks.** If ground truth and prediction are both empty, all four scores are 1: the prediction is right. Any
 other 0 / 0 is 0: precision if nothing was predicted but there is an object, recall if something was predicted but
@@ -86,7 +92,7 @@ def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -
 
 
 def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from the rows of its images, in any order."""
+    """Return the numbers of a data set from rows in any order."""
     rows = check_rows(rows)
     summary = {**total_scores(rows), **mean_scores(rows, MEANS)}
     return {**{name: summary[name] for name in COLUMNS}, "num_images": len(rows)}

@@ -144,7 +144,7 @@ class Table:
 
 
 class _Test(NamedTuple):
-    """Test set of a table; a benchmark stands for its split and sources."""
+    """Test set of a table; a benchmark implies split and sources."""
 
     protocol: str
     benchmark: str | None
@@ -167,7 +167,7 @@ def results_table(paths: Iterable[str | Path], with_papers: bool = True) -> str:
 
 @cache
 def load_papers() -> tuple[dict[str, Benchmark], list[Published]]:
-    """Return the benchmarks by name and the published rows, in the order of the tables."""
+    """Return the benchmarks by name, and the published rows."""
     data = yaml.safe_load(resources.files(__package__).joinpath("papers.yaml").read_text(encoding="utf-8"))
     benchmarks = {}
     for name, facts in data["benchmarks"].items():
@@ -237,7 +237,7 @@ def read_result(path: str | Path) -> Result:
 
 
 def _problem(data: Any) -> str | None:
-    """Return why the content of a file is not a result of ours, or None."""
+    """Return why data is not a result of ours, or None."""
     if not isinstance(data, dict):
         return f"it holds a {type(data).__name__}, expected an object"
     for key, kind in {**REQUIRED, **OPTIONAL}.items():
@@ -283,7 +283,7 @@ def _stamp(date: str | None, commit: str | None) -> str:
 
 
 def find_benchmark(result: Result) -> str | None:
-    """Return the benchmark that a result names, or the one of its data.
+    """Return the benchmark of a result: named, or known from its data.
 
     Raises:
         UserError: If the named benchmark does not exist or is not scored itself.
@@ -337,7 +337,7 @@ def make_tables(results: Iterable[Result], with_papers: bool = True) -> list[Tab
 
 
 def _check_one_row(runs: Sequence[Result], title: str):
-    """Check that results of one name are different random splits with equal options."""
+    """Check that results of one name are different random splits."""
     for one, other in combinations(runs, 2):
         if None in (one.split_seed, other.split_seed) or one.split_seed == other.split_seed:
             problem = "and are not random splits with different seeds"
@@ -352,7 +352,7 @@ def _check_one_row(runs: Sequence[Result], title: str):
 
 
 def _mean_of_parts(parts: Sequence[Mapping[str, Sequence[Result]]]) -> dict[str, list[Result]]:
-    """Return the mean over benchmarks of each result that all of them have, by name."""
+    """Return the mean of each result over all benchmarks, by name."""
     by_run = [{(run.name, run.split_seed): run for runs in part.values() for run in runs} for part in parts]
     means: dict[str, list[Result]] = {}
     for key, first in by_run[0].items():
