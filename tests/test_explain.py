@@ -321,16 +321,3 @@ def test_limits_and_dtype_are_checked(command):
         command("--max-pixels", "5399")
     with pytest.raises(UserError, match="got the dtype 'int8'"):
         command("--dtype", "int8")
-
-
-def test_a_full_disk_leaves_no_half_file(command, tmp_path, monkeypatch):
-    def full(self, path, *args, **kwargs):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    (tmp_path / "sheet.png").write_text("kept")
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(UserError, match="cannot write sheet.png: No space left on device"):
-        command("--overwrite")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png", "sheet.png"]
-    assert (tmp_path / "sheet.png").read_text() == "kept"

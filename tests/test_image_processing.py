@@ -2,20 +2,13 @@
 
 import copy
 import io
-import json
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import PreTrainedConfig, PreTrainedModel, pipeline
-from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from unconceal.data.image_files import read_image
@@ -23,7 +16,6 @@ from unconceal.models.image_processing_unconceal import UnconcealImageProcessor,
 from unconceal.utils.errors import UserError
 
 
-SIRST = Path(os.environ.get("UNCONCEAL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "sirst" / "images"
 RAW = {"do_resize": False, "do_rescale": False, "do_normalize": False}
 
 
@@ -197,17 +189,6 @@ def test_damaged_exif_leaves_the_image_as_stored(exif):
     np.testing.assert_array_equal(np.asarray(to_rgb(Image.open(file))), stored)
     np.testing.assert_array_equal(np.asarray(to_rgb(to_rgb(Image.open(file)))), stored)
     np.testing.assert_array_equal(np.asarray(to_mask(Image.open(file))), stored.max(axis=-1))
-
-
-@pytest.mark.skipif(not SIRST.is_dir(), reason="real images are not here")
-def test_sirst_files_of_every_mode():
-    modes = set()
-    for path in SIRST.glob("Misc_*.png"):
-        with Image.open(path) as image:
-            modes.add(image.mode)
-            # Their alpha is opaque throughout, so nothing may change.
-            np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.asarray(image.convert("RGB")))
-    assert modes == {"RGB", "RGBA", "L", "P"}
 
 
 # ---- preprocessing -----------------------------------------------------------------------------------------------
@@ -409,42 +390,6 @@ def test_wrong_outputs_are_rejected():
 # ---- with transformers -------------------------------------------------------------------------------------------
 
 
-class BrightConfig(PreTrainedConfig):
-    model_type = "bright_stand_in"
-
-
-class BrightForImageSegmentation(PreTrainedModel):
-    """Call bright pixels the object."""
-
-    config_class = BrightConfig
-    main_input_name = "pixel_values"
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.gain = torch.nn.Parameter(torch.tensor(8.0))
-        self.post_init()
-
-    def _init_weights(self, module):
-        pass
-
-    def forward(self, pixel_values, labels=None):
-        return SemanticSegmenterOutput(logits=self.gain * pixel_values.mean(1, keepdim=True))
-
-
-def test_image_segmentation_pipeline():
-    model = BrightForImageSegmentation(BrightConfig(id2label={0: "background", 1: "target"}))
-    segment = pipeline("image-segmentation", model=model, image_processor=UnconcealImageProcessor(size=32))
-    image = Image.new("RGB", (90, 60), "black")
-    image.paste("white", (60, 0, 90, 30))  # the upper right
-    background, target = segment(image)
-    assert (background["label"], target["label"]) == ("background", "target")
-    found = np.asarray(target["mask"])
-    assert found.shape == (60, 90)
-    expected = np.zeros((60, 90), bool)
-    expected[:30, 60:] = True
-    assert ((found == 255) == expected).mean() > 0.97
-
-
 @pytest.fixture
 def unusual():
     """Return a processor without default options."""
@@ -493,42 +438,6 @@ def test_options_can_be_given_at_loading_and_at_a_call(unusual, tmp_path):
     # They hold for one call.
     assert unusual(random_rgb()).pixel_values.shape == (1, 3, 24, 40)
     assert UnconcealImageProcessor().size == {"height": 256, "width": 256}
-
-
-FRESH = """
-import importlib.util, sys
-sys.modules["unconceal"] = None
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else find_spec(name, *rest)
-import numpy as np
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-processor = AutoImageProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert "torchvision" not in sys.modules
-image = np.load(sys.argv[2])
-np.save(sys.argv[3], processor(image).pixel_values.numpy())
-processor.save_pretrained(sys.argv[4])
-"""
-
-
-def test_loads_without_the_package_and_saves_again(tmp_path):
-    processor = UnconcealImageProcessor(
-        size={"height": 24, "width": 40}, channel_order="bgr", mask_resample=2, image_std=[1.0, 2.0, 3.0]
-    )
-    processor.save_pretrained(tmp_path / "saved")
-    saved = json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text())
-    assert saved["auto_map"] == {"AutoImageProcessor": "image_processing_unconceal.UnconcealImageProcessor"}
-    np.save(tmp_path / "image.npy", random_rgb())
-    subprocess.run(
-        [sys.executable, "-c", FRESH, *(str(tmp_path / name) for name in ("saved", "image.npy", "got.npy", "again"))],
-        check=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
-    )
-    expected = processor(random_rgb()).pixel_values.numpy()
-    np.testing.assert_array_equal(np.load(tmp_path / "got.npy"), expected)
-    for folder in ("saved", "again"):
-        again = UnconcealImageProcessor.from_pretrained(tmp_path / folder)
-        np.testing.assert_array_equal(again(random_rgb()).pixel_values.numpy(), expected)
-    assert (tmp_path / "again" / "image_processing_unconceal.py").is_file()
 
 
 def test_thin_parts_of_a_mask_fade_or_break_into_dots():

@@ -65,7 +65,7 @@ def expected(folder):
 
 
 @pytest.fixture
-def picture(folder):
+def image(folder):
     return Image.open(folder / "picture.png")
 
 
@@ -82,7 +82,7 @@ def test_every_way_works_without_the_package(saved, tmp_path):
     done = run_bare([*saved, wrong], environment)
     assert f"FAILED: {wrong}: AutoModel, equal logits" in done.stderr, done.stdout + done.stderr
     assert done.returncode == 1
-    assert "cut-out in the picture's colours" in done.stdout
+    assert "cut-out in image colors" in done.stdout
     ways = [{line for line in done.stdout.splitlines() if f" {one}: " in line} for one in saved]
     assert len(ways[0]) == len(ways[1]) == len(ways[2]) > 20
 
@@ -93,25 +93,25 @@ def test_cut_outs_need_only_pymatting(saved, tmp_path):
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     done = run_bare([saved[0], "--allow-packages"], environment, "pymatting")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "cut-out in the object's own colours" in done.stdout
+    assert "cut-out in object colors" in done.stdout
 
 
 def test_an_environment_that_is_not_bare_is_rejected(saved, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bare_environment.py", str(saved[0])])
-    with pytest.raises(SystemExit, match="not bare, it has unconceal, "):
+    with pytest.raises(SystemExit, match="got installed unconceal, "):
         bare_environment.main()
 
 
 # ---- with the package, which needs no trust_remote_code --------------------------------------------------------
 
 
-def test_auto_classes(folder, picture, expected):
+def test_auto_classes(folder, image, expected):
     model_class = TESTERS[folder.name].model_class
     assert type(AutoConfig.from_pretrained(folder)) is model_class.config_class
     for auto_class in (AutoImageProcessor, AutoProcessor):
         processor = auto_class.from_pretrained(folder)
         assert type(processor) is UnconcealImageProcessor
-        assert torch.equal(processor(picture).pixel_values, expected["pixel_values"])
+        assert torch.equal(processor(image).pixel_values, expected["pixel_values"])
     for auto_class in (AutoModel, AutoModelForImageSegmentation, AutoModelForSemanticSegmentation):
         model = auto_class.from_pretrained(folder)
         assert type(model) is model_class
@@ -120,24 +120,24 @@ def test_auto_classes(folder, picture, expected):
             assert torch.equal(model(expected["pixel_values"]).logits, expected["logits"])
 
 
-def test_hard_pipeline(folder, picture, expected):
+def test_hard_pipeline(folder, image, expected):
     segment = pipeline("image-segmentation", model=str(folder))
-    found = segment(picture)
+    found = segment(image)
     processor = UnconcealImageProcessor.from_pretrained(folder)
     (labels,) = processor.post_process_semantic_segmentation(segment.model(expected["pixel_values"]), [(50, 70)])
     assert [one["label"] for one in found] == ["background", segment.model.config.id2label[1]]
     for label, one in enumerate(found):
         assert np.array_equal(np.asarray(one["mask"]), (labels == label).numpy() * 255)
-    assert [len(one) for one in segment([picture] * 3, batch_size=2)] == [2, 2, 2]
+    assert [len(one) for one in segment([image] * 3, batch_size=2)] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("options", [{}, {"device_map": "auto"}, {"dtype": torch.bfloat16}, {"dtype": torch.float16}])
-def test_soft_pipeline_runs_no_code_of_the_folder(folder, picture, expected, options):
+def test_soft_pipeline_runs_no_code_of_the_folder(folder, image, expected, options):
     find = pipeline("image-segmentation", model=str(folder), pipeline_class=SoftMaskPipeline, **options)
     assert type(find) is SoftMaskPipeline
     assert type(find.model) is TESTERS[folder.name].model_class
     assert find.model.dtype == options.get("dtype", torch.float32)
-    probs = find(picture)["probs"].cpu()
+    probs = find(image)["probs"].cpu()
     with torch.no_grad():
         outputs = find.model(expected["pixel_values"].to(find.model.device, find.model.dtype))
     (of_model,) = find.image_processor.post_process_masks(outputs, [(50, 70)])
@@ -163,7 +163,6 @@ def of_another_project(folder):
 @pytest.mark.parametrize(
     ("damages", "trust_remote_code", "words"),
     [
-        ([lambda folder: (folder / "model.safetensors").write_bytes(b"")], False, "damaged or incomplete"),
         (
             # As in a clone without Git LFS.
             [lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")],
@@ -176,7 +175,6 @@ def of_another_project(folder):
         ([of_another_project, lambda folder: (folder / "losses.py").write_text("def loss(")], True, "losses.py"),
     ],
     ids=[
-        "empty weights",
         "pointer of Git LFS",
         "code not trusted",
         "code missing",

@@ -77,21 +77,6 @@ def test_generator_is_read_as_masks_are_taken(find, images):
     assert len(taken) <= 2
 
 
-def test_masks_have_the_displayed_size(find, images, tmp_path):
-    path = tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn
-    images[0].save(path, exif=exif)
-    assert find(path)["mask"].size == (50, 70)
-
-
-def test_deep_gray_is_not_clipped(find, images, tmp_path):
-    gray = np.asarray(images[0].convert("L"))
-    path = tmp_path / "deep.png"
-    Image.fromarray(gray.astype(np.uint16) * 257).save(path)
-    torch.testing.assert_close(find(path)["probs"], find(gray)["probs"])
-
-
 def test_url(find, images, tmp_path):
     images[0].save(tmp_path / "image.png")
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
@@ -113,16 +98,6 @@ def test_inputs_that_are_not_images_are_rejected(find, images):
         with pytest.raises(ValueError) as caught:
             find(wrong)
         assert words in str(caught.value)
-
-
-@pytest.mark.parametrize("tester", TESTERS.values(), ids=TESTERS)
-def test_half_precision(tester, images):
-    model = tester().make_lively_model()
-    (exact,) = masks_of(model, images[:1])
-    find = SoftMaskPipeline(model=model.to(torch.bfloat16), image_processor=PROCESSOR, device="cpu")
-    probs = find(images[0])["probs"]
-    assert probs.dtype == torch.float32
-    assert (probs - exact).abs().mean() < 0.1
 
 
 # ---- large images and cut-outs --------------------------------------------------------

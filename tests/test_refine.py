@@ -1,8 +1,5 @@
 """Refined edges of large images: finer, without seams, unchanged elsewhere."""
 
-import io
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -222,11 +219,3 @@ def test_the_command_refines(tmp_path, monkeypatch, capsys):
         assert main(["segment", str(tmp_path / "a.png"), "--model", "x", "--out", str(out), "--refine", refine]) == 0
         score[refine] = iou(np.asarray(Image.open(out / "a.png")) / 255, expected)
     assert score["auto"] > score["never"] + 0.03
-
-    file, sent = io.BytesIO(), io.BytesIO()
-    image.save(file, "PNG")
-    for name, stream in (("stdin", io.BytesIO(file.getvalue())), ("stdout", sent)):
-        monkeypatch.setattr(sys, name, io.TextIOWrapper(stream))
-    assert main(["segment", "-", "--model", "x", "--refine", "auto"]) == 0
-    piped, written = Image.open(io.BytesIO(sent.getvalue())), Image.open(tmp_path / "auto" / "a.png")
-    np.testing.assert_array_equal(np.asarray(piped), np.asarray(written))
