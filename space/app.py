@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 
@@ -195,7 +196,8 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
         )
 
         def unfold_seen(path: str | None, name: str) -> dict:
-            return gr.update(stages=demo.show_stages(path, name))
+            # The time makes each answer new: the page ignores a value that it already has.
+            return gr.update(stages={"answer": demo.show_stages(path, name), "at": time.time()})
 
         viewer.unfold(unfold_seen, [seen, network], viewer, show_progress="hidden", **busy)
         ask_cutout.click(demo.show_cutout, [seen, mask, network], cutout, show_progress_on=ask_cutout, **busy).success(

@@ -223,9 +223,14 @@ def test_play_retries_an_unfolding_that_failed(open_page, server):
         path.unlink()
     page.locator(".uc-views label", has_text="Unfold").click()
     page.wait_for_function("document.querySelector('.uc-waiting').innerText.includes('was deleted')")
+    page.locator(".uc-play").click()  # the same error again
+    page.wait_for_function("document.querySelector('.uc-waiting').innerText.includes('was deleted')")
     for path, content in kept.items():
         path.write_bytes(content)
     page.locator(".uc-play").click()
+    page.wait_for_selector(".uc-maps[data-ready]")
+    page.locator("#run").click()  # the same stages again
+    page.wait_for_selector(".uc-maps:not([data-ready])", state="attached")
     page.wait_for_selector(".uc-maps[data-ready]")
 
 

@@ -198,8 +198,9 @@ const unfold = () => {
 };
 
 const takeStages = () => {
-  const failed = props.stages?.error;
-  stages = failed ? null : props.stages || null;
+  const answer = props.stages?.answer || null;
+  const failed = answer?.error;
+  stages = failed ? null : answer;
   find(".uc-waiting").textContent = failed || "Unfolding…";
   find(".uc-maps").toggleAttribute("data-ready", Boolean(stages));
   stage.disabled = !stages;
