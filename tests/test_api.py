@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bright():
-    """A segmenter that calls bright pixels the object."""
+    """Return a segmenter of bright objects."""
 
     class BrightForImageSegmentation(PreTrainedModel):
         config_class = PreTrainedConfig

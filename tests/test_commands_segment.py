@@ -52,7 +52,7 @@ def noise(width=30, height=20, seed=0):
 
 
 def write_odd_kinds(folder):
-    """Write a file of every kind and return each one's displayed (width, height) by name."""
+    """Write files of every kind; return their displayed sizes by name."""
     rgb, gray = noise(), noise().convert("L")
     alpha = Image.linear_gradient("L").resize(rgb.size)
     rgba, gray_alpha = rgb.copy(), gray.copy()

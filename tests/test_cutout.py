@@ -23,7 +23,7 @@ RED, GREEN = (np.array(color, np.float32) for color in ((210, 30, 20), (20, 200,
 
 @pytest.fixture
 def scene():
-    """Return an image of a shaded red disc on green, its soft mask (H, W) and the true colors of the disc."""
+    """Return a red disc on green, its soft mask, and its true colors."""
     rows, columns = np.mgrid[:160, :200].astype(np.float32)
     mask = np.clip((60 - np.hypot(rows - 80, columns - 100)) / 10 + 0.5, 0, 1)
     colors = RED + np.stack([0 * rows, rows / 4, columns / 4], -1)
@@ -48,7 +48,7 @@ def without_pymatting(monkeypatch):
 
 
 def fringe(image, mask, colors):
-    """Return the mean error at the soft edge of a cut-out on white, in gray values."""
+    """Return the mean error at the soft edge of a cut-out on white."""
     on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     true = mask[..., None] * colors + (1 - mask[..., None]) * 255
     return np.abs(np.asarray(on_white) - true)[(mask > 0) & (mask < 1)].mean()

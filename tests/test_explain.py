@@ -67,7 +67,7 @@ def maps_of(stage):
 
 
 def enlarged(maps, stride, width, height, input_width=48, input_height=40):
-    """Nearest neighbor by the definition: the position under the middle of each pixel."""
+    """Take the position under the middle of each pixel."""
     columns = ((np.arange(width) + 0.5) * input_width / width // stride).astype(int)
     rows = ((np.arange(height) + 0.5) * input_height / height // stride).astype(int)
     return maps[0].float().numpy().transpose(1, 2, 0)[rows[:, None], columns]
@@ -174,7 +174,7 @@ def test_out_of_memory_is_explained(monkeypatch):
 
 
 def cell_table(sheet, num_columns, num_rows, size):
-    """Cut the stages' cells, (width, height) each, out of the sheet: rows of arrays, None for a blank."""
+    """Cut the cells of `size` out of the sheet; None for a blank."""
     width, height = size
     bottom = sheet.height - num_rows * (height + GAP)
     lefts = [LABEL_WIDTH + GAP + column * (width + GAP) for column in range(num_columns)]

@@ -1,4 +1,4 @@
-"""Files and folders that are replaced completely, and Hub ids."""
+"""Complete replacement of files, Hub ids, and opening images."""
 
 import os
 import warnings

@@ -1,4 +1,4 @@
-"""Open saved networks in every way of transformers, with and without this package."""
+"""Open saved networks in every way, with and without this package."""
 
 import json
 import os
@@ -155,7 +155,7 @@ def without_code(folder):
 
 
 def of_another_project(folder):
-    """Give the folder a type that this package does not register."""
+    """Give the folder a type of no registered network."""
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "another"}))
 

@@ -19,7 +19,7 @@ SIZE = 64
 
 
 def segmenter(answer):
-    """Return a segmenter of 64x64 whose logits are `answer` of images (B, 3, H, W) in [0, 1]."""
+    """Return a segmenter of 64x64 with the logits `answer(images)`."""
 
     class FakeForImageSegmentation(PreTrainedModel):
         config_class = PreTrainedConfig
@@ -37,12 +37,12 @@ def segmenter(answer):
 
 
 def bright(images):
-    """Return logits of a network that calls bright pixels the object, at any scale."""
+    """Call bright pixels the object, at any scale."""
     return 20 * (images.mean(1, keepdim=True) - 0.5)
 
 
 def once(answer, then):
-    """Return one answer for the first call, the whole image, and another for its tiles."""
+    """Answer the whole image, then its tiles, in different ways."""
     calls = []
 
     def both(images):
@@ -53,7 +53,7 @@ def once(answer, then):
 
 
 def spiky_disc(side=512):
-    """Return an image of a disc with teeth thinner than a pixel of the coarse mask, and its mask."""
+    """Return a disc with thin teeth, and its mask."""
     mask = Image.new("L", (side, side))
     draw = ImageDraw.Draw(mask)
     center, radius = side / 2, side / 4

@@ -12,9 +12,10 @@ from .utils.errors import run_main
 
 
 def make_parsers(command: str | None = None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
-    """Return the parser of the command line, and the parser of `command` if there is such a command.
+    """Return the parser of the command line, and the parser of `command`.
 
-    Only that one knows its arguments. The other commands are listed but not imported, which keeps `--help` fast.
+    Only that one has arguments, and it is None for an unknown command. The other commands are listed without importing
+    them. This keeps `--help` fast.
     """
     parser = argparse.ArgumentParser(prog="unconceal", description="Find objects that hide.")
     parser.add_argument("--version", action="version", version=f"unconceal {__version__}")

@@ -64,7 +64,7 @@ class Segmenter:
     def stream(
         self, images: Iterable[Image.Image | str | Path], batch_size: int = 1, refine: str = "auto"
     ) -> Iterator[np.ndarray]:
-        """Yield the masks that `segment` returns; only `batch_size` images are in memory."""
+        """Yield the masks of `segment`, with `batch_size` images in memory."""
         try:
             check_refine(refine)
         except ValueError as error:
@@ -76,7 +76,7 @@ class Segmenter:
                     yield mask.cpu().numpy()
 
     def unfold(self, image: Image.Image | str | Path, size: tuple[int, int] | None = None) -> Unfolding:
-        """Return the maps of every stage of one image, for a network such as RUN.
+        """Return the maps of every stage of RUN for one image.
 
         Args:
             image: A PIL image or a path.
@@ -200,7 +200,7 @@ def load(
 
 
 def weights_digest(model: PreTrainedModel) -> str:
-    """Return the SHA-256 of a model's weights, which ties a result to its model."""
+    """Return the SHA-256 of the weights, to tie results to a model."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -32,7 +32,7 @@ FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @dataclass(frozen=True)
 class Job:
-    """One image to read, and the file to write for each kind of output."""
+    """Image to read, and the file of each kind of output."""
 
     source: Path
     outputs: dict[str, Path]
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def add_model_arguments(parser: argparse.ArgumentParser):
-    """Add the arguments that `segment` and `explain` share."""
+    """Add the shared arguments of `segment` and `explain`."""
     parser.add_argument("--model", required=True, metavar="ID", help="folder of a trained network, or its Hub id")
     parser.add_argument("--device", help="such as cpu or cuda:1 (the accelerator, if there is one)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (as saved)")
@@ -79,7 +79,7 @@ def add_model_arguments(parser: argparse.ArgumentParser):
 
 
 def load_model(args: argparse.Namespace) -> "Segmenter":
-    """Load the network that the arguments name, without progress bars."""
+    """Load the network of `--model`, without progress bars."""
     from transformers.utils import logging
 
     from ..api import load
@@ -90,7 +90,7 @@ def load_model(args: argparse.Namespace) -> "Segmenter":
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segment the images that the arguments name."""
+    """Segment images and folders, or one image from stdin."""
     kinds = list(dict.fromkeys(args.output))
     if "-" in args.paths:
         return _segment_stdin(args, kinds)
@@ -152,13 +152,13 @@ def _hardened(mask: "np.ndarray", threshold: float | None) -> "np.ndarray":
 
 
 def plan_jobs(paths: list[Path], out: Path, kinds: list[str]) -> list[Job]:
-    """List the images at `paths` and where the outputs of each will go.
+    """List the images at `paths` with the outputs of each.
 
     Hidden files and what lies inside `out` are left out.
 
     Raises:
-        UserError: If a path is missing, no image is found, `out` is one of the folders, or an output would replace
-            another output or an input.
+        UserError: If a path is missing, or no image is found. If `out` is one of the folders, or an output would
+            replace another output or an input.
     """
     out = out.resolve()
     relative_to = {}  # source -> its place in the output tree
@@ -197,7 +197,7 @@ def plan_jobs(paths: list[Path], out: Path, kinds: list[str]) -> list[Job]:
 
 
 def _search(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the images of a folder with their paths inside it, in order."""
+    """Yield the images of a folder and their relative paths, sorted."""
     for source in sorted(folder.rglob("*")):
         relative = source.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)

@@ -1,4 +1,4 @@
-"""Draw how a network such as RUN finds its mask, stage by stage."""
+"""Draw the stages of a network such as RUN."""
 
 from dataclasses import dataclass
 
@@ -49,16 +49,16 @@ COLUMNS = {
 
 
 def map_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    """Return the (width, height) of the maps on the sheet of an image."""
+    """Return the size of the maps on the sheet, (width, height)."""
     scale = CELL / max(image_size)
     return tuple(max(1, round(side * scale)) for side in image_size)
 
 
 def draw_unfolding(image: Image.Image, unfolding: Unfolding) -> Image.Image:
-    """Draw a sheet that shows how a network finds the mask of an image.
+    """Draw a sheet with the maps of every stage of an image.
 
     The image and the final mask are at the top. Below is a row for each stage, from the coarse start, k = 0, to the
-    last, and a column for each kind of map (see `COLUMNS`). Maps that the network does not have are left blank.
+    last. `COLUMNS` lists the kinds of maps. Maps that the network does not have are left blank.
 
     Args:
         image: RGB image, upright.
@@ -72,7 +72,7 @@ def draw_unfolding(image: Image.Image, unfolding: Unfolding) -> Image.Image:
 
 
 def _cells(stage: Stage, image: Image.Image) -> dict[str, Image.Image]:
-    """Draw the maps that a stage has, by their names in `COLUMNS`."""
+    """Draw the maps of a stage, by their names in `COLUMNS`."""
     cells = {"outline": _outlined(image, stage.mask), **stage.images()}
     if stage.reconstruction is not None:
         cells["reconstruction"] = draw_colors(stage.reconstruction)
@@ -82,7 +82,7 @@ def _cells(stage: Stage, image: Image.Image) -> dict[str, Image.Image]:
 
 
 def _outlined(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """Draw a line with dark sides where the mask passes 0.5."""
+    """Draw the outline of a mask, where it passes 0.5."""
     image = image.copy()
     inside = Image.fromarray(np.where(mask > 0.5, np.uint8(255), np.uint8(0)))
     for line_width, color in ((4, INK), (2, MARK)):

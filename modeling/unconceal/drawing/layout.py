@@ -20,7 +20,7 @@ INK, FRAME, PAPER = (20, 20, 20), (150, 150, 150), (255, 255, 255)
 def overlay(
     image: Image.Image, mask: np.ndarray, color: tuple[int, int, int] = (255, 0, 80), alpha: float = 0.6
 ) -> Image.Image:
-    """Tint an image where the mask is set.
+    """Tint the masked part of an image.
 
     Args:
         image: Any image.
@@ -49,7 +49,7 @@ def check_mask_size(mask: np.ndarray, image: Image.Image):
 
 
 def paste_framed(sheet: Image.Image, cell: Image.Image, left: int, top: int):
-    """Paste a cell with a line around it; otherwise a white map looks blank."""
+    """Paste a cell with a frame, so that white maps show."""
     sheet.paste(ImageOps.expand(cell.convert("RGB"), 1, FRAME), (left - 1, top - 1))
 
 
@@ -66,7 +66,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def shortened(text: str, fits: Callable[[str], bool]) -> str:
-    """Return a text as one line that fits.
+    """Shorten a text to one line.
 
     The middle of a long text is cut, because names differ at their ends. Bytes of file names that are not text become
     question marks.

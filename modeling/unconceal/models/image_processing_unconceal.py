@@ -117,7 +117,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def _array_to_pil(array: np.ndarray | torch.Tensor, channels: str | None) -> Image.Image:
-    """Make an image of (H, W), (H, W, 1|3|4) or (1|3|4, H, W).
+    """Make an image of an array with 1, 3 or 4 channels.
 
     `channels` is "channels_first", "channels_last" or None. None: if both ends could be channels, a tensor has them
     first and an array last, as usual in torch and NumPy.
@@ -148,7 +148,7 @@ def _array_to_pil(array: np.ndarray | torch.Tensor, channels: str | None) -> Ima
 
 
 class UnconcealImageProcessorKwargs(ImagesKwargs, total=False):
-    """Options of `UnconcealImageProcessor` that transformers does not have.
+    """Additional options of `UnconcealImageProcessor`.
 
     Attributes:
         channel_order: Order of the channels in `pixel_values`.
@@ -225,8 +225,8 @@ class UnconcealImageProcessor(PilBackend):
         `processor(...)` does the same.
 
         Args:
-            images: A PIL image, path, URL, or an array or tensor (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4
-                channels, of any real type. Or a list of them, or a batch of four dimensions.
+            images: A PIL image, path or URL. Or an array or tensor (H, W), (H, W, C) or (C, H, W) of any real type,
+                with 1, 3 or 4 channels. Or a list of them, or a batch of four dimensions.
             segmentation_maps: As many masks, of the same kinds. Three dimensions mean (B, H, W). 0 is background and
                 white is object: 255 in 8 bits, 1 in bool or float (see `to_mask`).
             return_tensors: "pt" for tensors, "np" or None for arrays.
@@ -312,7 +312,7 @@ class UnconcealImageProcessor(PilBackend):
     def _normalized(
         pixels: np.ndarray, *, channel_order, do_rescale, rescale_factor, do_normalize, image_mean, image_std, **_
     ) -> np.ndarray:
-        """Turn (B, H, W, 3) uint8 RGB into (B, 3, H, W) float32."""
+        """Return uint8 RGB (B, H, W, 3) as normalized (B, 3, H, W)."""
         if channel_order == "bgr":
             pixels = pixels[..., ::-1]
         pixels = pixels.astype(np.float32)

@@ -53,8 +53,8 @@ class SoftMaskPipeline(Pipeline):
                 none by default. `timeout`: seconds to wait for a URL, no limit by default.
 
         Returns:
-            For one image a dictionary. `mask` is an 8-bit gray PIL image and `probs` the same as a float32 tensor (H,
-            W) in [0, 1], both of the upright size. With `cutout` also `cutout`, the result of `cut_out`. For a list or
+            For one image a dictionary: `mask`, an 8-bit gray PIL image, and `probs`, a float32 tensor (H, W) in
+            [0, 1]. Both have the upright size. With `cutout` also `cutout`, the result of `cut_out`. For a list or
             batch a list of them, otherwise an iterator.
 
         Raises:
@@ -91,7 +91,7 @@ class SoftMaskPipeline(Pipeline):
         return make_cutout(image, opacity)
 
     def unfold(self, image: Any, size: tuple[int, int] | None = None) -> Unfolding:
-        """Return the maps of every stage of one image, for a network such as RUN.
+        """Return the maps of every stage of RUN for one image.
 
         Args:
             image: Any image that the pipeline accepts.
@@ -127,7 +127,7 @@ class SoftMaskPipeline(Pipeline):
         return images[0]
 
     def preprocess(self, inputs: Any, timeout: float | None = None) -> dict[str, Any]:
-        """Return `pixel_values` (1, C, H, W) of one image, and the image as `image`."""
+        """Return one image and its `pixel_values` (1, C, H, W)."""
         image = self._read(inputs, timeout)
         pixel_values = self.image_processor(image, return_tensors="pt").pixel_values.to(self.dtype)
         return {"pixel_values": pixel_values, "image": image}

@@ -21,7 +21,7 @@ def predict_masks(
     batch_size: int = 1,
     pixel_values: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Yield the soft mask of each image, at the size of the image.
+    """Yield the soft mask of each image, at its own size.
 
     The network sees the whole image first. `refine` decides whether tiles along the edges are predicted again. Images
     are read as masks are taken, `batch_size` at a time.

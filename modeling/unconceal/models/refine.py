@@ -34,7 +34,7 @@ MIN_BAND = 4
 
 
 def check_refine(refine: str):
-    """Reject values that are not in `REFINE`.
+    """Reject values outside `REFINE`.
 
     Raises:
         ValueError: If `refine` is unknown.
@@ -44,7 +44,7 @@ def check_refine(refine: str):
 
 
 def choose_zooms(refine: str, image_size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, ...]:
-    """Return the zooms at which an image is predicted again.
+    """Return the zooms of the tiles of an image.
 
     A zoom is a multiple of the network's size.
 
@@ -141,7 +141,7 @@ def _blended_tiles(
     predict_tiles: Callable[[list[Image.Image]], torch.Tensor],
     batch_size: int,
 ) -> torch.Tensor | None:
-    """Return logits (1, 1, H, W) from the `wanted` tiles of an image.
+    """Predict the `wanted` tiles and return logits (1, 1, H, W).
 
     They are 0 outside these tiles. None if no tile is wanted.
     """
@@ -166,7 +166,7 @@ def _blended_tiles(
 
 
 def tile_starts(length: int, tile: int) -> list[int]:
-    """Return the starts of tiles that cover `length` evenly.
+    """Return the starts of tiles that cover a length.
 
     Neighbors overlap by `MIN_OVERLAP` or more.
     """

@@ -1,4 +1,4 @@
-"""Show how a network that unfolds in stages, such as RUN, finds its mask."""
+"""Return and draw the maps of every stage of RUN."""
 
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ def draw_colors(values: np.ndarray) -> Image.Image:
 
 @dataclass(frozen=True)
 class Stage:
-    """Maps of one stage k, float32; the coarse start, k = 0, lacks some.
+    """Maps of one stage k, float32; k = 0 lacks some.
 
     Attributes:
         stride: Pixels of the network's input that a position of `mask` stands for.
@@ -63,11 +63,11 @@ class Stage:
 
     @property
     def uncertainty(self) -> np.ndarray:
-        """1 - |2 M_k - 1|, (H, W): 0 where the mask is 0 or 1, 1 where it is 0.5."""
+        """Return 1 - |2 M_k - 1|, which is 1 at probability 0.5."""
         return 1 - np.abs(2 * self.mask - 1)
 
     def images(self) -> dict[str, Image.Image]:
-        """Draw the maps that this stage has: mask, edge, background, uncertainty."""
+        """Draw mask, edge (from k = 1), background and uncertainty."""
         edge = {} if self.edge is None else {"edge": draw_scale(self.edge, GRAY)}
         return {
             "mask": draw_scale(self.mask, GRAY),
@@ -79,7 +79,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Unfolding:
-    """Final mask of one image and the stages that lead to it.
+    """Final mask of one image, and its stages.
 
     Attributes:
         mask: The final soft mask, (H, W), float32 in [0, 1].

@@ -10,7 +10,7 @@ DEBUG = "UNCONCEAL_DEBUG"
 
 
 class UserError(Exception):
-    """Mistake that the user can fix; the message is one line."""
+    """Mistake of the user, explained in one line."""
 
 
 def one_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Write files completely or not at all; check file names and Hub ids."""
+"""Replace files completely or not at all; check names and Hub ids."""
 
 import os
 import re
@@ -63,12 +63,12 @@ def _aside(path: Path) -> Path:
 
 
 def is_folder(path: str | Path) -> bool:
-    """Return whether `path` is a folder, also for names that are too long."""
+    """Return whether `path` is a folder, also for overlong names."""
     return os.path.isdir(path)
 
 
 def printable(text: str) -> str:
-    """Replace bytes of file names that are not text by question marks."""
+    """Replace undecodable bytes of file names by question marks."""
     return text.encode(errors="replace").decode()
 
 
@@ -78,7 +78,7 @@ def is_hub_id(name: str | Path) -> bool:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make a folder and its parents, and check that it is writable.
+    """Make a writable folder and its parents.
 
     Raises:
         UserError: If that fails; the message names the folder and the reason.

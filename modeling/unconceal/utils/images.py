@@ -24,7 +24,7 @@ _check_of_pillow = getattr(Image, "_decompression_bomb_check", None)
 
 @contextmanager
 def open_image(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Yield an image whose header was read; decode it inside the block.
+    """Open an image; decode it inside the block.
 
     Threads can use different limits at once.
 

@@ -1,4 +1,4 @@
-"""Explain errors of transformers' loaders, which have no class of their own."""
+"""Explain errors of the loaders of transformers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ LOADING_ERRORS = (OSError, SafetensorError, ImportError, KeyError, RuntimeError,
 
 @contextmanager
 def loading_explained(what: str) -> Iterator[None]:
-    """Turn errors while loading into a `UserError` that begins with `what`.
+    """Turn errors while loading into a `UserError` with `what` in front.
 
     Classes outside `LOADING_ERRORS` are mostly defects of code. The message then names class and place, and says how
     to see the traceback.
