@@ -27,7 +27,7 @@ accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision n
 
 echo "3/6 evaluate it"
 unconceal evaluate --model "$run/segmentation/best" --data "$out/data" --split val --protocol cod \
-  --out "$out/results" --overwrite --pictures 4
+  --out "$out/results" --overwrite --sheets 4
 
 echo "4/6 load it with transformers"
 python - "$out" "$run" <<'PY'
