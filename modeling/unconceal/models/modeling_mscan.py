@@ -132,7 +132,7 @@ class MscanStage(nn.Module):
         self.norm = ChannelLayerNorm(channels)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Map (B, C_in, H, W) to (B, C, h, w) of half the size.
+        """Map (B, C_in, H, W) to half its size.
 
         The first stage quarters the size.
         """
