@@ -312,7 +312,7 @@ class UnconcealImageProcessor(PilBackend):
     def _normalized(
         pixels: np.ndarray, *, channel_order, do_rescale, rescale_factor, do_normalize, image_mean, image_std, **_
     ) -> np.ndarray:
-        """Return uint8 RGB (B, H, W, 3) as normalized (B, 3, H, W)."""
+        """Normalize uint8 RGB (B, H, W, 3) to (B, 3, H, W)."""
         if channel_order == "bgr":
             pixels = pixels[..., ::-1]
         pixels = pixels.astype(np.float32)

@@ -63,7 +63,7 @@ class Stage:
 
     @property
     def uncertainty(self) -> np.ndarray:
-        """Return 1 - |2 M_k - 1|, which is 1 at probability 0.5."""
+        """Return 1 - |2 M_k - 1|, 1 at probability 0.5."""
         return 1 - np.abs(2 * self.mask - 1)
 
     def images(self) -> dict[str, Image.Image]:
