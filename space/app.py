@@ -141,7 +141,7 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
                     label="Report",
                     interactive=False,
                     wrap=True,
-                    column_widths=["24%", "36%", "10%", "10%", "10%", "10%"],
+                    column_widths=["190px", "260px", "80px", "80px", "90px", "80px"],
                     elem_id="report",
                     buttons=["copy"],
                 )
