@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import bare_environment
-import numpy as np
 import pytest
 import torch
 from common import modules_beyond_transformers
@@ -118,17 +117,6 @@ def test_auto_classes(folder, image, expected):
         assert not model.training
         with torch.no_grad():
             assert torch.equal(model(expected["pixel_values"]).logits, expected["logits"])
-
-
-def test_hard_pipeline(folder, image, expected):
-    segment = pipeline("image-segmentation", model=str(folder))
-    found = segment(image)
-    processor = UnconcealImageProcessor.from_pretrained(folder)
-    (labels,) = processor.post_process_semantic_segmentation(segment.model(expected["pixel_values"]), [(50, 70)])
-    assert [one["label"] for one in found] == ["background", segment.model.config.id2label[1]]
-    for label, one in enumerate(found):
-        assert np.array_equal(np.asarray(one["mask"]), (labels == label).numpy() * 255)
-    assert [len(one) for one in segment([image] * 3, batch_size=2)] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("options", [{}, {"device_map": "auto"}, {"dtype": torch.bfloat16}, {"dtype": torch.float16}])

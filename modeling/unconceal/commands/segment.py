@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         )
     counts = [f"{len(todo) - len(failed)} segmented into {args.out}"]
     if len(todo) < len(jobs):
-        counts.append(f"{len(jobs) - len(todo)} skipped, which exist (replace them with --overwrite)")
+        counts.append(f"{len(jobs) - len(todo)} skipped, the output exists (use --overwrite)")
     if failed:
         counts.append(f"{len(failed)} failed")
     print(f"{len(jobs)} image{'s' if len(jobs) > 1 else ''}: {', '.join(counts)}")
