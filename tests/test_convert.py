@@ -204,6 +204,10 @@ class Published:
         return self.conv("mask_head_1x1", self.node("finalconv", torch.cat(parts, 1), 1))
 
 
+def convert(*words):
+    main(["convert", "srs", *map(str, words)])
+
+
 def up(x, factor):
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=True)
 
@@ -269,24 +273,10 @@ def test_segmentation_equals_the_published_networks(states):
 
 
 def test_command_writes_folders_that_open(states, files, tmp_path, capsys):
-    r, s = map(str, files)
-    out, r_out = str(tmp_path / "srs"), str(tmp_path / "srs-r")
+    r, s = files
+    out, r_out = tmp_path / "srs", tmp_path / "srs-r"
     quirks = ["--release-quirks", "--bgr"]
-    main(
-        [
-            "convert",
-            "srs",
-            "--reconstruction",
-            r,
-            "--segmentation",
-            s,
-            "--out",
-            out,
-            "--reconstruction-out",
-            r_out,
-            *quirks,
-        ]
-    )
+    convert("--reconstruction", r, "--segmentation", s, "--out", out, "--reconstruction-out", r_out, *quirks)
     printed = capsys.readouterr().out
     assert "IPATR0.conv1" in printed
     assert "bottomuplocal_fpn_3.bn2" in printed
@@ -300,27 +290,16 @@ def test_command_writes_folders_that_open(states, files, tmp_path, capsys):
     assert processor.channel_order == "bgr"
     assert processor.image_std == pytest.approx([255 * 0.229, 255 * 0.224, 255 * 0.225])
     with pytest.raises(UserError, match="not an empty folder"):
-        main(["convert", "srs", "--reconstruction", r, "--out", out])
+        convert("--reconstruction", r, "--out", out)
 
 
 def test_reconstruction_alone(files, tmp_path):
-    main(["convert", "srs", "--reconstruction", str(files[0]), "--out", str(tmp_path / "r")])
+    convert("--reconstruction", files[0], "--out", tmp_path / "r")
     model = AutoModel.from_pretrained(tmp_path / "r")
     assert isinstance(model, SrsForReconstruction)
     assert not model.config.reconstruction_batch_statistics
     with pytest.raises(UserError, match="--segmentation"):
-        main(
-            [
-                "convert",
-                "srs",
-                "--reconstruction",
-                str(files[0]),
-                "--out",
-                str(tmp_path / "x"),
-                "--reconstruction-out",
-                "y",
-            ]
-        )
+        convert("--reconstruction", files[0], "--out", tmp_path / "x", "--reconstruction-out", "y")
 
 
 def test_error_names_every_fault(states):
