@@ -285,11 +285,6 @@ def test_protocol_options_reach_the_report(data, model_folder, tmp_path, capsys)
     assert results["whole"] == results["quick"]
 
 
-def test_hce_is_off_by_default_as_in_training(processor):
-    rows = evaluate_model(Brightness(), processor, make_dataset(2), protocol=PROTOCOLS["dis"], progress=False)
-    assert "hce" not in rows[0]
-
-
 def test_options_of_another_protocol_are_rejected(tmp_path):
     command = ["--model", "absent", "--data", "absent", "--split", "val", "--out", str(tmp_path / "out")]
     for options, message in (

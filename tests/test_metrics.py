@@ -436,14 +436,6 @@ def test_human_correction_effort_by_hand():
     assert effort(left, wire) > 0  # missed thin parts are not: they belong to the skeleton
 
 
-def test_human_correction_effort_is_optional():
-    probs = np.where(BLOCK, 0.9, 0.1)
-    quick, whole = dis.score_image(probs, BLOCK), dis.score_image(probs, BLOCK, hce=True)
-    assert "hce" not in quick and whole["hce"] == 0
-    assert "HCE" not in format_table(dis.PROTOCOL, dis.summarize([quick, quick]))
-    assert format_table(dis.PROTOCOL, dis.summarize([whole, {**whole, "hce": 1016}])).endswith("| 508 |")
-
-
 def drawing(*rows: str) -> np.ndarray:
     return mask(*rows).astype(np.float64)
 
@@ -483,14 +475,6 @@ def test_targets_by_hand():
     strict = infrared.score_image(probs, target, max_distance=1)  # 1 is not less than 1
     assert strict["num_detected"] == 0
     assert infrared.summarize([row, near])["pd"] == 3 / 4
-
-
-def test_targets_by_another_threshold():
-    target = mask("#........#")
-    probs = np.array([[0.4, 0, 0, 0, 0.5, 0, 0, 0, 0, 0.7]])
-    for threshold, detected, false in ((0.3, 2, 1), (0.4, 1, 1), (0.5, 1, 0), (0.69, 1, 0), (0.7, 0, 0)):
-        row = infrared.score_image(probs, target, threshold=threshold)
-        assert (row["num_detected"], row["false_pixels"]) == (detected, false), threshold
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)

@@ -278,17 +278,6 @@ def test_extreme_sizes(shape):
     assert sheet.height < 600
 
 
-def test_texts_of_all_kinds():
-    ids = ["名前 Ω naïve 👩‍👩‍👧 שלום", "bytes\udcff", "two\nlines\ttab", "\0", "", "x" * 5000]
-    scored = [ScoredImage(text, text, None, np.eye(40, dtype=bool), np.eye(40)) for text in ids]
-    for title in ids:
-        sheet = draw_sheet(scored, title)
-        assert len(cells_of(sheet, [(CELL, CELL)] * len(ids), CELL_NAMES[1:])) == len(ids)
-    # The margin stays white.
-    margin = np.asarray(sheet)[:, -GAP + 2 :]
-    assert (margin == PAPER).all()
-
-
 def test_shortened():
     font = ImageFont.load_default(size=13)
     text = "first-" + "x" * 300 + "-last"

@@ -253,12 +253,6 @@ def test_random_splits_become_mean_and_deviation(write):
     assert all(f"on 2026-11-2{seed} at commit" in table.notes[-1] for seed in range(3))
 
 
-def test_random_splits_of_other_sizes_say_so(write):
-    paths = [write("BUS", division_seed=seed, num_images=number) for seed, number in enumerate((170, 168, 169))]
-    (table,) = tables_of(*paths)
-    assert table.rows[-1][0] == "ours (mean of 3 random splits, 168 to 170 of 169 images)"
-
-
 # The mean of the four test sets of DIS5K.
 
 
@@ -351,11 +345,6 @@ def test_unknown_benchmark_is_rejected(write, benchmark, expected):
     with pytest.raises(UserError, match=expected) as error:
         tables_of(path)
     assert str(path) in one_line_of(error)
-
-
-def test_reads_a_file_or_its_folder(write):
-    folder = write()
-    assert read_result(folder) == read_result(str(folder / "results.json"))
 
 
 @pytest.mark.parametrize("name", ["nothing", "", "nothing.json"])

@@ -264,11 +264,8 @@ def _figure(curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping
     for method, values in curves.items():
         threshold, highest = highest_point(values[f])
         labels.append(f"{shortened(method, lambda name: len(name) <= 40)}: {highest:.3f} at {threshold}")
-    # A hundred letters fit next to each other, also wide ones. The line before a label is as wide as ten.
-    num_columns = min(len(labels), 100 // (10 + max(map(len, labels))))
-    num_lines = -(-len(labels) // num_columns)
     # 12 inches at 200 dots: text of 11 points is 15 pixels high when the image is shown at half its size.
-    figure = Figure((12, 5.6 + 0.25 * num_lines), 200, layout="constrained", facecolor="white")
+    figure = Figure((12, 5.6 + 0.25 * len(labels)), 200, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1, wspace=0.04)
     left, right = figure.subplots(1, 2)
     for index, values in enumerate(curves.values()):
@@ -300,7 +297,6 @@ def _figure(curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping
         right.lines,
         labels,
         loc="outside lower center",
-        ncols=num_columns,
         title=f"highest {f_title} and its threshold (dot)",
         title_fontsize=11,
         fontsize=11,

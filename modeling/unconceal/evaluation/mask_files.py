@@ -16,7 +16,7 @@ converts all others: it takes the brightest of the colors and reads a palette of
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -167,7 +167,8 @@ class PredictionFolder:
             UserError: If a file cannot be read or used, or the protocol has no such option.
         """
         score = partial(_score_entry, protocol, checked_options(protocol, **options), self.max_pixels)
-        done = map_unordered(score, self._jobs(), min(metric_workers, len(self.entries)))
+        jobs = ((index, entry, self._truth(entry)) for index, entry in enumerate(self.entries))
+        done = map_unordered(score, jobs, min(metric_workers, len(self.entries)))
         return in_order(list(tqdm(done, "evaluate", len(self.entries), unit="image", disable=not progress)))
 
     def load_example(self, index: int) -> tuple[Image.Image | None, np.ndarray, np.ndarray]:
@@ -182,14 +183,6 @@ class PredictionFolder:
                 raise UserError(f"{entry.image}: {error}") from error
         image = to_rgb(self.dataset[entry.truth]["image"]) if self.dataset is not None else None
         return image, target, probs
-
-    def _jobs(self) -> Iterator[tuple[int, MaskPair, Path | np.ndarray]]:
-        order = range(len(self.entries))
-        if self.dataset is None:
-            # Largest first: a large one at the end would keep one worker busy while the others wait.
-            order = sorted(order, key=lambda index: -_num_pixels(self.entries[index].truth, self.max_pixels))
-        for index in order:
-            yield index, self.entries[index], self._truth(self.entries[index])
 
     def _truth(self, entry: MaskPair) -> Path | np.ndarray:
         if self.dataset is None:
@@ -283,14 +276,6 @@ def _score_entry(
         "mask_changed": mask_changed,
     }
     return score_job(protocol.score_image, options, (example, probs, target))
-
-
-def _num_pixels(path: Path, max_pixels: int) -> int:
-    try:
-        with open_image(path, max_pixels) as image:
-            return image.width * image.height
-    except (UserError, OSError):
-        return 0  # the reader reports it
 
 
 def _first_names(names: list[str]) -> str:

@@ -75,22 +75,22 @@ def evaluate_model(
     parameter = next(model.parameters())
     indices = range(len(dataset))
     batches = [indices[start : start + batch_size] for start in range(0, len(dataset), batch_size)]
+    batches = batches[rank::world_size]
     loader = DataLoader(
-        _Indexed(dataset),
-        batch_sampler=batches[rank::world_size],
+        dataset,
+        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_Collate(processor, keep_images=refine != "never"),
     )
 
     def predictions() -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
         read = readable(loader, "the data")
-        for examples, images, pixel_values in tqdm(
-            read, "evaluate", len(loader), unit="batch", disable=rank > 0 or not progress
-        ):
+        read = tqdm(read, "evaluate", len(loader), unit="batch", disable=rank > 0 or not progress)
+        for batch, (examples, images, pixel_values) in zip(batches, read, strict=True):
             pixel_values = pixel_values.to(parameter.device, parameter.dtype)
             masks = predict_masks(model, processor, images, refine, batch_size, pixel_values)
-            for example, probs in zip(examples, masks, strict=True):
-                yield _checked(example, probs)
+            for index, example, probs in zip(batch, examples, masks, strict=True):
+                yield _checked({"index": index, **example}, probs)
 
     score = partial(score_job, protocol.score_image, options)
     with _eval_mode(model), torch.inference_mode():
@@ -98,19 +98,6 @@ def evaluate_model(
     if world_size > 1:
         rows = gather_object(rows)
     return in_order(rows)
-
-
-class _Indexed(torch.utils.data.Dataset):
-    """Rows of a data set with their positions, to restore their order."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"index": index, **self.dataset[index]}
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
 
 class _Collate:
@@ -129,7 +116,6 @@ class _Collate:
                 raise ValueError(f"{row['id']}: {error}") from error
         examples = [
             {
-                "index": row["index"],
                 "id": row["id"],
                 "source": row["source"],
                 "height": image.height,
