@@ -86,7 +86,7 @@ def split_counts(card: DatasetCard) -> dict[str, int]:
     splits = info.get("splits") if isinstance(info, dict) else None
     return {
         split["name"]: split["num_examples"]
-        for split in splits or ()
+        for split in (splits if isinstance(splits, list) else ())
         if isinstance(split, dict) and {"name", "num_examples"} <= set(split)
     }
 
