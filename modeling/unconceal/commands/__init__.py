@@ -1,10 +1,10 @@
-"""The commands of `unconceal`, one module each.
+"""Commands of `unconceal`, one module each.
 
-A module offers `add_arguments(parser)` and `run(args)`, which returns the exit code, None for 0. `add_arguments` runs for
-`--help`: it imports nothing heavy. `run` imports what the command needs.
+A module offers `add_arguments(parser)` and `run(args)`. `add_arguments` also runs for `--help`, so it imports nothing
+heavy. `run` imports what the command needs and returns the exit code, None for 0.
 """
 
-# Name of the module, and what `unconceal --help` says about it.
+# Module name, and its line in `unconceal --help`.
 COMMANDS = {
     "segment": "write masks, overlays or cut-outs of images",
     "explain": "draw how RUN finds its mask, stage by stage",
