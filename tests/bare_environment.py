@@ -14,7 +14,7 @@ import logging
 import sys
 import traceback
 from contextlib import contextmanager
-from functools import partial
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -79,27 +79,6 @@ def open_with(auto_class: type, name: str, **options):
     return opened
 
 
-def code_that_ran() -> set[str]:
-    return {module for module in sys.modules if module.startswith("transformers_modules.")}
-
-
-def check_refusals(name: str):
-    """Check that nothing opens and no code runs without `trust_remote_code`."""
-    before = code_that_ran()
-    # Not AutoProcessor, which hides the reason.
-    openers = {one.__name__: one.from_pretrained for one in (AutoConfig, AutoImageProcessor, *MODELS)}
-    openers |= {f"pipeline {task}": partial(pipeline, task) for task in (HARD, SOFT)}
-    for opener, function in openers.items():
-        with way(f"{name}: {opener} refuses without trust_remote_code"):
-            try:
-                function(name, trust_remote_code=False)
-            except ValueError as error:
-                assert "trust_remote_code" in str(error), error
-            else:
-                raise AssertionError("opened")
-            assert code_that_ran() == before, code_that_ran() - before
-
-
 def check_auto_classes(name: str, image: Image.Image, expected: dict[str, torch.Tensor]):
     with way(f"{name}: AutoConfig"):
         config = open_with(AutoConfig, name)
@@ -114,6 +93,9 @@ def check_auto_classes(name: str, image: Image.Image, expected: dict[str, torch.
             assert type(model).__name__ == config.architectures[0], type(model)
             assert not model.training
             check_equal(model(pixel_values).logits, expected["logits"])
+    with way(f"{name}: saved again"), torch.no_grad(), TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        torch.testing.assert_close(open_with(MODELS[0], folder)(pixel_values).logits, expected["logits"])
     for dtype in (torch.bfloat16, torch.float16):
         with way(f"{name}: AutoModelForImageSegmentation, {dtype}"), torch.no_grad():
             model = open_with(AutoModelForImageSegmentation, name, dtype=dtype)
@@ -209,7 +191,6 @@ def check(name: str):
     expected = load_file(cached_file(name, "expected.safetensors"))
     with Image.open(path) as file:
         image = file.convert("RGB")
-    check_refusals(name)
     check_auto_classes(name, image, expected)
     check_pipelines(name, image, path, expected)
 

@@ -3,10 +3,7 @@
 import copy
 import inspect
 import json
-import os
 import pickle
-import subprocess
-import sys
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
@@ -35,54 +32,6 @@ SMALLEST_SRS = {
     "reconstruction_depths": [1, 1, 1, 1],
     "attention_reduction_ratio": 2,
 }
-
-# Opens a saved folder while everything except the requirements of transformers is hidden.
-FRESH_PROCESS = """
-import copy, importlib.util, json, sys
-
-task = json.loads(sys.argv[1])
-
-
-class Hidden:
-    def __init__(self, finder):
-        self.finder = finder
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-    def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in task["hidden"] else self.finder.find_spec(name, path, target)
-
-
-sys.meta_path[:] = [Hidden(finder) for finder in sys.meta_path]
-assert importlib.util.find_spec("unconceal") is None
-
-import torch
-import transformers
-from safetensors.torch import load_file
-
-torch.set_num_threads(task["num_threads"])
-tensors = load_file(task["tensors"])
-
-
-def check(auto_class, folder):
-    model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
-    assert type(model).__name__ == task["model_class"], (auto_class, type(model))
-    assert type(model).__module__.startswith("transformers_modules."), type(model)
-    with torch.no_grad():
-        # A copy: files give weights at any address, and some kernels then round differently.
-        prediction = getattr(copy.deepcopy(model)(pixel_values=tensors["pixel_values"]), task["main_output"])
-    assert torch.equal(prediction, tensors["prediction"]), (auto_class, folder)
-    return model
-
-
-config = transformers.AutoConfig.from_pretrained(task["folder"], trust_remote_code=True)
-assert type(config).__module__.startswith("transformers_modules."), type(config)
-for auto_class in task["auto_classes"]:
-    model = check(auto_class, task["folder"])
-model.save_pretrained(task["again"])
-check(task["auto_classes"][-1], task["again"])
-"""
 
 
 @lru_cache
@@ -589,37 +538,17 @@ class ModelTester(PretrainedTester):
 
     # ---- on the Hub -------------------------------------------------------------------------------------------------
 
-    def test_saved_model_opens_with_and_without_the_package(self, tmp_path):
+    def test_saved_model_opens_by_every_auto_class(self, tmp_path):
+        """test_loading.py does so without the package."""
         model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
-        saved, again = tmp_path / "saved", tmp_path / "again"
-        model.save_pretrained(saved)
+        model.save_pretrained(tmp_path)
         prediction = self.predict(model, pixel_values)
         assert prediction.std() > 1e-2, "too flat for this test"
-        save_file({"pixel_values": pixel_values, "prediction": prediction}, tmp_path / "tensors.safetensors")
-        task = {
-            "hidden": modules_beyond_transformers(),
-            "num_threads": torch.get_num_threads(),
-            "tensors": str(tmp_path / "tensors.safetensors"),
-            "folder": str(saved),
-            "again": str(again),
-            "model_class": self.model_class.__name__,
-            "main_output": self.main_output,
-            "auto_classes": self.model_class.auto_classes,
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", FRESH_PROCESS, json.dumps(task)],
-            env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        assert load_file(saved / "model.safetensors").keys() == load_file(again / "model.safetensors").keys()
-        for folder in (saved, again):
-            assert type(transformers.AutoConfig.from_pretrained(folder)) is self.model_class.config_class
-            for auto_class in self.model_class.auto_classes:
-                opened = getattr(transformers, auto_class).from_pretrained(folder)
-                assert type(opened) is self.model_class
-                assert torch.equal(self.predict(aligned(opened), pixel_values), prediction)
+        assert type(transformers.AutoConfig.from_pretrained(tmp_path)) is self.model_class.config_class
+        for auto_class in self.model_class.auto_classes:
+            opened = getattr(transformers, auto_class).from_pretrained(tmp_path)
+            assert type(opened) is self.model_class
+            assert torch.equal(self.predict(aligned(opened), pixel_values), prediction)
 
     # ---- compilers --------------------------------------------------------------------------------------------------
 

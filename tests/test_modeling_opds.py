@@ -198,7 +198,7 @@ class TestOpdsForImageSegmentation(ModelTester):
             ({"level_weights": [0.0, 1.0, 1.0, 1.0]}, ["level_weights", "first above 0"]),
             ({"level_weights": [1.0, -1.0, 0.0, 0.0]}, ["level_weights", "0 or more"]),
             ({"iou_weight": -1.0}, ["iou_weight", "0 or more", "-1.0"]),
-            ({"eval_steps": 0}, ["eval_steps", "at least 1", "got 0"]),
+            ({"eval_steps": 0}, ["eval_steps", "1 or more", "got 0"]),
             ({"num_channels": 1}, ["num_channels", "got 1, but 3 in"]),
             (
                 {"backbone_config": {"model_type": "mscan_backbone", "out_features": ["stage2"]}},

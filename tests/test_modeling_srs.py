@@ -262,7 +262,7 @@ def test_segmentation_network_has_the_published_size():
         ({"depths": (1, 1, 1, 1, 1)}, r"got .*\(1, 1, 1, 1, 1\), expected 4 entries"),
         ({"reconstruction_hidden_sizes": (8,)}, r"`reconstruction_hidden_sizes` and .* got \(8,\)"),
         ({"reconstruction_depths": (1, 1)}, r"`reconstruction_depths`: got .*\(1, 1\), expected 4 entries"),
-        ({"attention_reduction_ratio": 0}, r"`attention_reduction_ratio`: got 0, expected at least 1"),
+        ({"attention_reduction_ratio": 0}, r"`attention_reduction_ratio`: got 0, expected a number of 1 or more"),
         ({"depths": (1, 1, 0, 1)}, r"`depths`: got \(1, 1, 0, 1\), expected at least 1 each"),
         ({"reconstruction_depths": (1, 1, 1, 0)}, r"`reconstruction_depths`: got .* expected at least 1 each"),
         ({"hidden_sizes": (8, 8, 10, 16)}, r"`hidden_sizes\[1:\]`: got \(8, 8, 10, 16\), expected multiples of 4"),

@@ -241,31 +241,6 @@ def test_autocast_changes_nothing(case):
 
 
 @everywhere
-def test_frozen_inputs(case):
-    torch.manual_seed(0)
-    inputs = make_inputs(device=case.device)
-    expected = run_with_grads(case.scan, inputs)
-    for z in inputs[1:]:
-        z.requires_grad_(False)
-    y, grad_x = run_with_grads(lambda x: case.scan(x, *inputs[1:]), inputs[:1])
-    assert torch.equal(y, expected[0]) and torch.equal(grad_x, expected[1])
-
-
-@everywhere
-def test_rows_are_independent(case):
-    torch.manual_seed(0)
-    inputs = make_inputs(batch=3, device=case.device)
-    expected = run_with_grads(case.scan, inputs)
-    poisoned = [z.detach().clone() for z in inputs]
-    for z in (poisoned[0], poisoned[1], poisoned[3], poisoned[4]):
-        z[1] = torch.nan
-    got = run_with_grads(case.scan, [z.requires_grad_() for z in poisoned])
-    for index in (0, 1, 2, 4, 5):
-        assert torch.equal(got[index][[0, 2]], expected[index][[0, 2]]), NAMES[index]
-        assert got[index][1].isnan().all(), NAMES[index]
-
-
-@everywhere
 def test_same_alone_and_in_a_batch(case):
     torch.manual_seed(0)
     x, delta, A, B, C, D = (z.detach() for z in make_inputs(batch=3, length=100, device=case.device))

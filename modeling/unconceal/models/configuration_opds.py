@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .backbones import NUM_LEVELS, check_backbone_config, make_backbone_config
-from .configuration_unconceal import name_labels
+from .configuration_unconceal import check_at_least, name_labels
 
 
 @strict
@@ -54,18 +54,14 @@ class OpdsConfig(PreTrainedConfig):
 
     def validate_sizes(self):
         """Reject impossible sizes."""
-        for name in ("num_channels", "num_bases", "train_steps", "eval_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}`: got {getattr(self, name)}, expected at least 1.")
+        check_at_least(self, 1, "num_channels", "num_bases", "train_steps", "eval_steps")
         sizes = self.decoder_hidden_sizes
         if len(sizes) not in (1, NUM_LEVELS) or any(size < 8 or size % 8 for size in sizes):
             raise ValueError(f"`decoder_hidden_sizes`: got {sizes}, expected {NUM_LEVELS} multiples of 8, or one.")
 
     def validate_loss_weights(self):
         """Reject negative weights, and a finest level without loss."""
-        for name in ("bce_weight", "iou_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"`{name}`: got {getattr(self, name)}, expected 0 or more.")
+        check_at_least(self, 0, "bce_weight", "iou_weight")
         weights, num_levels = self.level_weights, len(self.decoder_hidden_sizes)
         if not num_levels:
             return  # `validate_sizes` rejects it

@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .backbones import NUM_LEVELS, check_backbone_config, make_backbone_config
-from .configuration_unconceal import name_labels
+from .configuration_unconceal import check_at_least, name_labels
 
 
 # Older checkpoints hold these keys, always true. Variants without a part are not shipped.
@@ -84,9 +84,7 @@ class RunConfig(PreTrainedConfig):
 
     def validate_sizes(self):
         """Reject impossible sizes."""
-        for name in ("num_channels", "state_size", "expand", "window_size", "sparsity_hidden_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}`: got {getattr(self, name)}, expected at least 1.")
+        check_at_least(self, 1, "num_channels", "state_size", "expand", "window_size", "sparsity_hidden_size")
         levels = list(self.stage_levels)
         if not levels or levels != sorted(levels, reverse=True) or levels[0] >= NUM_LEVELS or levels[-1] != 0:
             raise ValueError(
@@ -111,12 +109,8 @@ class RunConfig(PreTrainedConfig):
 
     def validate_loss_weights(self):
         """Reject negative weights."""
-        for name in (
-            *("bce_weight", "iou_weight", "edge_weight"),
-            *("reconstruction_weight", "ambiguity_weight", "stage_weight_decay"),
-        ):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"`{name}`: got {getattr(self, name)}, expected 0 or more.")
+        check_at_least(self, 0, "bce_weight", "iou_weight", "edge_weight")
+        check_at_least(self, 0, "reconstruction_weight", "ambiguity_weight", "stage_weight_decay")
 
 
 RunConfig.register_for_auto_class()

@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_unconceal import name_labels
+from .configuration_unconceal import check_at_least, name_labels
 
 
 @strict
@@ -50,9 +50,7 @@ class SrsConfig(PreTrainedConfig):
 
     def validate_levels(self):
         """Reject impossible sizes."""
-        for name in ("num_channels", "stem_size", "reconstruction_stem_size", "attention_reduction_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}`: got {getattr(self, name)}, expected at least 1.")
+        check_at_least(self, 1, "num_channels", "stem_size", "reconstruction_stem_size", "attention_reduction_ratio")
         for prefix in ("", "reconstruction_"):
             hidden_sizes, depths = getattr(self, f"{prefix}hidden_sizes"), getattr(self, f"{prefix}depths")
             if len(hidden_sizes) != 4 or len(depths) != 4:

@@ -1,4 +1,4 @@
-"""Labels for the configurations of all networks."""
+"""Labels and checks for the configurations of all networks."""
 
 from transformers import PreTrainedConfig
 
@@ -17,4 +17,12 @@ def name_labels(config: PreTrainedConfig, num_labels: int | None):
         config.label2id = {label: int(index) for index, label in config.id2label.items()}
 
 
-__all__ = ["name_labels"]
+def check_at_least(config: PreTrainedConfig, minimum: int, *names: str):
+    """Raise `ValueError` unless these fields are finite and at least `minimum`."""
+    for name in names:
+        value = getattr(config, name)
+        if not minimum <= value < float("inf"):
+            raise ValueError(f"`{name}`: got {value}, expected a number of {minimum} or more.")
+
+
+__all__ = ["check_at_least", "name_labels"]

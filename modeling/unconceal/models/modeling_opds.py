@@ -14,7 +14,6 @@ Decomposition?", ICLR 2021, https://arxiv.org/abs/2109.04553.
 | multi-scale supervision loss | `compute_loss` | scalar |
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +27,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbones import COARSEST_STRIDE, FINEST_STRIDE, UnconcealBackboneModel
 from .configuration_opds import OpdsConfig
 from .losses import structure_loss
-from .modeling_unconceal import padding_to, upsample
+from .modeling_unconceal import padding_to, upsample, without_autocast
 
 
 # Added to the denominators of the factorization.
@@ -84,10 +83,7 @@ class OpdsMatrixFactorization(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Map non-negative (B, C, H, W) to their reconstruction, in float32."""
-        device_type = hidden_states.device.type
-        # Half precision cannot hold EPSILON or sums over all positions. Meta tensors have no autocast.
-        autocasts = device_type != "meta" and torch.is_autocast_enabled(device_type)
-        with torch.autocast(device_type, enabled=False) if autocasts else nullcontext():
+        with without_autocast(hidden_states.device.type):  # half precision cannot hold EPSILON or sums over positions
             height, width = hidden_states.shape[-2:]
             features = hidden_states.float().flatten(2)  # X: (B, C, L)
             bases = self.bases.float().expand(features.shape[0], -1, -1)  # D: (B, C, R)

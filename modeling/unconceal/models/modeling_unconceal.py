@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -204,4 +205,12 @@ def padding_to(multiple: int, height: int, width: int) -> tuple[int, int, int, i
     return 0, right, 0, bottom
 
 
-__all__ = ["ChannelLayerNorm", "UnconcealPreTrainedModel", "padding_to", "upsample"]
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """Return a context without autocast, for arithmetic in float32."""
+    # Nothing without need: the context would add a node to an exported program. Meta tensors have no autocast.
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+__all__ = ["ChannelLayerNorm", "UnconcealPreTrainedModel", "padding_to", "upsample", "without_autocast"]

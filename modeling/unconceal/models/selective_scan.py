@@ -14,12 +14,13 @@ algorithm 2 (what varies along the sequence).
 """
 
 import os
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+from .modeling_unconceal import without_autocast
 
 
 try:
@@ -102,13 +103,6 @@ def _check_shapes(x, delta, A, B, C, D):
     ):
         if tensor is not None and tensor.shape != expected:
             raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected {tuple(expected)}")
-
-
-def _no_autocast(device_type):
-    # Not entered without need: it would add a node to an exported program.
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def _make_plan(batch, step, length, device, traced):
@@ -340,7 +334,7 @@ class _SelectiveScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y):
         x, delta, A, B, C, *starts = ctx.saved_tensors
-        with _no_autocast(x.device.type):
+        with without_autocast(x.device.type):
             parts = [
                 _scan_rows_backward(*part[:3], A, *part[3:], start.unbind(), ctx.plan)
                 for part, start in zip(_split_rows(ctx.plan, grad_y, x, delta, B, C), starts, strict=True)
@@ -432,7 +426,7 @@ def selective_scan(
     if kernel is None:
         raise ValueError(f'backend: got "{backend}", which cannot be imported; install it or use "torch".')
     dtype = x.dtype
-    with _no_autocast(x.device.type):
+    with without_autocast(x.device.type):
         x, delta, A, B, C = (z.to(torch.promote_types(dtype, torch.float32)) for z in (x, delta, A, B, C))
         y = kernel(x, delta, A, B, C)
         if D is not None:
@@ -450,7 +444,7 @@ def selective_scan_ref(
 ) -> torch.Tensor:
     """Slow reference of `selective_scan`: the definition, step by step."""
     dtype = x.dtype
-    with _no_autocast(x.device.type):
+    with without_autocast(x.device.type):
         x, delta, A, B, C = (z.to(torch.promote_types(dtype, torch.float32)) for z in (x, delta, A, B, C))
         B, C = (z.repeat_interleave(x.shape[1] // z.shape[1], dim=1) for z in (B, C))
         state = x.new_zeros(*x.shape[:2], A.shape[1])
