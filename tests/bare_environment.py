@@ -123,7 +123,7 @@ def check_pipelines(name: str, image: Image.Image, path: str, expected: dict[str
     outputs = SemanticSegmenterOutput(logits=expected["logits"])
     target_sizes = [(image.height, image.width)]
 
-    with way(f"{name}: pipeline {HARD}, labelled hard masks"):
+    with way(f"{name}: pipeline {HARD}, labeled hard masks"):
         with no_error_logged():
             segment = pipeline(HARD, name, trust_remote_code=True)
             found = segment(image)

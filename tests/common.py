@@ -132,20 +132,11 @@ class PretrainedTester:
     # ---- configuration ----------------------------------------------------------------------------------------------
 
     def test_configuration_survives_files_copies_and_pickles(self, tmp_path):
-        config, kind = self.make_config(), self.model_class.config_class
-        config.save_pretrained(tmp_path / "folder")  # first, because it sets `auto_map`
-        config.to_json_file(tmp_path / "one.json")
-        config.save_pretrained(tmp_path / "parent" / "inner")
-        again = [
-            kind.from_json_file(tmp_path / "one.json"),
-            kind.from_pretrained(tmp_path / "folder"),
-            kind.from_pretrained(tmp_path / "parent", subfolder="inner"),
-            copy.deepcopy(config),
-            pickle.loads(pickle.dumps(config)),
-        ]
-        assert [one.to_dict() for one in again] == [config.to_dict()] * len(again)
-        with pytest.raises(OSError, match="nowhere"):
-            kind.from_pretrained(tmp_path / "nowhere")
+        config = self.make_config()
+        config.save_pretrained(tmp_path)  # first, because it sets `auto_map`
+        loaded = self.model_class.config_class.from_pretrained(tmp_path)
+        for again in (loaded, copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+            assert again.to_dict() == config.to_dict()
 
     # ---- construction -----------------------------------------------------------------------------------------------
 
@@ -186,10 +177,9 @@ class PretrainedTester:
         files = {path.name for path in tmp_path.iterdir() if path.suffix not in (".json", ".py")}
         assert len(files) > 1
         assert all(name.endswith(".safetensors") for name in files)
-        for device_map in (None, "cpu", "auto"):
-            loaded = self.model_class.from_pretrained(tmp_path, device_map=device_map)
-            assert same_state(loaded, model)
-            assert torch.equal(self.predict(aligned(loaded), pixel_values), prediction)
+        loaded = self.model_class.from_pretrained(tmp_path)
+        assert same_state(loaded, model)
+        assert torch.equal(self.predict(aligned(loaded), pixel_values), prediction)
         half = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(model).values()) // 2
         offloaded = self.model_class.from_pretrained(
             tmp_path, device_map="auto", max_memory={"cpu": half}, offload_folder=tmp_path / "offload"
@@ -215,31 +205,21 @@ class PretrainedTester:
         error = (prediction.float() - exact).square().mean().sqrt() / exact.std()
         assert error < (0.2 if dtype == torch.bfloat16 else 0.03)
 
-    def test_missing_unknown_and_misshapen_weights_are_reported(self, tmp_path):
+    def test_missing_and_unknown_weights_are_reported(self, tmp_path):
         model = self.make_model()
         model.save_pretrained(tmp_path)
         state = load_file(tmp_path / "model.safetensors")
         kernels = sorted(name for name, tensor in state.items() if tensor.ndim == 4 and tensor.numel() > 1)
-        lost, misshapen = kernels[0], kernels[-1]
-        del state[lost]
+        kept = state.pop(kernels[0])
         save_file({**state, "unknown": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
         torch.manual_seed(1)
         loaded, report = self.model_class.from_pretrained(tmp_path, output_loading_info=True)
-        assert report["missing_keys"] == {lost}
+        assert report["missing_keys"] == {kernels[0]}
         assert report["unexpected_keys"] == {"unknown"}
-        save_file({**state, misshapen: torch.zeros(3)}, tmp_path / "model.safetensors", {"format": "pt"})
-        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-            self.model_class.from_pretrained(tmp_path)
-        misfit, report = self.model_class.from_pretrained(
-            tmp_path, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-        assert {name for name, *_ in report["mismatched_keys"]} == {misshapen}
-        saved = model.state_dict()
-        for one, new in ((loaded, {lost}), (misfit, {lost, misshapen})):
-            changed = {name for name, tensor in one.state_dict().items() if not torch.equal(tensor, saved[name])}
-            assert changed == new
-            for name in new:  # fresh weights have the usual scale
-                assert 0.3 < one.state_dict()[name].std() / saved[name].std() < 3, name
+        new = loaded.state_dict()
+        assert all(torch.equal(new[name], tensor) for name, tensor in state.items())
+        assert not torch.equal(new[kernels[0]], kept)
+        assert 0.3 < new[kernels[0]].std() / kept.std() < 3, "initialized by another rule"
 
     def test_saving_what_was_loaded_writes_the_same_files(self, tmp_path):
         model = self.make_model()
@@ -279,7 +259,6 @@ class ModelTester(PretrainedTester):
 
     needs_labels = True  # otherwise labels are ignored: an image is its own label
     num_outputs = 1  # channels of the main output
-    is_exported = True  # for use outside of Python
     sizes = ((33, 47), (64, 64))
     hidden_shapes: list[tuple[int, int, int]]  # (C, h, w) of the hidden states of an image of 33x47
 
@@ -301,17 +280,11 @@ class ModelTester(PretrainedTester):
         model, inputs = self.make_model(), self.make_inputs()
         output = model(**inputs, output_hidden_states=True)
         as_tuple = model(**inputs, output_hidden_states=True, return_dict=False)
-        model.config.return_dict = False
-        by_config = model(**inputs, output_hidden_states=True)
-        assert torch.equal(as_tuple[0], output.loss)
-        assert as_tuple[1] is not output[self.main_output]
+        assert isinstance(as_tuple, tuple)
+        torch.testing.assert_close(as_tuple, output.to_tuple(), atol=0, rtol=0)
         assert torch.equal(as_tuple[1], output[self.main_output])
-        expected = tree_leaves(output.to_tuple())
-        for given in (as_tuple, by_config):
-            assert isinstance(given, tuple)
-            assert [type(part) for part in given] == [type(part) for part in output.to_tuple()]
-            assert all(torch.equal(a, b) for a, b in zip(tree_leaves(given), expected, strict=True))
-        assert isinstance(model(**inputs, return_dict=True), transformers.utils.ModelOutput)
+        model.config.return_dict = False
+        assert isinstance(model(**inputs), tuple)
 
     def test_hidden_states_are_returned_on_request(self):
         model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
@@ -559,20 +532,3 @@ class ModelTester(PretrainedTester):
             self.predict(compiled, pixel_values), self.predict(model, pixel_values), atol=1e-6, rtol=1e-5
         )
         torch.compiler.reset()
-
-    @pytest.mark.thorough  # tests/test_export.py exports every network, too
-    def test_exported_program_runs_at_any_batch_and_size(self):
-        if not self.is_exported:
-            pytest.skip("this network is only for training")
-        model = self.make_lively_model()
-        dynamic = torch.export.Dim.DYNAMIC
-        exported = torch.export.export(
-            model,
-            (self.make_inputs(size=self.sizes[0])["pixel_values"],),
-            dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
-        ).module()
-        for batch_size, size in ((1, self.sizes[0]), (3, self.sizes[1]), (1, self.sizes[1][::-1])):
-            pixel_values = self.make_inputs(batch_size, size)["pixel_values"]
-            torch.testing.assert_close(
-                exported(pixel_values)[self.main_output], self.predict(model, pixel_values), atol=1e-6, rtol=1e-5
-            )

@@ -366,6 +366,7 @@ class TestBackbones:
         "backbone_config",
         [
             {"model_type": "pvt_v2", **TINY_PVT},
+            {"model_type": "mscan_backbone", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
             {"model_type": "convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
             {
                 "model_type": "swin",

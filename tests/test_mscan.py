@@ -1,4 +1,4 @@
-"""Test MSCAN: published layout, converter, use alone and in RUN."""
+"""Test MSCAN: published layout, converter, use alone."""
 
 import math
 import os
@@ -11,9 +11,10 @@ from common import PretrainedTester, aligned, says
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel
 
-from unconceal import MscanBackbone, MscanConfig, RunConfig, RunForImageSegmentation
+from unconceal import MscanBackbone, MscanConfig
 from unconceal.__main__ import main
 from unconceal.hub.convert import convert_mscan, load_published
+from unconceal.models.configuration_mscan import SIZES
 from unconceal.utils.errors import UserError
 
 
@@ -189,19 +190,11 @@ def test_other_files_are_rejected(change, said):
         convert_mscan(state)
 
 
-@pytest.mark.parametrize(
-    ("size", "hidden_sizes", "depths"),
-    [
-        ("tiny", (32, 64, 160, 256), (3, 3, 5, 2)),
-        ("small", (64, 128, 320, 512), (2, 2, 4, 2)),
-        ("base", (64, 128, 320, 512), (3, 3, 12, 3)),
-        ("large", (64, 128, 320, 512), (3, 5, 27, 3)),
-    ],
-)
-def test_sizes(size, hidden_sizes, depths):
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_are_the_published_ones(size):
     with torch.device("meta"):
         model = MscanBackbone(MscanConfig.from_size(size))
-    shapes = published_shapes(hidden_sizes, depths, (8, 8, 4, 4))
+    shapes = published_shapes(SIZES[size]["hidden_sizes"], SIZES[size]["depths"], (8, 8, 4, 4))
     assert len(model.state_dict()) == len(shapes)
     assert sum(t.numel() for t in model.state_dict().values()) == sum(map(math.prod, shapes.values()))
 
@@ -215,7 +208,7 @@ class TestMscanBackbone(PretrainedTester):
         return super().predict(model, pixel_values)[-1]
 
 
-# ---- alone and in other networks ------------------------------------------------------------------------------------
+# ---- alone ----------------------------------------------------------------------------------------------------------
 
 
 def make_backbone(**changes) -> MscanBackbone:
@@ -275,19 +268,6 @@ def test_initial_convolutions_depend_on_fan_out():
         assert not conv.bias.any()
     assert (block.attention_scale == 1e-2).all()
     assert (block.feed_forward_scale == 1e-2).all()
-
-
-def test_run_works_on_mscan():
-    config = RunConfig(
-        backbone_config={"model_type": "mscan_backbone", **TINY},
-        hidden_size=16,
-        state_size=4,
-        window_size=4,
-        sparsity_hidden_size=8,
-        reconstruction_hidden_sizes=(8, 8, 16),
-    )
-    assert config.backbone_config.out_features == ["stage1", "stage2", "stage3", "stage4"]
-    assert RunForImageSegmentation(config).eval()(torch.randn(1, 3, 64, 64)).logits.shape == (1, 1, 64, 64)
 
 
 @pytest.mark.parametrize(
