@@ -194,7 +194,7 @@ def test_wrong_plans_are_rejected(tmp_path, monkeypatch):
         noise().save(name)
     # The output folder may hold the input folder; a file named twice is one job.
     jobs = plan_jobs([Path("one"), Path("one/a.png"), tmp_path / "one"], Path(), ["mask"])
-    assert [job.outputs["mask"] for job in jobs] == [tmp_path / "a.png"]
+    assert jobs == {tmp_path / "one" / "a.png": {"mask": tmp_path / "a.png"}}
 
     def rejected(words, paths, out, kinds=("mask",)):
         with pytest.raises(UserError, match=words):

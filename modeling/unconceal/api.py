@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from .models.refine import check_refine
 from .models.unfolding import Unfolding, unfold
 from .utils.errors import UserError
 from .utils.files import is_hub_id
-from .utils.images import size_text
+from .utils.images import MAX_PIXELS, size_text
 from .utils.loading import loading_explained
 
 
@@ -70,7 +71,7 @@ class Segmenter:
         except ValueError as error:
             raise UserError(str(error)) from error
         images = iter(images)
-        while batch := [_opened(image) for image in islice(images, batch_size)]:
+        while batch := [opened(image) for image in islice(images, batch_size)]:
             with self._memory_explained(batch):
                 for mask in predict_masks(self.model, self.processor, batch, refine, batch_size):
                     yield mask.cpu().numpy()
@@ -85,7 +86,7 @@ class Segmenter:
         Raises:
             UserError: If the network has no stages, or memory runs out.
         """
-        image = _opened(image)
+        image = opened(image)
         if not self.model.num_stages:
             raise UserError(
                 f"got {type(self.model).__name__}, which has no stages; expected a network that unfolds, such as RUN"
@@ -96,15 +97,11 @@ class Segmenter:
     def explain(self, image: Image.Image | str | Path) -> Image.Image:
         """Draw how the network finds its mask, a row for each stage.
 
-        Args:
-            image: A PIL image or a path.
-
-        Raises:
-            UserError: If the network has no stages, or memory runs out.
+        Argument and errors are those of `unfold`.
         """
         from .drawing.explain import draw_unfolding, map_size
 
-        image = _opened(image)
+        image = opened(image)
         return draw_unfolding(image, self.unfold(image, map_size(image.size)))
 
     @contextmanager
@@ -122,14 +119,20 @@ class Segmenter:
             ) from error
 
 
-def _opened(image: Image.Image | str | Path) -> Image.Image:
-    """Return an image or an image file as RGB, upright."""
+def opened(
+    image: Image.Image | str | Path | BinaryIO, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> Image.Image:
+    """Return an image or an image file as RGB, upright.
+
+    Raises:
+        UserError: If the file cannot be read; the message gives its path, or `name`.
+    """
     if isinstance(image, Image.Image):
         return to_rgb(image)
     try:
-        return read_image(image)
+        return read_image(image, max_pixels)
     except UserError as error:
-        raise UserError(f"cannot read {image}: {error}") from error
+        raise UserError(f"cannot read {name or image}: {error}") from error
 
 
 def load(
@@ -152,7 +155,9 @@ def load(
         UserError: If there is no such checkpoint, device or dtype, if it is damaged or of an unknown kind, or does not
             segment.
     """
-    device, dtype = choose_device(device), _dtype(dtype)
+    device, dtype = choose_device(device), str(dtype or "auto").removeprefix("torch.")
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise UserError(f"got the dtype {dtype!r}, expected float32, bfloat16 or float16")
     name = str(model_id_or_path)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -168,7 +173,7 @@ def load(
         try:
             # Other shapes are reported below; the loader's own error points at a table that it logs.
             model, report = AutoModelForImageSegmentation.from_pretrained(
-                name, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True, **options
+                name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
         except SafetensorError as error:
             raise UserError(
@@ -225,18 +230,10 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     return device
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    name = str(dtype).removeprefix("torch.")
-    if dtype is not None and name not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"got the dtype {name!r}, expected float32, bfloat16 or float16")
-    return None if dtype is None else getattr(torch, name)
-
-
 def cutout(image: Image.Image, mask: np.ndarray) -> Image.Image:
     """Return the image as RGBA with the mask as its opacity.
 
-    At soft edges a photograph mixes object and background. There the colors of the object are estimated (see
-    `object_colors`), so that no fringe of the old background shows on a new one. All other colors stay.
+    At soft edges the colors of the object are estimated (see `object_colors`).
 
     Args:
         image: Any image.
@@ -250,12 +247,4 @@ def cutout(image: Image.Image, mask: np.ndarray) -> Image.Image:
     return make_cutout(image, mask_to_image(mask))
 
 
-__all__ = [
-    "Segmenter",
-    "choose_device",
-    "cutout",
-    "load",
-    "overlay",
-    "read_image",
-    "weights_digest",
-]
+__all__ = ["Segmenter", "choose_device", "cutout", "load", "opened", "overlay", "weights_digest"]

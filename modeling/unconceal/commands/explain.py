@@ -30,12 +30,9 @@ def run(args: argparse.Namespace):
         raise UserError(f"got {out} as input and as --out; choose another name for the sheet")
     if os.path.lexists(out) and not args.overwrite:
         raise UserError(f"{out} exists; replace it with --overwrite")
-    from ..data.image_files import read_image
+    from ..api import opened
 
-    try:
-        image = read_image(args.image, args.max_pixels)
-    except UserError as error:
-        raise UserError(f"cannot read {args.image}: {error}") from error
+    image = opened(args.image, args.max_pixels)
     sheet = load_model(args).explain(image)
     try:
         with replacing(out) as temporary:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,14 +27,6 @@ KINDS = ("mask", "overlay", "cutout")
 REFINE = ("auto", "always", "never")  # of models/refine.py, which is slow to import
 # After these no further file can be written.
 FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Image to read, and the file of each kind of output."""
-
-    source: Path
-    outputs: dict[str, Path]
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -98,16 +89,18 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("got no output folder; name one with --out")
     jobs = plan_jobs([Path(path) for path in args.paths], args.out, kinds)
     make_folder(args.out)
-    todo = jobs if args.overwrite else [left for job in jobs if (left := _without_existing(job)).outputs]
+    todo = {}
+    for source, outputs in jobs.items():
+        # `lexists`: a broken link is also somebody's file. `Path.exists` raises an error if a name is too long.
+        if left := {kind: path for kind, path in outputs.items() if args.overwrite or not os.path.lexists(path)}:
+            todo[source] = left
     failed = set()
     if todo:
         if "cutout" in kinds and args.threshold is None:
             from ..models.cutout import estimator
 
             estimator()  # logs what is missing before the first image, not between two
-        failed = segment_files(
-            load_model(args), todo, args.out, args.batch_size, args.refine, args.threshold, args.max_pixels
-        )
+        failed = _segment_files(load_model(args), todo, args)
     counts = [f"{len(todo) - len(failed)} segmented into {args.out}"]
     if len(todo) < len(jobs):
         counts.append(f"{len(jobs) - len(todo)} skipped, the output exists (use --overwrite)")
@@ -117,42 +110,34 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _without_existing(job: Job) -> Job:
-    # `lexists`: a broken link is also somebody's file. `Path.exists` raises an error if a name is too long.
-    return replace(job, outputs={kind: path for kind, path in job.outputs.items() if not os.path.lexists(path)})
-
-
 def _segment_stdin(args: argparse.Namespace, kinds: list[str]) -> int:
     if args.paths != ["-"] or len(kinds) != 1 or args.out is not None:
         raise UserError(
             "- reads one image from stdin and writes one to stdout; give no other path, one --output, no --out"
         )
-    from ..data.image_files import read_image
+    from ..api import opened
 
-    try:
-        image = read_image(BytesIO(sys.stdin.buffer.read()), args.max_pixels)
-    except UserError as error:
-        raise UserError(f"cannot read stdin: {error}") from error
+    image = opened(BytesIO(sys.stdin.buffer.read()), args.max_pixels, "stdin")
     (mask,) = load_model(args).segment([image], args.batch_size, args.refine)
     png = BytesIO()  # Pillow seeks while it writes, which a pipe cannot do
-    _draw(kinds[0], image, _hardened(mask, args.threshold)).save(png, "PNG")
+    _draw(kinds[0], image, mask, args.threshold).save(png, "PNG")
     sys.stdout.buffer.write(png.getvalue())
     return 0
 
 
-def _draw(kind: str, image: "Image.Image", mask: "np.ndarray") -> "Image.Image":
+def _draw(kind: str, image: "Image.Image", mask: "np.ndarray", threshold: float | None) -> "Image.Image":
     from ..api import cutout, overlay
     from ..models.cutout import mask_to_image
 
-    return mask_to_image(mask) if kind == "mask" else {"overlay": overlay, "cutout": cutout}[kind](image, mask)
+    if threshold is not None:
+        mask = (mask > threshold).astype("float32")
+    if kind == "mask":
+        return mask_to_image(mask)
+    return (overlay if kind == "overlay" else cutout)(image, mask)
 
 
-def _hardened(mask: "np.ndarray", threshold: float | None) -> "np.ndarray":
-    return mask if threshold is None else (mask > threshold).astype("float32")
-
-
-def plan_jobs(paths: list[Path], out: Path, kinds: list[str]) -> list[Job]:
-    """List the images at `paths` with the outputs of each.
+def plan_jobs(paths: list[Path], out: Path, kinds: list[str]) -> dict[Path, dict[str, Path]]:
+    """Return the images at `paths`, each with the file of every kind.
 
     Hidden files and what lies inside `out` are left out.
 
@@ -178,11 +163,11 @@ def plan_jobs(paths: list[Path], out: Path, kinds: list[str]) -> list[Job]:
 
     stems = Counter(relative.with_suffix("") for relative in relative_to.values())
     inputs = {source.resolve() for source in relative_to}
-    jobs, owners = [], {}
+    jobs, owners = {}, {}
     for source, relative in relative_to.items():
         stem = relative.with_suffix("")
         name = relative.name if stems[stem] > 1 else stem.name
-        outputs = {}
+        jobs[source] = {}
         for kind in kinds:
             # An overlay never takes the plain name: a later run for masks would take it for the mask.
             output = out / relative.parent / f"{name}{'' if kind == 'mask' else f'_{kind}'}.png"
@@ -191,8 +176,7 @@ def plan_jobs(paths: list[Path], out: Path, kinds: list[str]) -> list[Job]:
             if output in inputs:
                 raise UserError(f"{source} would write over the input {output}; choose another --out")
             owners[output] = source
-            outputs[kind] = output
-        jobs.append(Job(source, outputs))
+            jobs[source][kind] = output
     return jobs
 
 
@@ -207,30 +191,10 @@ def _search(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
             yield source, relative
 
 
-def segment_files(
-    segmenter: "Segmenter",
-    jobs: list[Job],
-    out: Path,
-    batch_size: int,
-    refine: str,
-    threshold: float | None,
-    max_pixels: int,
-) -> set[Path]:
-    """Segment the images of `jobs` and write their outputs.
+def _segment_files(segmenter: "Segmenter", jobs: dict[Path, dict[str, Path]], args: argparse.Namespace) -> set[Path]:
+    """Write the outputs of `jobs`; return the sources that failed.
 
     A file that cannot be read or written does not stop the run. It is reported on stderr at once.
-
-    Args:
-        segmenter: Network that segments.
-        jobs: From `plan_jobs`.
-        out: Folder of all outputs.
-        batch_size: Images in memory at a time.
-        refine: As for `Segmenter.segment`.
-        threshold: Probability above which a pixel is object; None writes soft masks.
-        max_pixels: Larger images fail.
-
-    Returns:
-        The sources that failed.
 
     Raises:
         UserError: If nothing more can be written, or memory runs out.
@@ -248,31 +212,30 @@ def segment_files(
     with tqdm(total=len(jobs), unit="image", disable=None) as progress:
 
         def images() -> Iterator["Image.Image"]:
-            for job in jobs:
+            for source in jobs:
                 try:
-                    image = read_image(job.source, max_pixels)
+                    image = read_image(source, args.max_pixels)
                 except UserError as error:
-                    fail(job.source, str(error))
+                    fail(source, str(error))
                     progress.update()
                     continue
-                pending.append((job, image))
+                pending.append((source, image))
                 yield image
 
-        for mask in segmenter.stream(images(), batch_size, refine):
-            job, image = pending.popleft()
-            mask = _hardened(mask, threshold)
-            for kind, path in job.outputs.items():
+        for mask in segmenter.stream(images(), args.batch_size, args.refine):
+            source, image = pending.popleft()
+            for kind, path in jobs[source].items():
                 try:
                     with replacing(path) as temporary:
-                        _draw(kind, image, mask).save(temporary)
+                        _draw(kind, image, mask, args.threshold).save(temporary)
                 except UserError as error:
-                    make_folder(out)  # stops the run unless only this file's own folder is closed
-                    fail(job.source, str(error))
+                    make_folder(args.out)  # stops the run unless only this file's own folder is closed
+                    fail(source, str(error))
                 except OSError as error:
                     reason = f"cannot write {path}: {error.strerror or error}"
                     if error.errno in FATAL_ERRNOS:
                         raise UserError(reason) from error
-                    make_folder(out)
-                    fail(job.source, reason)
+                    make_folder(args.out)
+                    fail(source, reason)
             progress.update()
     return failed

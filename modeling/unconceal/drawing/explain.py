@@ -1,6 +1,6 @@
 """Draw the stages of a network such as RUN."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
@@ -15,16 +15,8 @@ LABEL_WIDTH = 100
 MARK = (0, 230, 255)  # a hue that skin, leaves and sand do not have, visible with every kind of color vision
 
 
-@dataclass(frozen=True)
-class SheetColumn:
-    """Column of the sheet.
-
-    Attributes:
-        title: One or two words.
-        meaning: What it shows.
-        scale: (n, 3), colors from 0 to `top`, 0 to 255; None for images.
-        top: Value at the end of the scale.
-    """
+class SheetColumn(NamedTuple):
+    """Column of the sheet; `scale` and `top` as for `draw_scale`."""
 
     title: str
     meaning: str
@@ -63,40 +55,9 @@ def draw_unfolding(image: Image.Image, unfolding: Unfolding) -> Image.Image:
     Args:
         image: RGB image, upright.
         unfolding: Its maps, at `map_size`.
-
-    Returns:
-        RGB image.
     """
-    small = image.resize(map_size(image.size), Image.Resampling.BOX)
-    return _sheet(image.size, small, unfolding, [_cells(stage, small) for stage in unfolding.stages])
-
-
-def _cells(stage: Stage, image: Image.Image) -> dict[str, Image.Image]:
-    """Draw the maps of a stage, by their names in `COLUMNS`."""
-    cells = {"outline": _outlined(image, stage.mask), **stage.images()}
-    if stage.reconstruction is not None:
-        cells["reconstruction"] = draw_colors(stage.reconstruction)
-    if stage.error is not None:
-        cells["error"] = draw_scale(stage.error, HEAT, COLUMNS["error"].top)
-    return cells
-
-
-def _outlined(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """Draw the outline of a mask, where it passes 0.5."""
-    image = image.copy()
-    inside = Image.fromarray(np.where(mask > 0.5, np.uint8(255), np.uint8(0)))
-    for line_width, color in ((4, INK), (2, MARK)):
-        size = line_width + 1
-        line = ImageChops.difference(
-            inside.filter(ImageFilter.MaxFilter(size)), inside.filter(ImageFilter.MinFilter(size))
-        )
-        image.paste(color, mask=line)
-    return image
-
-
-def _sheet(
-    image_size: tuple[int, int], image: Image.Image, unfolding: Unfolding, rows: list[dict[str, Image.Image]]
-) -> Image.Image:
+    image_size, image = image.size, image.resize(map_size(image.size), Image.Resampling.BOX)
+    rows = [_cells(stage, image) for stage in unfolding.stages]
     font, small = ImageFont.load_default(size=16), ImageFont.load_default(size=13)
     width, height = (max(side, least) for side, least in zip(image.size, (100, 3 * LINE_HEIGHT), strict=True))
     lefts = [LABEL_WIDTH + GAP + index * (width + GAP) for index in range(len(COLUMNS))]
@@ -147,3 +108,26 @@ def _sheet(
             if name in row:
                 paste_framed(sheet, row[name], left, top)
     return sheet
+
+
+def _cells(stage: Stage, image: Image.Image) -> dict[str, Image.Image]:
+    """Draw the maps of a stage, by their names in `COLUMNS`."""
+    cells = {"outline": _outlined(image, stage.mask), **stage.images()}
+    if stage.reconstruction is not None:
+        cells["reconstruction"] = draw_colors(stage.reconstruction)
+    if stage.error is not None:
+        cells["error"] = draw_scale(stage.error, HEAT, COLUMNS["error"].top)
+    return cells
+
+
+def _outlined(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    """Draw the outline of a mask, where it passes 0.5."""
+    image = image.copy()
+    inside = Image.fromarray(np.where(mask > 0.5, np.uint8(255), np.uint8(0)))
+    for line_width, color in ((4, INK), (2, MARK)):
+        size = line_width + 1
+        line = ImageChops.difference(
+            inside.filter(ImageFilter.MaxFilter(size)), inside.filter(ImageFilter.MinFilter(size))
+        )
+        image.paste(color, mask=line)
+    return image

@@ -20,16 +20,13 @@ INK, FRAME, PAPER = (20, 20, 20), (150, 150, 150), (255, 255, 255)
 def overlay(
     image: Image.Image, mask: np.ndarray, color: tuple[int, int, int] = (255, 0, 80), alpha: float = 0.6
 ) -> Image.Image:
-    """Tint the masked part of an image.
+    """Tint the masked part of any image; return RGB of the displayed size.
 
     Args:
         image: Any image.
         mask: (H, W) of the displayed image, in [0, 1].
         color: RGB, 0 to 255.
         alpha: Share of `color` where the mask is 1, in [0, 1].
-
-    Returns:
-        RGB image of the displayed size.
 
     Raises:
         UserError: If the mask has another size.
@@ -68,8 +65,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 def shortened(text: str, fits: Callable[[str], bool]) -> str:
     """Shorten a text to one line.
 
-    The middle of a long text is cut, because names differ at their ends. Bytes of file names that are not text become
-    question marks.
+    The middle of a long text is cut, because names differ at their ends.
     """
     text = " ".join(printable(text).split())
 

@@ -22,11 +22,9 @@ def mask_to_image(mask: np.ndarray) -> Image.Image:
 
 
 def make_cutout(image: Image.Image, opacity: Image.Image) -> Image.Image:
-    """Return an image as RGBA, in the colors of the object alone.
+    """Return an RGB image as RGBA, in the colors of the object alone.
 
-    Args:
-        image: RGB.
-        opacity: 8-bit gray, of the same size.
+    `opacity` is 8-bit gray, of the same size.
     """
     colors = Image.fromarray(object_colors(np.asarray(image), np.asarray(opacity)))
     colors.putalpha(opacity)
@@ -36,15 +34,12 @@ def make_cutout(image: Image.Image, opacity: Image.Image) -> Image.Image:
 def object_colors(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Return the colors of the object without those of the background.
 
-    At soft edges, a photograph mixes both. Without pymatting the colors stay as they are, and a line in the log says
-    so once.
+    At soft edges, a photograph mixes both. Opaque and fully transparent pixels keep their colors. Without pymatting
+    all colors stay, and a line in the log says so once.
 
     Args:
         pixels: (H, W, 3) uint8, the image.
         alpha: (H, W) uint8, the opacity of the object.
-
-    Returns:
-        (H, W, 3) uint8. Opaque and fully transparent pixels keep their colors.
     """
     soft = (alpha > 0) & (alpha < 255)
     # For one pixel pymatting divides by zero.
@@ -69,10 +64,7 @@ def object_colors(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _window(soft: np.ndarray, top: int, left: int) -> tuple[slice, slice] | None:
-    """Return rows and columns of the rectangle around the soft pixels.
-
-    They are shifted by `top` and `left`. None if no pixel is soft.
-    """
+    """Return the rows and columns around soft pixels, or None without any."""
     (rows,), (columns,) = soft.any(1).nonzero(), soft.any(0).nonzero()
     if not rows.size:
         return None

@@ -1,7 +1,7 @@
 """Turn images into `pixel_values` and `labels`, and logits into masks.
 
-One processor serves every network of the project. It uses Pillow and NumPy only, so its numbers are the same with and
-without torchvision. `to_rgb` and `to_mask` decide how a file of any kind is read, also for training.
+One processor serves every network. It uses Pillow and NumPy only: its numbers do not depend on torchvision. `to_rgb`
+and `to_mask` decide how a file of any kind is read, also for training.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,9 +25,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     - 16-bit gray is divided by 257, so white stays white; Pillow's own conversion clips at 255. Sensor counts of 12 or
       14 bits in a 16-bit file become dark: stretch them first.
     - 32-bit integer and float gray has no defined white: see `_to_uint8`.
-    - Transparent pixels become white, as in a viewer and in transformers. The network never sees the colors that a
-    file
-      hides under them. Opaque RGBA files do not change.
+    - Transparent pixels become white, as in a viewer. The network never sees the colors that a file hides under them.
 
     Raises:
         ValueError: If the color mode cannot be converted, or if values are NaN or infinite.
@@ -88,12 +86,6 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
     White is 1 for bool, 255 for uint8, 65535 for uint16. Other types do not define it: white is the first of 1 (floats
     only), 255 and 65535 that no value exceeds. Values below 0 or above 65535 are stretched from minimum to maximum.
-
-    Args:
-        values: Any shape.
-
-    Raises:
-        ValueError: If values are NaN or infinite.
     """
     kind, size = values.dtype.kind, values.dtype.itemsize
     if (kind, size) == ("u", 1):
@@ -103,8 +95,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     if (kind, size) == ("u", 2):
         return np.rint(values * np.float32(1 / 257)).astype(np.uint8)
     values = values.astype(np.float64)
-    num_bad = values.size - np.isfinite(values).sum()
-    if num_bad:
+    if num_bad := values.size - np.isfinite(values).sum():
         raise ValueError(
             f"got {num_bad} of {values.size} pixel values that are NaN or infinite, expected finite numbers; "
             "fill them in, or leave the image out"
@@ -119,8 +110,8 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 def _array_to_pil(array: np.ndarray | torch.Tensor, channels: str | None) -> Image.Image:
     """Make an image of an array with 1, 3 or 4 channels.
 
-    `channels` is "channels_first", "channels_last" or None. None: if both ends could be channels, a tensor has them
-    first and an array last, as usual in torch and NumPy.
+    `channels` is "channels_first", "channels_last" or None. If None and both ends could be channels, a tensor has them
+    first and an array last.
     """
     is_tensor = isinstance(array, torch.Tensor)
     if is_tensor:
@@ -148,12 +139,7 @@ def _array_to_pil(array: np.ndarray | torch.Tensor, channels: str | None) -> Ima
 
 
 class UnconcealImageProcessorKwargs(ImagesKwargs, total=False):
-    """Additional options of `UnconcealImageProcessor`.
-
-    Attributes:
-        channel_order: Order of the channels in `pixel_values`.
-        mask_resample: Pillow's filter for masks.
-    """
+    """Additional options of `UnconcealImageProcessor`."""
 
     channel_order: Literal["rgb", "bgr"]
     mask_resample: PILImageResampling
@@ -163,8 +149,7 @@ class UnconcealImageProcessor(PilBackend):
     """Prepare images and masks for a network; return masks at image size.
 
     An image passes `to_rgb`. It is resized to `size` (Pillow, antialiased, without keeping the aspect ratio), then
-    scaled by `rescale_factor` and normalized. Every input becomes an 8-bit image first. So an image gives the same
-    `pixel_values` as a file, an array or a tensor.
+    scaled by `rescale_factor` and normalized. A file, an array and a tensor of one image give the same `pixel_values`.
 
     Args:
         size: `{"height": int, "width": int}`, pixels.
@@ -205,9 +190,7 @@ class UnconcealImageProcessor(PilBackend):
         if not (size and size.height and size.width):
             raise ValueError(f'got size={size and dict(size)}, expected {{"height": pixels, "width": pixels}}')
         if kwargs.get("data_format") not in (None, "channels_first"):
-            raise ValueError(
-                f'got data_format={kwargs["data_format"]!r}, expected "channels_first", as networks take it'
-            )
+            raise ValueError(f'got data_format={kwargs["data_format"]!r}, expected "channels_first"')
         for name in ("do_center_crop", "do_pad"):  # inherited options that would be ignored silently
             if kwargs.get(name):
                 raise ValueError(f"got {name}=True, expected it unset: images are resized as a whole")
@@ -241,24 +224,13 @@ class UnconcealImageProcessor(PilBackend):
         return super().preprocess(images, segmentation_maps, return_tensors=return_tensors, **kwargs)
 
     def _preprocess_image_like_inputs(
-        self,
-        images,
-        segmentation_maps,
-        *,
-        size,
-        do_resize,
-        resample,
-        mask_resample,
-        input_data_format,
-        return_tensors,
-        **options,
+        self, images, segmentation_maps, *, input_data_format, return_tensors, **options
     ) -> BatchFeature:
+        size = options["size"] if options["do_resize"] else None
         images = [to_rgb(image) for image in self.to_pil(images, input_data_format)]
         if not images:
             raise ValueError("got no images, expected at least one")
-        if do_resize:
-            images = [image.resize((size.width, size.height), resample) for image in images]
-        data = {"pixel_values": self._normalized(_stack(images), **options)}
+        data = {"pixel_values": self._normalized(_stack(images, size, options["resample"]), **options)}
         if segmentation_maps is not None:
             masks = [to_mask(mask) for mask in self.to_pil(segmentation_maps, input_data_format, are_masks=True)]
             if len(masks) != len(images):
@@ -267,9 +239,7 @@ class UnconcealImageProcessor(PilBackend):
                 raise ValueError(
                     "got a mask of values 0 and 1, expected 0 and 255; multiply it by 255 or make it bool"
                 )
-            if do_resize:
-                masks = [mask.resize((size.width, size.height), mask_resample) for mask in masks]
-            data["labels"] = _stack(masks).astype(np.float32) / np.float32(255)
+            data["labels"] = _stack(masks, size, options["mask_resample"]).astype(np.float32) / np.float32(255)
         return BatchFeature(data, tensor_type=return_tensors)
 
     def to_pil(self, images, channels: str | None = None, are_masks: bool = False) -> Iterator[Image.Image]:
@@ -277,7 +247,7 @@ class UnconcealImageProcessor(PilBackend):
 
         Args:
             images: As for `preprocess`.
-            channels: "channels_first", "channels_last" or None if arrays are ambiguous.
+            channels: "channels_first", "channels_last" or None.
             are_masks: Whether an array of three dimensions is (B, H, W).
 
         Raises:
@@ -303,10 +273,7 @@ class UnconcealImageProcessor(PilBackend):
         else:
             raise ValueError(f"got {type(images).__name__}, expected a PIL image, an array, a tensor or a path")
 
-    @staticmethod
-    def to_rgb(image: Image.Image) -> Image.Image:
-        """Return an image as people see it, upright and RGB."""
-        return to_rgb(image)
+    to_rgb = staticmethod(to_rgb)  # for callers that have only the files of a checkpoint
 
     @staticmethod
     def _normalized(
@@ -325,9 +292,8 @@ class UnconcealImageProcessor(PilBackend):
     def post_process_masks(self, outputs, target_sizes: Iterable | None = None) -> list[torch.Tensor]:
         """Return the soft mask of each image at its own size.
 
-        To enlarge a mask its logits are interpolated, as in published evaluations. The edge stays sharp, where the
-        logits cross zero. If either side shrinks, the probabilities are averaged with antialiasing. Averaged logits
-        would lose small targets: one very negative logit outvotes them.
+        To enlarge a mask its logits are interpolated, as in published evaluations: the edge stays sharp. If either
+        side shrinks, the probabilities are averaged with antialiasing. Averaged logits would lose small targets.
 
         Args:
             outputs: Output of the network, with `logits` (B, 1, h, w) of any float type.
@@ -361,23 +327,19 @@ class UnconcealImageProcessor(PilBackend):
     ) -> list[torch.Tensor]:
         """Return the class ids of each image: 0 background, 1 object.
 
-        `pipeline("image-segmentation")` calls this.
-
-        Args:
-            outputs: As for `post_process_masks`.
-            target_sizes: As for `post_process_masks`.
-            threshold: Probability above which a pixel is object, in [0, 1].
+        `pipeline("image-segmentation")` calls this. Arguments and errors are those of `post_process_masks`. A pixel is
+        object if its probability is above `threshold`.
 
         Returns:
             B tensors (height, width), int64.
-
-        Raises:
-            ValueError: As for `post_process_masks`.
         """
         return [(mask > threshold).long() for mask in self.post_process_masks(outputs, target_sizes)]
 
 
-def _stack(images: list[Image.Image]) -> np.ndarray:
+def _stack(images: list[Image.Image], size, resample: int) -> np.ndarray:
+    """Make one array of images, resized if there is a `size`."""
+    if size:
+        images = [image.resize((size.width, size.height), resample) for image in images]
     sizes = sorted({image.size for image in images})
     if len(sizes) != 1:
         got = ", ".join(f"{width}x{height}" for width, height in sizes)

@@ -26,7 +26,7 @@ class SoftMaskPipeline(Pipeline):
         find("photo.jpg")["mask"].save("mask.png")
         find("photo.jpg", cutout=True)["cutout"].save("cutout.png")
 
-    If the package is installed, `pipeline("image-segmentation", model=..., pipeline_class=SoftMaskPipeline)` runs no
+    With the package installed, `pipeline("image-segmentation", model=..., pipeline_class=SoftMaskPipeline)` runs no
     code of the repository.
     """
 
@@ -74,8 +74,8 @@ class SoftMaskPipeline(Pipeline):
     def cut_out(self, image: Any, mask: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
         """Return an image as RGBA with a mask as its opacity.
 
-        At soft edges a photograph mixes object and background. pymatting, if installed, estimates the colors of the
-        object there. Otherwise they stay as photographed, and a line in the log says so once.
+        pymatting, if installed, estimates the colors of the object at soft edges. Otherwise they stay as photographed,
+        and a line in the log says so once.
 
         Args:
             image: Any image that the pipeline accepts.
@@ -103,11 +103,7 @@ class SoftMaskPipeline(Pipeline):
         return unfold(self.model, self.image_processor, self._read(image), size)
 
     def _sanitize_parameters(
-        self,
-        timeout: float | None = None,
-        refine: str | None = None,
-        cutout: bool | None = None,
-        tile_batch_size: int | None = None,
+        self, timeout=None, refine=None, cutout=None, tile_batch_size=None
     ) -> tuple[dict, dict, dict]:
         if refine is not None:
             check_refine(refine)
@@ -118,7 +114,6 @@ class SoftMaskPipeline(Pipeline):
         return tuple({name: value for name, value in part.items() if value is not None} for part in options)
 
     def _read(self, inputs: Any, timeout: float | None = None) -> Image.Image:
-        """Return one image of any kind as people see it."""
         if isinstance(inputs, str) and inputs.startswith(("http://", "https://")):
             inputs = load_image(inputs, timeout=timeout)
         images = [to_rgb(image) for image in self.image_processor.to_pil(inputs)]
@@ -135,9 +130,8 @@ class SoftMaskPipeline(Pipeline):
     def _forward(self, model_inputs: dict[str, Any], refine: str = "auto", batch_size: int = 1) -> ModelOutput:
         given = model_inputs["image"]  # one image, or the list of a batch
         images = given if isinstance(given, list) else [given]
-        masks = predict_masks(
-            self.model, self.image_processor, images, refine, batch_size, model_inputs["pixel_values"]
-        )
+        pixel_values = model_inputs["pixel_values"]
+        masks = predict_masks(self.model, self.image_processor, images, refine, batch_size, pixel_values)
         # To the CPU one by one, so that an accelerator holds one large mask at a time.
         return ModelOutput(probs=[mask.cpu() for mask in masks], image=given)
 

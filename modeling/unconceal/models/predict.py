@@ -30,8 +30,7 @@ def predict_masks(
         model: A network that segments, in evaluation mode.
         processor: Its image processor.
         images: RGB images, upright. With `pixel_values` and "never", (height, width) can stand for an image.
-        refine: "auto" for images at least twice as large as the network's input, "always" for all larger images, or
-            "never".
+        refine: As for `choose_zooms`.
         batch_size: Images, or tiles of one image, in a forward pass.
         pixel_values: (B, 3, H, W) of all images, on the model's device and in its dtype, for one forward pass.
 

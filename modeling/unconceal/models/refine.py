@@ -3,9 +3,8 @@
 A network sees every image at one size, such as 1024x1024. Details of a photograph of 6000x4000 are lost. So:
 
 1. The whole image gives the coarse mask. It alone decides what is an object.
-2. The image is resized to twice the network's size, then to four times, and cut into overlapping tiles of the
-network's
-   size. Tiles that contain an edge of the mask are predicted, each as an image of its own.
+2. The image is resized to twice the network's size, then to four times, and cut into overlapping tiles of that size.
+   Tiles that contain an edge of the mask are predicted, each as an image of its own.
 3. Their logits are blended by a window that falls towards the border of a tile, so that no seam shows.
 4. They replace the mask only in a narrow band along its edges. A tile sees too little of the whole to add or remove
    objects. InSPyReNet (Kim et al. 2022) joins two scales of an image in the same way.
@@ -34,19 +33,13 @@ MIN_BAND = 4
 
 
 def check_refine(refine: str):
-    """Reject values outside `REFINE`.
-
-    Raises:
-        ValueError: If `refine` is unknown.
-    """
+    """Raise a `ValueError` if `refine` is not in `REFINE`."""
     if refine not in REFINE:
         raise ValueError(f"got refine={refine!r}, expected one of {', '.join(REFINE)}")
 
 
 def choose_zooms(refine: str, image_size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, ...]:
-    """Return the zooms of the tiles of an image.
-
-    A zoom is a multiple of the network's size.
+    """Return the zooms of the tiles of an image, multiples of the network's size.
 
     Args:
         refine: "auto": each zoom up to the size of the image. "always": also the first zoom, for any image larger than
@@ -112,14 +105,7 @@ def edge_band(probs: torch.Tensor, reach: int) -> torch.Tensor:
 
     A pixel is near an edge if the highest and the lowest probability within `reach` pixels differ by more than a half.
     A wide area of doubt is not an edge: a tile would know even less. At the end of the band the weight falls over the
-    last half of `reach` on either side.
-
-    Args:
-        probs: (1, 1, h, w) in [0, 1].
-        reach: In pixels.
-
-    Returns:
-        (1, 1, h, w) in [0, 1].
+    last half of `reach` on either side. `probs` and the weight are (1, 1, h, w) in [0, 1].
     """
     near = (_highest(probs, reach) + _highest(-probs, reach) > 0.5).float()
     fade = reach // 2
@@ -135,15 +121,11 @@ def _highest(values: torch.Tensor, reach: int) -> torch.Tensor:
 
 
 def _blended_tiles(
-    image: Image.Image,
-    wanted: torch.Tensor,
-    tile_size: tuple[int, int],
-    predict_tiles: Callable[[list[Image.Image]], torch.Tensor],
-    batch_size: int,
+    image: Image.Image, wanted: torch.Tensor, tile_size: tuple[int, int], predict_tiles: Callable, batch_size: int
 ) -> torch.Tensor | None:
-    """Predict the `wanted` tiles and return logits (1, 1, H, W).
+    """Predict tiles that hold a `wanted` pixel; return logits (1, 1, H, W).
 
-    They are 0 outside these tiles. None if no tile is wanted.
+    They are 0 outside these tiles. None if there is no such tile.
     """
     height, width = tile_size
     places = [
@@ -166,10 +148,7 @@ def _blended_tiles(
 
 
 def tile_starts(length: int, tile: int) -> list[int]:
-    """Return the starts of tiles that cover a length.
-
-    Neighbors overlap by `MIN_OVERLAP` or more.
-    """
+    """Return the starts of tiles that cover a length and overlap enough."""
     count = math.ceil((length - tile) / (tile * (1 - MIN_OVERLAP))) + 1
     return [round(index * (length - tile) / max(1, count - 1)) for index in range(count)]
 

@@ -19,15 +19,12 @@ HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 2
 
 
 def draw_scale(values: np.ndarray, scale: np.ndarray, top: float = 1) -> Image.Image:
-    """Color values from 0 to `top` by a scale.
+    """Color values (H, W) by a scale, as RGB.
 
     Args:
-        values: (H, W). Larger values get the last color.
+        values: From 0. Values above `top` get the last color.
         scale: (n, 3), colors at equal distances, 0 to 255.
         top: Value of the last color.
-
-    Returns:
-        RGB image.
     """
     positions = np.linspace(0, top, len(scale))
     colors = np.stack([np.interp(values, positions, channel) for channel in scale.T], axis=-1)
@@ -82,7 +79,7 @@ class Unfolding:
     """Final mask of one image, and its stages.
 
     Attributes:
-        mask: The final soft mask, (H, W), float32 in [0, 1].
+        mask: (H, W), float32 in [0, 1].
         input_size: (width, height) at which the network sees the image.
         stages: From the coarse start, k = 0, to the last stage, k = K.
     """
@@ -94,10 +91,7 @@ class Unfolding:
 
 @torch.no_grad()
 def unfold(
-    model: PreTrainedModel,
-    processor: UnconcealImageProcessor,
-    image: Image.Image,
-    size: tuple[int, int] | None = None,
+    model: PreTrainedModel, processor: UnconcealImageProcessor, image: Image.Image, size: tuple[int, int] | None = None
 ) -> Unfolding:
     """Return the maps of every stage for one image.
 
@@ -114,7 +108,7 @@ def unfold(
     """
     if not model.num_stages:
         raise ValueError(
-            f"got {type(model).__name__}, which has no stages; expected a network that unfolds in stages, such as RUN"
+            f"got {type(model).__name__}, which has no stages; expected a network that unfolds, such as RUN"
         )
     width, height = size or image.size
     pixel_values = processor(image).pixel_values.to(model.device, model.dtype)

@@ -11,17 +11,13 @@ def probability(text: str) -> float:
     return value
 
 
-def count(text: str) -> int:
-    """Parse a whole number from 0."""
-    return _whole_number(text, least=0)
-
-
 def positive_int(text: str) -> int:
     """Parse a whole number from 1."""
-    return _whole_number(text, least=1)
+    return count(text, least=1)
 
 
-def _whole_number(text: str, least: int) -> int:
+def count(text: str, least: int = 0) -> int:
+    """Parse a whole number from 0."""
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
     return int(text)

@@ -52,8 +52,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def restore(path: str | Path):
     """Restore the folder at `path` if a kill interrupted `replacing`."""
     path = Path(path)
-    # Path's own methods raise an error for names that are too long.
-    if os.path.isdir(_aside(path)) and not os.path.exists(path):
+    if is_folder(_aside(path)) and not os.path.exists(path):
         with suppress(FileNotFoundError):  # another process was faster
             os.rename(_aside(path), path)
 
@@ -62,9 +61,7 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def is_folder(path: str | Path) -> bool:
-    """Return whether `path` is a folder, also for overlong names."""
-    return os.path.isdir(path)
+is_folder = os.path.isdir  # `Path.is_dir` raises an error for overlong names
 
 
 def printable(text: str) -> str:
@@ -78,11 +75,7 @@ def is_hub_id(name: str | Path) -> bool:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make a writable folder and its parents.
-
-    Raises:
-        UserError: If that fails; the message names the folder and the reason.
-    """
+    """Make a writable folder and its parents, or raise a `UserError`."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

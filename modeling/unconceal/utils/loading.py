@@ -18,8 +18,7 @@ LOADING_ERRORS = (OSError, SafetensorError, ImportError, KeyError, RuntimeError,
 def loading_explained(what: str) -> Iterator[None]:
     """Turn errors while loading into a `UserError` with `what` in front.
 
-    Classes outside `LOADING_ERRORS` are mostly defects of code. The message then names class and place, and says how
-    to see the traceback.
+    Classes outside `LOADING_ERRORS` are mostly defects of code: the message then names class and place.
     """
     try:
         yield
