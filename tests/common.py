@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -32,6 +33,11 @@ SMALLEST_SRS = {
     "reconstruction_depths": [1, 1, 1, 1],
     "attention_reduction_ratio": 2,
 }
+
+
+def noise(width: int = 30, height: int = 20, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
 
 
 @lru_cache

@@ -12,3 +12,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 pytest.register_assert_rewrite("common")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A folder with the smallest SRS, untrained, and its processor for 32x32."""
+    import torch
+    from common import SMALLEST_SRS
+
+    import unconceal
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    unconceal.SrsForImageSegmentation(unconceal.SrsConfig(**SMALLEST_SRS)).save_pretrained(folder)
+    unconceal.UnconcealImageProcessor(size=32).save_pretrained(folder)
+    return folder
