@@ -25,24 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser):
             one.add_argument("--list", dest="list_file", help="text file with lines of `image mask`, or of names")
             one.add_argument("--mask-suffix", default="", help="what a mask has after the name of its image")
         _add_output(one)
-        one.add_argument(
-            "--random-split", action="store_true", help="split at random, even if official lists or folders exist"
-        )
-        one.add_argument(
-            "--fractions",
-            nargs="+",
-            type=_parse_share,
-            metavar="SPLIT=SHARE",
-            help="split at random with these shares, such as train=0.8 val=0.2",
-        )
+        one.add_argument("--random-split", action="store_true", help="split at random, even if official splits exist")
+        shares = "split at random with these shares, such as train=0.8 val=0.2"
+        one.add_argument("--fractions", nargs="+", type=_parse_share, metavar="SPLIT=SHARE", help=shares)
         one.add_argument("--skip-unusable", action="store_true", help="leave out unusable pairs instead of stopping")
-        one.add_argument(
-            "--max-pixels",
-            type=positive_int,
-            default=MAX_PIXELS,
-            metavar="N",
-            help="refuse images of more pixels (default: %(default)s)",
-        )
+        limit = "refuse images of more pixels (default: %(default)s)"
+        one.add_argument("--max-pixels", type=positive_int, default=MAX_PIXELS, metavar="N", help=limit)
 
     one = names.add_parser("synthetic", help="generated scenes", description="Generate scenes in which objects hide.")
     one.add_argument("--kind", required=True, choices=SYNTHETIC_KINDS)

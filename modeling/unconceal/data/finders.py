@@ -20,13 +20,7 @@ logger = logging.getLogger(__name__)
 def match(id: str, source: str, images: list[Path], masks: list[Path], split: str | None = None, **where: str) -> Pair:
     """Make a pair, or say what is missing or surplus.
 
-    Args:
-        id: Name.
-        source: As in `Pair`.
-        images: Image files of that name.
-        masks: Mask files of that name.
-        split: As in `Pair`.
-        where: Keywords `image` and `mask`: the searched places, for the message.
+    The keywords `image` and `mask` name the searched places for the message.
     """
     for kind, files in (("image", images), ("mask", masks)):
         if not files:
@@ -57,24 +51,15 @@ def find_listed(source: Path, name: str, lists: str, mask_suffix: str = "") -> l
 
 def find_pack(images: Path, masks: Path, source: str, split: str | None = None) -> list[Pair]:
     """List pairs of equal names; ids start with the split."""
-    return [
-        match(
-            f"{split}/{name}" if split else name,
-            source,
-            *files,
-            split,
-            image=f"{images.name}/{name}.*",
-            mask=f"{masks.name}/{name}.*",
-        )
-        for name, files in by_name(list_images(images), list_images(masks)).items()
-    ]
+    pairs = []
+    for name, files in by_name(list_images(images), list_images(masks)).items():
+        where = {"image": f"{images.name}/{name}.*", "mask": f"{masks.name}/{name}.*"}
+        pairs.append(match(f"{split}/{name}" if split else name, source, *files, split, **where))
+    return pairs
 
 
 def find_subfolder(parent: Path, names: Sequence[str]) -> Path:
-    """Return the first existing subfolder of some names in any case.
-
-    If there is none, return the first name.
-    """
+    """Return the first existing subfolder of some names in any case, or the first name."""
     there = {path.name.lower(): path for path in sorted(parent.iterdir()) if path.is_dir()}
     return next((there[name.lower()] for name in names if name.lower() in there), parent / names[0])
 
@@ -86,11 +71,9 @@ def find_busi(source: Path) -> list[Pair]:
     pairs = []
     for label in ("benign", "malignant", "normal"):
         both = list_images(root / label, r"_mask(_\d+)?")
-        by_kind = [
-            {id: [file for file in files if (file.stem == id) is is_image] for id, files in both.items()}
-            for is_image in (True, False)
-        ]
-        for id, (images, masks) in by_name(*by_kind).items():
+        plain = {id: [file for file in files if file.stem == id] for id, files in both.items()}
+        ended = {id: [file for file in files if file.stem != id] for id, files in both.items()}
+        for id, (images, masks) in by_name(plain, ended).items():
             # One image may have several lesions, each in a mask of its own.
             several = len({file.stem.casefold() for file in masks}) == len(masks)
             where = {"image": f"{label}/{id}.*", "mask": f"{label}/{id}_mask.*"}
@@ -104,9 +87,7 @@ def find_kvasir(source: Path) -> list[Pair]:
 
     With folders, ids start with the folder, because two images in different folders may share a name.
     """
-    folders = [
-        (name, split) for name, split in (("train", "train"), ("validation", "val")) if (source / name).is_dir()
-    ]
+    folders = [one for one in (("train", "train"), ("validation", "val")) if (source / one[0]).is_dir()]
     if folders:
         return [
             replace(pair, id=f"{folder}/{pair.id}", split=split)
@@ -149,9 +130,8 @@ def find_cod(source: Path) -> list[Pair]:
         packs += [(find_subfolder(tests, [name]), name) for name in COD_TEST_SETS]
         others = {path.name for path in tests.iterdir() if path.is_dir()} - {folder.name for folder, _ in packs}
         if others:
-            logger.warning(
-                "%s holds %s; left out, expected only %s", tests, ", ".join(sorted(others)), ", ".join(COD_TEST_SETS)
-            )
+            expected = ", ".join(COD_TEST_SETS)
+            logger.warning("%s holds %s; left out, expected only %s", tests, ", ".join(sorted(others)), expected)
     packs = [(folder, split) for folder, split in packs if folder.is_dir()]
     if packs:
         return [pair for folder, split in packs for pair in find_cod_pack(folder, split)]

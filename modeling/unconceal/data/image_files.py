@@ -14,11 +14,7 @@ from ..utils.images import MAX_PIXELS, open_image
 
 @contextmanager
 def decoding(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Open an image file to decode it; report any damage as `UserError`.
-
-    Args:
-        source: A path, or a file open for reading bytes.
-        max_pixels: Largest width times height; a larger file is refused before it is decoded.
+    """Open an image file as `open_image` does; report any damage as `UserError`.
 
     Raises:
         UserError: The message is the reason alone, without the name of the file.
@@ -38,19 +34,13 @@ def decoding(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Ite
 
 
 def read_image(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image file of any kind as RGB, by `to_rgb`.
-
-    Arguments and errors are those of `decoding`.
-    """
+    """Read an image file of any kind as RGB; errors are those of `decoding`."""
     with decoding(source, max_pixels) as image:
         return to_rgb(image)
 
 
 def read_upright(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image file upright, in its own mode.
-
-    Arguments and errors are those of `decoding`.
-    """
+    """Read an image file upright, in its own mode; errors are those of `decoding`."""
     with decoding(source, max_pixels) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)  # not in place, it would copy every image

@@ -14,11 +14,7 @@ from .write import COLUMNS
 
 
 def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
-    """Open splits of a prepared data set.
-
-    Args:
-        path: Folder that `unconceal prepare` wrote, or id on the Hub.
-        splits: Names of the splits.
+    """Open splits of a prepared data set: a folder or an id on the Hub.
 
     Raises:
         UserError: If the data set, a split or a column is missing.
@@ -46,11 +42,7 @@ def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
 
 
 def readable(batches: Iterable, what: str) -> Iterator[Any]:
-    """Yield batches and turn an unreadable sample into one line.
-
-    Args:
-        batches: Batches of a loader, also of one with worker processes.
-        what: What messages call the data.
+    """Yield a loader's batches; `what` is what messages call the data.
 
     Raises:
         UserError: If a sample cannot be read; with the reason.

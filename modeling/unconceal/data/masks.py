@@ -27,15 +27,7 @@ class UnusablePair(UserError):
 
 
 def is_object(gray: np.ndarray, full_scale: int = 255) -> np.ndarray:
-    """Return where gray values are object: above half of full scale.
-
-    Args:
-        gray: Gray values of any shape.
-        full_scale: Value of white: 1, 255 or 65535.
-
-    Returns:
-        Booleans of the same shape.
-    """
+    """Return where gray values are object: above half of full scale, the value of white."""
     return gray > full_scale * 127 / 255
 
 

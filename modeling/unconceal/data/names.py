@@ -47,10 +47,8 @@ def by_name(images: dict[str, list[Path]], masks: dict[str, list[Path]]) -> dict
         if all(images.get(name) and masks.get(name) for name in names):
             groups = [[name] for name in names]
         for group in groups:
-            of_images, of_masks = (
-                [file for name in group for file in there.get(name, [])] for there in (images, masks)
-            )
-            files[next((name for name in group if images.get(name)), group[0])] = (of_images, of_masks)
+            both = ([file for name in group for file in there.get(name, [])] for there in (images, masks))
+            files[next((name for name in group if images.get(name)), group[0])] = tuple(both)
     return dict(sorted(files.items()))
 
 

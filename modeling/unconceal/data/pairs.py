@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from datasets import SplitInfo
 from PIL import Image
 from tqdm import tqdm
 
@@ -63,8 +64,8 @@ class LoadedPair:
 
 
 @dataclass
-class Checked:
-    """Result of `check_pairs`.
+class Report:
+    """What `check_pairs` found, and what `build` made of it.
 
     Attributes:
         usable: Usable pairs, in the given order.
@@ -73,6 +74,10 @@ class Checked:
         num_changed_masks: Usable pairs with a mask of other values than 0 and 255.
         num_resized_masks: Usable pairs with a mask that was resized to its image.
         num_empty_masks: Usable pairs without an object.
+        unlisted: Names in none of the official lists, left out.
+        split_rule: How the splits were made.
+        splits: Split name -> pairs and bytes written.
+        repeats: Names of equal images in different splits.
     """
 
     usable: list[Pair] = field(default_factory=list)
@@ -81,6 +86,10 @@ class Checked:
     num_changed_masks: int = 0
     num_resized_masks: int = 0
     num_empty_masks: int = 0
+    unlisted: list[str] = field(default_factory=list)
+    split_rule: str = ""
+    splits: dict[str, SplitInfo] = field(default_factory=dict)
+    repeats: list[tuple[str, ...]] = field(default_factory=list)
 
 
 def digest(image: Image.Image) -> str:
@@ -96,14 +105,10 @@ def digest(image: Image.Image) -> str:
 def load_pair(pair: Pair, max_pixels: int = MAX_PIXELS, resize_masks: bool = False) -> LoadedPair:
     """Open a pair.
 
-    Args:
-        pair: The files.
-        max_pixels: Limit on width times height of each file.
-        resize_masks: Resize a mask of the image's aspect to the image.
+    `max_pixels` limits width times height of each file. `resize_masks` resizes masks of the image's aspect to it.
 
     Raises:
-        UnusablePair: If a file is missing, too large or damaged, or if image and mask differ in size. With
-            `resize_masks` they may differ in size but not in aspect.
+        UnusablePair: If a file is missing, too large or damaged, or if the sizes of image and mask do not fit.
     """
     if pair.problem:
         raise UnusablePair(pair.problem)
@@ -131,7 +136,7 @@ def load_pair(pair: Pair, max_pixels: int = MAX_PIXELS, resize_masks: bool = Fal
     return LoadedPair(pair, image_bytes, image, union, any_changed, any_resized)
 
 
-def check_pairs(pairs: Iterable[Pair], load: Callable[[Pair], LoadedPair] = load_pair) -> Checked:
+def check_pairs(pairs: Iterable[Pair], load: Callable[[Pair], LoadedPair]) -> Report:
     """Open every pair with `load` and separate the unusable ones.
 
     If a name occurs twice, all its pairs are unusable: nothing says which is meant.
@@ -140,7 +145,7 @@ def check_pairs(pairs: Iterable[Pair], load: Callable[[Pair], LoadedPair] = load
     by_id = defaultdict(list)
     for pair in pairs:
         by_id[pair.id].append(pair)
-    checked = Checked()
+    report = Report()
     for pair in tqdm(pairs, desc="checking", unit="pair", disable=None):
         same = by_id[pair.id]
         if len(same) > 1:
@@ -148,20 +153,20 @@ def check_pairs(pairs: Iterable[Pair], load: Callable[[Pair], LoadedPair] = load
                 places = ", ".join(
                     f"{p.image.name if p.image else 'no image'}{f' in {p.split}' if p.split else ''}" for p in same
                 )
-                checked.problems.append((pair.id, f"the name occurs {len(same)} times: {places}"))
+                report.problems.append((pair.id, f"the name occurs {len(same)} times: {places}"))
             continue
         try:
             loaded = load(pair)
         except UnusablePair as error:
-            checked.problems.append((pair.id, str(error)))
+            report.problems.append((pair.id, str(error)))
             continue
-        checked.usable.append(pair)
-        checked.digests[pair.id] = digest(loaded.image)
-        checked.num_changed_masks += loaded.mask_changed
-        checked.num_resized_masks += loaded.mask_resized
-        checked.num_empty_masks += not loaded.mask.any()
+        report.usable.append(pair)
+        report.digests[pair.id] = digest(loaded.image)
+        report.num_changed_masks += loaded.mask_changed
+        report.num_resized_masks += loaded.mask_resized
+        report.num_empty_masks += not loaded.mask.any()
         del loaded  # otherwise it stays in memory while the next is opened
-    return checked
+    return report
 
 
 def find_repeats(pairs: Iterable[Pair], digests: dict[str, str]) -> list[tuple[str, ...]]:
@@ -169,8 +174,5 @@ def find_repeats(pairs: Iterable[Pair], digests: dict[str, str]) -> list[tuple[s
     by_digest = defaultdict(list)
     for pair in pairs:
         by_digest[digests[pair.id]].append(pair)
-    return [
-        tuple(f"{pair.split}/{pair.id}" for pair in same)
-        for same in by_digest.values()
-        if len({pair.split for pair in same}) > 1
-    ]
+    repeats = [same for same in by_digest.values() if len({pair.split for pair in same}) > 1]
+    return [tuple(f"{pair.split}/{pair.id}" for pair in same) for same in repeats]

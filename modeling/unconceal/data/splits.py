@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,13 +24,7 @@ def split_rows_at_random(
 ) -> dict[str, list[int]]:
     """Split rows at random, keeping the share of each source.
 
-    The result depends on names, fractions and seed only, not on the order of the rows.
-
-    Args:
-        ids: Name of each row.
-        sources: Source of each row.
-        fractions: Share of each split; they add up to 1.
-        seed: Another seed gives another split.
+    The result depends on names, sources, fractions and seed only, not on the order of the rows.
 
     Returns:
         Split name -> positions of its rows, in the order of their names.
@@ -47,16 +41,14 @@ def split_rows_at_random(
     rng = np.random.default_rng(seed)
     splits: dict[str, list[int]] = {split: [] for split in fractions}
     for _, rows in sorted(by_source.items()):
-        order = rng.permutation(len(rows))
         ends = np.rint(np.cumsum(list(fractions.values())) * len(rows)).astype(int)
-        for split, chosen in zip(fractions, np.split(order, ends[:-1]), strict=True):
-            splits[split] += [rows[i] for i in chosen]
+        for split, chosen in zip(fractions, np.split(rng.permutation(rows), ends[:-1]), strict=True):
+            splits[split] += chosen.tolist()
     return {split: sorted(rows, key=lambda row: ids[row]) for split, rows in splits.items()}
 
 
-def split_at_random(pairs: Iterable[Pair], fractions: dict[str, float], seed: int) -> list[Pair]:
+def split_at_random(pairs: list[Pair], fractions: dict[str, float], seed: int) -> list[Pair]:
     """Return pairs with `split` set at random, as `split_rows_at_random` does."""
-    pairs = list(pairs)
     splits = split_rows_at_random([pair.id for pair in pairs], [pair.source for pair in pairs], fractions, seed)
     return [replace(pairs[row], split=split) for split, rows in splits.items() for row in rows]
 
@@ -66,10 +58,6 @@ def split_datasets_at_random(splits: dict[str, Dataset], seed: int) -> dict[str,
 
     Each split gets its share of each source, rounded. `unconceal prepare --random-split` makes the same splits of the
     same raw folder with the same shares.
-
-    Args:
-        splits: Split name -> rows with columns `id` and `source`.
-        seed: Another seed gives another split.
 
     Raises:
         UserError: If a name occurs twice.

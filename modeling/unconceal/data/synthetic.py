@@ -13,11 +13,14 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from ..utils.errors import UserError
 
 
+Rng = np.random.Generator
+Shape = tuple[int, int]  # height and width
+
 MIN_SIZE = 32
 
 
 def generate(
-    kind: str, size: int | tuple[int, int], seed: int, index: int, empty_ratio: float = 0.0
+    kind: str, size: int | Shape, seed: int, index: int, empty_ratio: float = 0.0
 ) -> tuple[Image.Image, Image.Image]:
     """Generate one image and its mask.
 
@@ -25,7 +28,7 @@ def generate(
         kind: A key of `KINDS`.
         size: Side in pixels, or (height, width); 32 or more.
         seed: Seed of the data set.
-        index: Number of the image. The order of calls does not matter.
+        index: Number of the image.
         empty_ratio: Share of images without an object, in [0, 1].
 
     Returns:
@@ -50,15 +53,15 @@ def generate(
     return image.convert("RGB"), Image.fromarray(mask.astype(np.uint8) * 255)
 
 
-# Building blocks. `shape` is (H, W). `unit` is a length in pixels that grows with the image.
+# Building blocks. `unit` is a length in pixels that grows with the image.
 
 
-def _unit(shape: tuple[int, int]) -> float:
+def _unit(shape: Shape) -> float:
     """Return the length of 1 pixel in an image of 128 pixels."""
     return min(shape) / 128
 
 
-def _grid(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _grid(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     """Return row (H, 1) and column (1, W) of each pixel."""
     return np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
 
@@ -68,12 +71,12 @@ def _turn(rows: np.ndarray, columns: np.ndarray, angle: float) -> tuple[np.ndarr
     return columns * np.cos(angle) + rows * np.sin(angle), rows * np.cos(angle) - columns * np.sin(angle)
 
 
-def _frequencies(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _frequencies(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     """Return cycles per pixel down and across, for `rfft2`."""
     return np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]
 
 
-def _gaussian(shape: tuple[int, int], along: float, across: float | None = None, angle: float = 0.0) -> np.ndarray:
+def _gaussian(shape: Shape, along: float, across: float | None = None, angle: float = 0.0) -> np.ndarray:
     """Return the spectrum of a Gaussian with deviations in pixels."""
     f_along, f_across = _turn(*_frequencies(shape), angle)
     across = along if across is None else across
@@ -84,30 +87,20 @@ def _filter(field: np.ndarray, spectrum: np.ndarray) -> np.ndarray:
     return np.fft.irfft2(np.fft.rfft2(field) * spectrum, s=field.shape)
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, int], spectrum: np.ndarray) -> np.ndarray:
+def _noise(rng: Rng, shape: Shape, spectrum: np.ndarray) -> np.ndarray:
     """Return Gaussian noise of that spectrum, mean 0, deviation 1."""
     field = _filter(rng.standard_normal(shape), spectrum)
     return (field - field.mean()) / (field.std() + 1e-9)
 
 
-def _fractal(shape: tuple[int, int], slope: float) -> np.ndarray:
+def _fractal(shape: Shape, slope: float) -> np.ndarray:
     """Return the spectrum `f ** -slope`: equal structure at all scales."""
     f_down, f_across = _frequencies(shape)
     return np.maximum(np.hypot(f_down, f_across), 1 / max(shape)) ** -slope
 
 
-def _blob(
-    rng: np.random.Generator,
-    shape: tuple[int, int],
-    center: tuple[float, float],
-    radii: tuple[float, float],
-    angle: float,
-    roughness: float,
-) -> np.ndarray:
-    """Return an irregular ellipse (H, W).
-
-    It is 1 at the center, 0 on the outline and negative outside.
-    """
+def _blob(rng: Rng, shape: Shape, center, radii, angle: float, roughness: float) -> np.ndarray:
+    """Return an irregular ellipse: 1 at the center, 0 on the outline, negative outside."""
     rows, columns = _grid(shape)
     along, across = _turn(rows - center[0], columns - center[1], angle)
     along, across = along / radii[0], across / radii[1]
@@ -118,7 +111,7 @@ def _blob(
     return 1 - np.hypot(along, across) / np.maximum(outline, 0.3)
 
 
-def _place(rng: np.random.Generator, shape: tuple[int, int], margin: float = 0.25) -> tuple[float, float]:
+def _place(rng: Rng, shape: Shape, margin: float = 0.25) -> tuple[float, float]:
     return rng.uniform(margin, 1 - margin) * shape[0], rng.uniform(margin, 1 - margin) * shape[1]
 
 
@@ -137,7 +130,7 @@ PALETTES = (  # dark, middle and bright tone as red, green, blue
 )
 
 
-def _camouflage(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> tuple[np.ndarray, np.ndarray]:
+def _camouflage(rng: Rng, shape: Shape, empty: bool) -> tuple[np.ndarray, np.ndarray]:
     """Draw an animal in the background's texture, turned, with a faint relief."""
     unit = _unit(shape)
     fine, stretch = rng.uniform(0.7, 1.6) * unit, rng.uniform(2, 5)
@@ -156,12 +149,12 @@ def _camouflage(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -
     if not empty:
         center, heading = np.array(_place(rng, shape, 0.3)), rng.uniform(0, 2 * np.pi)
         length = rng.uniform(18, 34) * unit
-        body = _blob(rng, shape, tuple(center), (length, length * rng.uniform(0.4, 0.7)), heading, 0.25)
+        body = _blob(rng, shape, center, (length, length * rng.uniform(0.4, 0.7)), heading, 0.25)
         for side in (1, -1):  # head and tail
             offset = side * length * rng.uniform(0.8, 1.1) * np.array([np.sin(heading), np.cos(heading)])
             radii = length * rng.uniform(0.25, 0.5), length * rng.uniform(0.12, 0.3)
             bent = heading + rng.uniform(-0.7, 0.7)
-            body = np.maximum(body, _blob(rng, shape, tuple(center + offset), radii, bent, 0.15))
+            body = np.maximum(body, _blob(rng, shape, center + offset, radii, bent, 0.15))
     mask = body > 0
     soft = np.clip(_filter(mask.astype(float), _gaussian(shape, 0.6 * unit)), 0, 1)
     field = background * (1 - soft) + texture(angle + rng.uniform(0.25, 0.75) * np.pi) * soft
@@ -182,7 +175,7 @@ def _camouflage(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -
 # Ultrasound: a dark lesion among dark fat and shadows.
 
 
-def _ultrasound(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> tuple[np.ndarray, np.ndarray]:
+def _ultrasound(rng: Rng, shape: Shape, empty: bool) -> tuple[np.ndarray, np.ndarray]:
     """Draw a lesion in layered tissue; it changes the echo below it."""
     unit = _unit(shape)
     rows, columns = _grid(shape)
@@ -211,7 +204,7 @@ def _ultrasound(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -
     if not empty:
         center = rng.uniform(0.3, 0.65) * shape[0], rng.uniform(0.2, 0.8) * shape[1]
         radii = np.array([rng.uniform(11, 24), rng.uniform(9, 17)]) * unit
-        lesion = _blob(rng, shape, center, tuple(radii), rng.uniform(-0.5, 0.5), rng.uniform(0.1, 0.35))
+        lesion = _blob(rng, shape, center, radii, rng.uniform(-0.5, 0.5), rng.uniform(0.1, 0.35))
         mask = lesion > 0
         fuzzy = np.clip(_filter(mask.astype(float), _gaussian(shape, rng.uniform(0.8, 2) * unit)), 0, 1)
         # Darker than the tissue it grew in, however dark that is.
@@ -220,9 +213,8 @@ def _ultrasound(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -
         echo += 3 * fuzzy * _noise(rng, shape, _gaussian(shape, 3 * unit))
         below = np.cumsum(mask, axis=0) / (2 * radii[1]) * ~mask * (rows > center[0])
         below = _filter(np.clip(below, 0, 1), _gaussian(shape, 1.5 * unit))
-        echo += (
-            rng.choice([-1, 1]) * rng.uniform(5, 9) * below * np.exp(-np.maximum(rows - center[0], 0) / (45 * unit))
-        )
+        fading = np.exp(-np.maximum(rows - center[0], 0) / (45 * unit))
+        echo += rng.choice([-1, 1]) * rng.uniform(5, 9) * below * fading
 
     echo -= rng.uniform(8, 18) * depth**1.5
     grain = _gaussian(shape, rng.uniform(0.8, 1.2) * unit**0.5, rng.uniform(0.5, 0.7) * unit**0.5)
@@ -234,7 +226,7 @@ def _ultrasound(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -
 # Infrared: dim points before clouds and hills.
 
 
-def _infrared(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> tuple[np.ndarray, np.ndarray]:
+def _infrared(rng: Rng, shape: Shape, empty: bool) -> tuple[np.ndarray, np.ndarray]:
     """Draw targets of a few pixels near larger and brighter things."""
     unit = _unit(shape)
     rows, columns = _grid(shape)
@@ -280,47 +272,56 @@ def _infrared(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> 
 Stroke = tuple[np.ndarray, float]  # points (N, 2) as x, y in a box of side 2, and width in pixels of 128; 0 fills
 
 
+def _line(*points) -> np.ndarray:
+    return np.array(points, dtype=float)
+
+
+def _polar(radius: float | np.ndarray, angle: float | np.ndarray) -> np.ndarray:
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+
+
+def _upward(angle: float) -> np.ndarray:
+    """Return the direction that leans by an angle from upright to the right."""
+    return np.array([np.sin(angle), -np.cos(angle)])
+
+
 def _circle(radius: float, sides: int = 48) -> np.ndarray:
-    angles = np.linspace(0, 2 * np.pi, sides + 1)
-    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return _polar(radius, np.linspace(0, 2 * np.pi, sides + 1))
 
 
-def _wheel(rng: np.random.Generator) -> list[Stroke]:
+def _wheel(rng: Rng) -> list[Stroke]:
     spokes = rng.integers(8, 20)
     strokes = [(_circle(0.95), rng.uniform(2.5, 5)), (_circle(0.8), 1.2), (_circle(rng.uniform(0.12, 0.25)), 0)]
     twist = rng.uniform(-0.5, 0.5)
     for angle in 2 * np.pi * np.arange(spokes) / spokes:
-        inner = 0.15 * np.array([np.cos(angle + twist), np.sin(angle + twist)])
-        strokes.append((np.stack([inner, 0.9 * np.array([np.cos(angle), np.sin(angle)])]), rng.uniform(0.8, 1.3)))
+        strokes.append((_line(_polar(0.15, angle + twist), _polar(0.9, angle)), rng.uniform(0.8, 1.3)))
     return strokes
 
 
-def _web(rng: np.random.Generator) -> list[Stroke]:
+def _web(rng: Rng) -> list[Stroke]:
     sides = rng.integers(6, 11)
     strokes = [(_circle(radius, sides), 1.0) for radius in np.linspace(0.2, 0.9, rng.integers(4, 7))]
-    strokes += [(np.stack([np.zeros(2), 1.05 * point]), 1.4) for point in _circle(1, sides)]
+    strokes += [(_line((0, 0), 1.05 * point), 1.4) for point in _circle(1, sides)]
     return [*strokes, (_circle(0.16), 0)]
 
 
-def _fence(rng: np.random.Generator) -> list[Stroke]:
+def _fence(rng: Rng) -> list[Stroke]:
     height, lines = rng.uniform(0.5, 0.9), rng.integers(4, 8)
-    frame = np.array([[-1, -height], [1, -height], [1, height], [-1, height], [-1, -height]])
+    frame = _line((-1, -height), (1, -height), (1, height), (-1, height), (-1, -height))
     strokes: list[Stroke] = [(frame, rng.uniform(3, 5))]
     for x in np.linspace(-1, 1, lines + 2)[1:-1]:
         if rng.random() < 0.8:
-            strokes.append((np.array([[x, -height], [x, height * rng.uniform(0.6, 1)]]), rng.uniform(1, 2.5)))
-    for y in np.linspace(-height, height, lines)[1:-1]:
-        strokes.append((np.array([[-1, y], [1, y]]), 1.2))
-    legs = [np.array([[x, height], [x, 1.2]]) for x in (-0.9, 0.9)]
-    return strokes + [(leg, 4.0) for leg in legs]
+            strokes.append((_line((x, -height), (x, height * rng.uniform(0.6, 1))), rng.uniform(1, 2.5)))
+    strokes += [(_line((-1, y), (1, y)), 1.2) for y in np.linspace(-height, height, lines)[1:-1]]
+    return strokes + [(_line((x, height), (x, 1.2)), 4.0) for x in (-0.9, 0.9)]
 
 
-def _tree(rng: np.random.Generator) -> list[Stroke]:
+def _tree(rng: Rng) -> list[Stroke]:
     strokes: list[Stroke] = []
 
     def grow(start: np.ndarray, angle: float, length: float, width: float):
-        end = start + length * np.array([np.sin(angle), -np.cos(angle)])
-        strokes.append((np.stack([start, end]), width))
+        end = start + length * _upward(angle)
+        strokes.append((_line(start, end), width))
         if length < 0.12:
             if rng.random() < 0.5:
                 strokes.append((end + _circle(rng.uniform(0.02, 0.07), 8), 0))
@@ -332,23 +333,26 @@ def _tree(rng: np.random.Generator) -> list[Stroke]:
     return strokes
 
 
-def _cog(rng: np.random.Generator) -> list[Stroke]:
+def _cog(rng: Rng) -> list[Stroke]:
     teeth = rng.integers(9, 18)
     angles = np.linspace(0, 2 * np.pi, 4 * teeth + 1)
     radius = np.where(np.arange(4 * teeth + 1) % 4 < 2, 0.95, 0.78)
-    outline = np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1)
     holes = rng.integers(4, 8)
-    strokes = [(outline, 0), (_circle(rng.uniform(0.12, 0.2)), -1)]
+    strokes = [(_polar(radius, angles), 0), (_circle(rng.uniform(0.12, 0.2)), -1)]
     return strokes + [(0.48 * point + _circle(rng.uniform(0.1, 0.2)), -1) for point in _circle(1, holes)[:-1]]
 
 
-def _draw(rng: np.random.Generator, shape: tuple[int, int], strokes: list[Stroke], radius: float) -> np.ndarray:
+def _rotation(angle: float) -> np.ndarray:
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+def _draw(rng: Rng, shape: Shape, strokes: list[Stroke], radius: float) -> np.ndarray:
     """Return the coverage (H, W) of strokes in a random pose."""
     finer = 3
     canvas = Image.new("L", (shape[1] * finer, shape[0] * finer))
     draw = ImageDraw.Draw(canvas)
     angle, tilt = rng.uniform(-0.5, 0.5), rng.uniform(0.6, 1)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.diag([tilt, 1])
+    turn = _rotation(angle) @ np.diag([tilt, 1])
     center = np.array(_place(rng, shape, 0.35))[::-1]
     for points, width in strokes:
         path = [tuple(point) for point in (center + radius * points @ turn.T) * finer]
@@ -359,7 +363,7 @@ def _draw(rng: np.random.Generator, shape: tuple[int, int], strokes: list[Stroke
     return np.asarray(canvas.reduce(finer)) / 255
 
 
-def _dichotomous(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> tuple[np.ndarray, np.ndarray]:
+def _dichotomous(rng: Rng, shape: Shape, empty: bool) -> tuple[np.ndarray, np.ndarray]:
     """Draw a sharp, pierced thing before a blurred scene."""
     unit = _unit(shape)
     shapes = (_wheel, _web, _fence, _tree, _cog)
@@ -391,10 +395,6 @@ def _dichotomous(rng: np.random.Generator, shape: tuple[int, int], empty: bool) 
 # Intricate: one thing of many fine parts, for dichotomous segmentation at high resolution.
 
 
-def _line(*points: tuple[float, float]) -> np.ndarray:
-    return np.array(points, dtype=float)
-
-
 def _moved(strokes: list[Stroke], scale: float, x: float, y: float, thinner: float = 1.0) -> list[Stroke]:
     """Scale and move strokes; widths above 0 are multiplied by `thinner`."""
     return [(scale * points + (x, y), width * (thinner if width > 0 else 1)) for points, width in strokes]
@@ -402,37 +402,34 @@ def _moved(strokes: list[Stroke], scale: float, x: float, y: float, thinner: flo
 
 def _spiral(turns: float, radius: float) -> np.ndarray:
     angles = np.linspace(0, 2 * np.pi * turns, int(16 * abs(turns)) + 8)
-    return radius * np.linspace(1, 0.15, len(angles))[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return _polar(radius * np.linspace(1, 0.15, len(angles)), angles)
 
 
-def _bicycle(rng: np.random.Generator) -> list[Stroke]:
+def _bicycle(rng: Rng) -> list[Stroke]:
     size, tube = rng.uniform(0.42, 0.5), rng.uniform(1.5, 3.5)
     strokes = _moved(_wheel(rng), size, -0.55, 0.35, 0.55) + _moved(_wheel(rng), size, 0.55, 0.35, 0.55)
     hub, crank, seat, head, fork = (-0.55, 0.35), (-0.08, 0.38), (-0.22, -0.3), (0.36, -0.28), (0.55, 0.35)
     for path in (_line(hub, crank, seat, hub), _line(seat, head, crank), _line(fork, head, (0.32, -0.42))):
         strokes.append((path, tube))
     strokes += _moved(_cog(rng), 0.13, *crank)
-    strokes += [
-        (_line((-0.36, -0.4), (-0.1, -0.42), (-0.12, -0.34), (-0.34, -0.33)), 0),
-        (_line(seat, (-0.23, -0.4)), 2),
-    ]
+    saddle = _line((-0.36, -0.4), (-0.1, -0.42), (-0.12, -0.34), (-0.34, -0.33))
     bars = _line((0.2, -0.5), (0.32, -0.46), (0.48, -0.5), (0.52, -0.4), (0.44, -0.36))
     cable = _line((0.48, -0.5), (0.55, -0.25), (0.4, -0.1), (-0.1, -0.2), (-0.3, 0.1))
-    return [*strokes, (bars, 2.2), (cable, 0.5)]
+    return [*strokes, (saddle, 0), (_line(seat, (-0.23, -0.4)), 2), (bars, 2.2), (cable, 0.5)]
 
 
-def _branches(rng: np.random.Generator, leaves: float, levels: int, spread: float, width: float) -> list[Stroke]:
+def _branches(rng: Rng, leaves: float, levels: int, spread: float, width: float) -> list[Stroke]:
     strokes: list[Stroke] = []
 
     def grow(start: np.ndarray, angle: float, length: float, width: float, level: int):
         bend = angle + rng.uniform(-0.3, 0.3)
-        middle = start + 0.5 * length * np.array([np.sin(angle), -np.cos(angle)])
-        end = middle + 0.5 * length * np.array([np.sin(bend), -np.cos(bend)])
-        strokes.append((np.stack([start, middle, end]), width))
+        middle = start + 0.5 * length * _upward(angle)
+        end = middle + 0.5 * length * _upward(bend)
+        strokes.append((_line(start, middle, end), width))
         if level < 3 and rng.random() < leaves:
-            along = rng.uniform(0.03, 0.07) * np.array([np.sin(bend), -np.cos(bend)])
+            along = rng.uniform(0.03, 0.07) * _upward(bend)
             across = rng.uniform(0.2, 0.5) * along[::-1] * (1, -1)
-            strokes.append((np.stack([end, end + along + across, end + 2 * along, end + along - across]), 0))
+            strokes.append((_line(end, end + along + across, end + 2 * along, end + along - across), 0))
         if level:
             for turn in spread * rng.uniform([-1, 0.3], [-0.3, 1]):
                 grow(end, bend + turn, length * rng.uniform(0.65, 0.85), max(width * 0.68, 0.5), level - 1)
@@ -441,11 +438,11 @@ def _branches(rng: np.random.Generator, leaves: float, levels: int, spread: floa
     return strokes
 
 
-def _bush(rng: np.random.Generator) -> list[Stroke]:
+def _bush(rng: Rng) -> list[Stroke]:
     return _branches(rng, rng.choice([0.0, 0.3, 0.9]), 6, rng.uniform(0.5, 0.9), rng.uniform(4, 9))
 
 
-def _antlers(rng: np.random.Generator) -> list[Stroke]:
+def _antlers(rng: Rng) -> list[Stroke]:
     half = _moved(_branches(rng, 0, 4, rng.uniform(0.5, 0.9), 5), 0.8, 0.25, -0.4)
     half = [(points @ np.array([[1, 0.1], [-0.25, 1]]), width) for points, width in half]
     skull = _line((-0.2, 0.3), (0.2, 0.3), (0.24, 0.5), (0.12, 0.95), (0, 1), (-0.12, 0.95), (-0.24, 0.5))
@@ -453,7 +450,7 @@ def _antlers(rng: np.random.Generator) -> list[Stroke]:
     return [*strokes, ((0.11, 0.5) + _circle(0.05, 12), -1), ((-0.11, 0.5) + _circle(0.05, 12), -1)]
 
 
-def _gate(rng: np.random.Generator) -> list[Stroke]:
+def _gate(rng: Rng) -> list[Stroke]:
     tall, bars, bar = rng.uniform(0.6, 0.95), rng.integers(7, 16), rng.uniform(0.5, 1.5)
     strokes: list[Stroke] = [(_line((-1, y), (1, y)), 2.2) for y in (-0.4 * tall, 0.45 * tall, tall)]
     strokes += [(_line((x, -tall), (x, 1.1 * tall)), rng.uniform(4, 7)) for x in (-1, 1)]
@@ -468,7 +465,7 @@ def _gate(rng: np.random.Generator) -> list[Stroke]:
     return strokes
 
 
-def _chair(rng: np.random.Generator) -> list[Stroke]:
+def _chair(rng: Rng) -> list[Stroke]:
     leg, slats = rng.uniform(1.5, 3.5), rng.integers(3, 9)
     seat = _line((-0.55, 0.2), (0.35, 0.2), (0.6, 0.05), (-0.3, 0.05))
     strokes: list[Stroke] = [(seat, 0), (np.vstack([seat, seat[:1]]), 3)]
@@ -483,14 +480,12 @@ def _chair(rng: np.random.Generator) -> list[Stroke]:
     if rng.random() < 0.5:  # woven cane: the seat is a sieve
         for row in np.linspace(0.15, 0.85, 4):
             for share in np.linspace(0.06, 0.94, 14):
-                middle = (1 - row) * (seat[0] + share * (seat[1] - seat[0])) + row * (
-                    seat[3] + share * (seat[2] - seat[3])
-                )
-                strokes.append((middle + 0.018 * _circle(1, 4), -1))
+                front, back = seat[0] + share * (seat[1] - seat[0]), seat[3] + share * (seat[2] - seat[3])
+                strokes.append(((1 - row) * front + row * back + 0.018 * _circle(1, 4), -1))
     return strokes
 
 
-def _net(rng: np.random.Generator) -> list[Stroke]:
+def _net(rng: Rng) -> list[Stroke]:
     meshes, rows, narrow = rng.integers(7, 15), rng.integers(5, 9), rng.uniform(0.45, 0.9)
     strokes: list[Stroke] = [((0, -0.55) + _circle(1) * (0.9, 0.2), rng.uniform(2, 4))]
     depths = np.linspace(0, 1, rows + 1)
@@ -504,7 +499,7 @@ def _net(rng: np.random.Generator) -> list[Stroke]:
     return [*strokes, (board, 0), (0.8 * (board - (0, -0.81)) + (0, -0.81), -1), (_line((0, -1), (0, -0.7)), 2)]
 
 
-def _feather(rng: np.random.Generator) -> list[Stroke]:
+def _feather(rng: Rng) -> list[Stroke]:
     barbs, curve, slant = rng.integers(45, 80), rng.uniform(-0.5, 0.5), rng.uniform(0.3, 0.7)
     along = np.linspace(-1, 1, 30)
     strokes: list[Stroke] = [(np.stack([curve * (along**2 - 0.5), along], axis=1), 1.6)]
@@ -521,13 +516,11 @@ def _feather(rng: np.random.Generator) -> list[Stroke]:
     return strokes
 
 
-def _rosette(rng: np.random.Generator) -> list[Stroke]:
+def _rosette(rng: Rng) -> list[Stroke]:
     turns, petals = rng.integers(3, 6), rng.integers(7, 13)
     angles = np.linspace(0, 2 * np.pi * turns, 60 * turns)
     radius = 0.62 + 0.22 * np.cos(angles * petals / turns)
-    strokes: list[Stroke] = [
-        (np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1), rng.uniform(0.5, 1.3))
-    ]
+    strokes: list[Stroke] = [(_polar(radius, angles), rng.uniform(0.5, 1.3))]
     strokes += [(_circle(ring), rng.uniform(1, 4)) for ring in (0.92, 0.34)]
     for point in _circle(1, petals)[:-1]:
         strokes += [(0.62 * point + _circle(0.07, 12), 0.7), (1.0 * point + _circle(0.06, 10), 0)]
@@ -535,7 +528,7 @@ def _rosette(rng: np.random.Generator) -> list[Stroke]:
     return [*strokes, (_circle(0.16), 0), (_circle(0.07), -1)]
 
 
-def _pylon(rng: np.random.Generator) -> list[Stroke]:
+def _pylon(rng: Rng) -> list[Stroke]:
     floors, beam = rng.integers(6, 11), rng.uniform(1.2, 2.5)
     heights = 1 - 2 * np.linspace(0, 1, floors + 1) ** 0.8
     half = np.interp(heights, [-1, -0.2, 1], [0.08, 0.14, 0.5])
@@ -552,7 +545,7 @@ def _pylon(rng: np.random.Generator) -> list[Stroke]:
     return strokes
 
 
-def _ship(rng: np.random.Generator) -> list[Stroke]:
+def _ship(rng: Rng) -> list[Stroke]:
     hull = _line((-0.9, 0.45), (-0.6, 0.55), (0.6, 0.55), (1, 0.35), (0.7, 0.9), (-0.65, 0.9))
     strokes: list[Stroke] = [(hull, 0), (_line((0.9, 0.4), (1.25, 0.15)), 1.5)]
     strokes += [((x, 0.7) + _circle(0.035, 8), -1) for x in np.linspace(-0.5, 0.6, rng.integers(4, 9))]
@@ -577,7 +570,7 @@ def _ship(rng: np.random.Generator) -> list[Stroke]:
 _INTRICATE = (_bicycle, _bush, _antlers, _gate, _chair, _net, _feather, _rosette, _pylon, _ship)
 
 
-def _silhouette(rng: np.random.Generator, shape: tuple[int, int], radius: float) -> Image.Image:
+def _silhouette(rng: Rng, shape: Shape, radius: float) -> Image.Image:
     """Draw an intricate thing: 0 outside, 1 on lines, 2 inside."""
     strokes = _INTRICATE[rng.integers(len(_INTRICATE))](rng)
     ends = np.cumsum([len(points) for points, _ in strokes])
@@ -585,8 +578,7 @@ def _silhouette(rng: np.random.Generator, shape: tuple[int, int], radius: float)
     bend, phase = rng.choice([0, 0.03]), rng.uniform(0, 2 * np.pi, 2)
     points = points + bend * np.sin(3 * points[:, ::-1] + phase)
     angle, flip = rng.normal(0, 0.3), rng.choice([-1, 1])
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    points = points @ (turn @ np.diag([flip * rng.uniform(0.75, 1.1), 1])).T
+    points = points @ (_rotation(angle) @ np.diag([flip * rng.uniform(0.75, 1.1), 1])).T
     points = points / (1 + points @ rng.uniform(-0.2, 0.2, 2))[:, None]  # perspective
     points = np.array(_place(rng, shape, 0.42))[::-1] + radius * points
     weight = rng.uniform(0.8, 1.5) * radius / 50
@@ -605,7 +597,7 @@ def _silhouette(rng: np.random.Generator, shape: tuple[int, int], radius: float)
     return canvas
 
 
-def _tint(rng: np.random.Generator, others: np.ndarray | None = None) -> np.ndarray:
+def _tint(rng: Rng, others: np.ndarray | None = None) -> np.ndarray:
     """Return a color without brightness, (3,), far from `others`, (N, 3)."""
     tints = rng.uniform(-0.16, 0.16, size=(1 if others is None else 4, 3)).astype(np.float32)
     tints -= (tints @ np.float32((0.299, 0.587, 0.114)))[:, None]
@@ -619,11 +611,8 @@ def _blurred(image: Image.Image, radius: float) -> np.ndarray:
     return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255
 
 
-def _clutter(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw different grounds with things before them, (H, W, 3).
-
-    Returns the tints of the grounds too, (3, 3).
-    """
+def _clutter(rng: Rng, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """Return grounds with things before them (H, W, 3), and the grounds' tints (3, 3)."""
     unit = _unit(shape)
     zones = np.digitize(_noise(rng, shape, _gaussian(shape, rng.uniform(5, 20) * unit)), sorted(rng.normal(0, 0.7, 2)))
     tints = np.stack([_tint(rng) for _ in range(3)])
@@ -648,14 +637,12 @@ def _clutter(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarr
     return colors, tints
 
 
-def _intricate(rng: np.random.Generator, shape: tuple[int, int], empty: bool) -> tuple[np.ndarray, np.ndarray]:
+def _intricate(rng: Rng, shape: Shape, empty: bool) -> tuple[np.ndarray, np.ndarray]:
     """Draw a thing of fine parts before similar clutter."""
     # The background is out of focus: half the resolution is enough. float32 keeps large images fast too.
     half, tints = _clutter(rng, ((shape[0] + 1) // 2, (shape[1] + 1) // 2))
-    channels = (
-        Image.fromarray(channel).resize(shape[::-1], Image.Resampling.BICUBIC) for channel in np.moveaxis(half, 2, 0)
-    )
-    colors = np.stack([np.asarray(channel) for channel in channels], axis=2)
+    channels = [Image.fromarray(channel) for channel in np.moveaxis(half, 2, 0)]
+    colors = np.stack([channel.resize(shape[::-1], Image.Resampling.BICUBIC) for channel in channels], axis=2)
 
     unit = _unit(shape)
     parts = Image.new("L", shape[::-1])
@@ -684,7 +671,7 @@ def _intricate(rng: np.random.Generator, shape: tuple[int, int], empty: bool) ->
 
 
 # The place in this table is part of the seed: add new kinds at the end.
-KINDS: dict[str, Callable[[np.random.Generator, tuple[int, int], bool], tuple[np.ndarray, np.ndarray]]] = {
+KINDS: dict[str, Callable[[Rng, Shape, bool], tuple[np.ndarray, np.ndarray]]] = {
     "camouflage": _camouflage,
     "ultrasound": _ultrasound,
     "infrared": _infrared,

@@ -13,6 +13,11 @@ from datasets import Dataset
 from PIL import Image, ImageEnhance, ImageStat
 
 from ..models.image_processing_unconceal import to_mask, to_rgb
+from ..utils.images import size_text
+
+
+Rng = np.random.Generator
+ImageAndMask = tuple[Image.Image, Image.Image]
 
 
 @dataclass
@@ -66,9 +71,7 @@ ENHANCERS = {
 }
 
 
-def turn_and_flip(
-    image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: np.random.Generator
-) -> tuple[Image.Image, Image.Image]:
+def turn_and_flip(image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: Rng) -> ImageAndMask:
     """Turn and flip image and mask alike; pixel values stay."""
     for probability, choices in ((recipe.rotate90_probability, QUARTER_TURNS), (recipe.flip_probability, FLIPS)):
         chosen = choices[rng.integers(len(choices))]
@@ -77,9 +80,7 @@ def turn_and_flip(
     return image, mask
 
 
-def flip_and_trim(
-    image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: np.random.Generator
-) -> tuple[Image.Image, Image.Image]:
+def flip_and_trim(image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: Rng) -> ImageAndMask:
     """Flip image and mask left-right and trim their borders; pixel values stay."""
     if rng.random() < recipe.horizontal_flip_probability:
         image, mask = (one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in (image, mask))
@@ -89,21 +90,18 @@ def flip_and_trim(
     return image.crop(box), mask.crop(box)
 
 
-def jitter_colors(image: Image.Image, recipe: TransformRecipe, rng: np.random.Generator) -> Image.Image:
+def jitter_colors(image: Image.Image, recipe: TransformRecipe, rng: Rng) -> Image.Image:
     """Change brightness, contrast, saturation and sharpness of an RGB image at random."""
     for name, enhancer in ENHANCERS.items():
         strength = getattr(recipe, name)
-        factor = rng.uniform(
-            max(0, 1 - strength), 1 + strength
-        )  # drawn for 0 too: the other changes keep their numbers
+        # Drawn for 0 too: the other changes keep their numbers.
+        factor = rng.uniform(max(0, 1 - strength), 1 + strength)
         if strength:
             image = enhancer(image).enhance(factor)
     return image
 
 
-def rotate(
-    image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: np.random.Generator
-) -> tuple[Image.Image, Image.Image]:
+def rotate(image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: Rng) -> ImageAndMask:
     """Rotate an RGB image and its gray mask within their size.
 
     The free corners become background in the mask and the mean color in the image. This color does not reveal where
@@ -118,7 +116,7 @@ def rotate(
 
 
 def crop(
-    pixel_values: torch.Tensor, labels: torch.Tensor, recipe: TransformRecipe, rng: np.random.Generator
+    pixel_values: torch.Tensor, labels: torch.Tensor, recipe: TransformRecipe, rng: Rng
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cut the same random square out of pixels and labels.
 
@@ -142,21 +140,11 @@ def crop(
 
 
 class TrainingSet(torch.utils.data.Dataset):
-    """One split, changed at random for training.
-
-    Args:
-        dataset: Rows with `image` and `mask`.
-        processor: The model's image processor. It resizes and normalizes.
-        recipe: The random changes.
-        seed: Seed of the random changes.
-    """
+    """One split with `image` and `mask`, changed at random for training."""
 
     def __init__(self, dataset: Dataset, processor: Any, recipe: TransformRecipe, seed: int):
         self.dataset = dataset.select_columns(["image", "mask"])
-        self.processor = processor
-        self.recipe = recipe
-        self.seed = seed
-        self.epoch = 0
+        self.processor, self.recipe, self.seed, self.epoch = processor, recipe, seed, 0
 
     def set_epoch(self, epoch: int):
         """Select the random numbers of an epoch; call it before iterating."""
@@ -175,7 +163,7 @@ class TrainingSet(torch.utils.data.Dataset):
         image, mask = to_rgb(row["image"]), to_mask(row["mask"])
         if image.size != mask.size:
             raise ValueError(
-                f"the mask of row {index} is {mask.width}x{mask.height}, its image {image.width}x{image.height}; "
+                f"the mask of row {index} is {size_text(mask.size)}, its image {size_text(image.size)}; "
                 "build the data set again by unconceal prepare, which reports such pairs"
             )
         rng = np.random.default_rng([self.seed, self.epoch, index])

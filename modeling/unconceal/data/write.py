@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,31 +28,6 @@ SHARD_BYTES = 500 * 2**20
 GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
 
 
-@dataclass
-class Split:
-    """Size of a written split."""
-
-    num_examples: int = 0
-    num_bytes: int = 0
-
-
-@dataclass
-class Card:
-    """Content of the card besides counts and features.
-
-    Attributes:
-        title: Name for people.
-        license: Identifier of the Hub's list: `unknown` if none is stated, `other` for the makers' own terms.
-        tags: Tags of the Hub.
-        paragraphs: Section title -> text, in order.
-    """
-
-    title: str
-    license: str
-    tags: list[str] = field(default_factory=list)
-    paragraphs: dict[str, str] = field(default_factory=dict)
-
-
 def make_row(image_bytes: bytes, image_name: str, mask_bytes: bytes, id: str, source: str) -> dict:
     """Make one row of the data set from encoded files."""
     return {
@@ -63,90 +38,77 @@ def make_row(image_bytes: bytes, image_name: str, mask_bytes: bytes, id: str, so
     }
 
 
-class _ShardWriter:
-    """Writer of one split; holds at most one row group."""
-
-    def __init__(self, folder: Path, split: str):
-        self.folder, self.split = folder, split
-        self.done = Split()
-        self.shards: list[Path] = []
-        self.rows: list[dict] = []
-        self.group_bytes = self.shard_bytes = 0
-        self.writer: pq.ParquetWriter | None = None
-
-    def add(self, row: dict):
-        size = len(row["image"]["bytes"]) + len(row["mask"]["bytes"])
-        self.rows.append(row)
-        self.group_bytes += size
-        self.done.num_examples += 1
-        self.done.num_bytes += size
-        if len(self.rows) >= GROUP_ROWS or self.group_bytes >= GROUP_BYTES:
-            self.flush()
-
-    def flush(self):
-        if not self.rows:
-            return
-        if self.writer is None:
-            path = self.folder / f"{self.split}-{len(self.shards):05d}.parquet"
-            self.writer = pq.ParquetWriter(path, FEATURES.arrow_schema, write_page_index=True)
-            self.shards.append(path)
-            self.shard_bytes = 0
-        self.writer.write_table(pa.Table.from_pylist(self.rows, schema=FEATURES.arrow_schema))
-        self.shard_bytes += self.group_bytes
-        self.rows, self.group_bytes = [], 0
-        if self.shard_bytes >= SHARD_BYTES:
-            self.close()
-
-    def close(self):
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
-
-    def finish(self) -> Split:
-        self.flush()
-        self.close()
-        for i, path in enumerate(self.shards):  # their number is known only now
-            path.rename(path.with_name(f"{self.split}-{i:05d}-of-{len(self.shards):05d}.parquet"))
-        return self.done
-
-
-def write_splits(folder: Path, rows: Iterable[tuple[str, dict]]) -> dict[str, Split]:
+def write_splits(folder: Path, rows: Iterable[tuple[str, dict]]) -> dict[str, SplitInfo]:
     """Write rows as `folder/data/<split>-00000-of-0000N.parquet`.
 
     Args:
         folder: Folder of the data set.
-        rows: Split name and row of `make_row`, in any order. Memory holds a few at a time.
+        rows: Split name and row of `make_row`, one split after the other. Memory holds one row group at a time.
 
     Returns:
         Split name -> pairs and bytes written.
     """
     data = folder / "data"
     data.mkdir(parents=True)
-    writers: dict[str, _ShardWriter] = {}
-    try:
-        for split, row in rows:
-            if split not in writers:
-                writers[split] = _ShardWriter(data, split)
-            writers[split].add(row)
-        return {split: writer.finish() for split, writer in writers.items()}
-    finally:
-        for writer in writers.values():
-            writer.close()
+    by_split = groupby(rows, key=lambda row: row[0])
+    return {split: _write_split(data, split, (row for _, row in its_rows)) for split, its_rows in by_split}
 
 
-def write_card(folder: Path, card: Card, splits: dict[str, Split]):
-    """Write `README.md`: a header for `load_dataset` and the Hub, then text."""
-    infos = SplitDict()
-    for name, split in splits.items():
-        infos.add(SplitInfo(name, num_bytes=split.num_bytes, num_examples=split.num_examples))
+def _write_split(folder: Path, split: str, rows: Iterable[dict]) -> SplitInfo:
+    info, shards, groups = SplitInfo(split), [], _row_groups(rows)
+    group = next(groups, None)
+    while group:
+        shards.append(folder / f"{split}-{len(shards):05d}.parquet")
+        with pq.ParquetWriter(shards[-1], FEATURES.arrow_schema, write_page_index=True) as writer:
+            end = info.num_bytes + SHARD_BYTES
+            while group and info.num_bytes < end:
+                writer.write_table(pa.Table.from_pylist(group, schema=FEATURES.arrow_schema))
+                info.num_examples += len(group)
+                info.num_bytes += sum(map(_num_bytes, group))
+                group = next(groups, None)
+    for i, path in enumerate(shards):  # their number is known only now
+        path.rename(path.with_name(f"{split}-{i:05d}-of-{len(shards):05d}.parquet"))
+    return info
+
+
+def _row_groups(rows: Iterable[dict]) -> Iterator[list[dict]]:
+    group, size = [], 0
+    for row in rows:
+        group.append(row)
+        size += _num_bytes(row)
+        if len(group) >= GROUP_ROWS or size >= GROUP_BYTES:
+            yield group
+            group.clear()  # its memory is free before the next is read
+            size = 0
+    if group:
+        yield group
+
+
+def _num_bytes(row: dict) -> int:
+    return len(row["image"]["bytes"]) + len(row["mask"]["bytes"])
+
+
+def write_card(
+    folder: Path, splits: dict[str, SplitInfo], title: str, license: str, tags: list[str], sections: dict[str, str]
+):
+    """Write `README.md`: a header for `load_dataset` and the Hub, then text.
+
+    Args:
+        folder: Folder of the data set.
+        splits: Result of `write_splits`.
+        title: Name for people.
+        license: Identifier of the Hub's list: `unknown` if none is stated, `other` for the makers' own terms.
+        tags: Tags of the Hub.
+        sections: Section title -> text, in order.
+    """
     info = DatasetInfo(
         features=FEATURES,
-        splits=infos,
+        splits=SplitDict(splits),
         download_size=sum(path.stat().st_size for path in (folder / "data").iterdir()),
         dataset_size=sum(split.num_bytes for split in splits.values()),
     )
     header = DatasetCardData(
-        license=card.license, pretty_name=card.title, task_categories=["image-segmentation"], tags=card.tags
+        license=license, pretty_name=title, task_categories=["image-segmentation"], tags=["unconceal", *tags]
     )
     DatasetInfosDict(default=info).to_dataset_card_data(header)
     files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
@@ -154,11 +116,11 @@ def write_card(folder: Path, card: Card, splits: dict[str, Split]):
     counts = "\n".join(f"| {name} | {split.num_examples} |" for name, split in splits.items())
     columns = "\n".join(f"| `{name}` | {what} |" for name, what in COLUMNS.items())
     body = [
-        f"# {card.title}",
+        f"# {title}",
         f"| split | pairs |\n|---|---|\n{counts}",
         f"## Features\n\n| column | holds |\n|---|---|\n{columns}",
     ]
-    body += [f"## {title}\n\n{text}" for title, text in card.paragraphs.items()]
+    body += [f"## {name}\n\n{text}" for name, text in sections.items()]
     text = f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
@@ -176,8 +138,7 @@ def new_data_set(out: str | Path, overwrite: bool) -> Iterator[Path]:
     After any failure `out` is unchanged.
 
     Raises:
-        UserError: If `out` exists and `overwrite` is false, if it is not a data set written here, or if it cannot be
-            written.
+        UserError: If `out` cannot be written, exists and `overwrite` is false, or is not a data set written here.
     """
     out = Path(out).absolute()
     if out.exists() or out.is_symlink():

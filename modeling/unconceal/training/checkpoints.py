@@ -93,6 +93,5 @@ def read_progress(folder: Path) -> Progress | None:
     try:
         return Progress(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"cannot resume: {path} is damaged ({error}); remove {folder} to train from scratch"
-        ) from error
+        advice = f"remove {folder} to train from scratch"
+        raise UserError(f"cannot resume: {path} is damaged ({error}); {advice}") from error

@@ -2,9 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,68 +19,19 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.loading import readable
 from ..data.transforms import TrainingSet, TransformRecipe
-from ..evaluation.base import Protocol
 from ..evaluation.networks import evaluate_model
 from ..evaluation.protocols import PROTOCOLS
 from ..utils.errors import UserError
 from .checkpoints import RECIPE_FILE, STATE_FOLDER, Progress, read_progress, save_checkpoint
-from .recipe import PhaseRecipe, Recipe
+from .recipe import OptimizerRecipe, PhaseRecipe, Recipe, ScheduleRecipe, flatten
 from .start import build_model, build_processor, check_folder, check_start, claim_folder, load_backbone, load_data
 
 
-OPTIMIZERS = {
-    "sgd": lambda parameters, recipe: torch.optim.SGD(
-        parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    ),
-    "adam": lambda parameters, recipe: torch.optim.Adam(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    ),
-    "adamw": lambda parameters, recipe: torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    ),
-}
 UNCHANGED = TransformRecipe(rotate90_probability=0, flip_probability=0)
 
 
-@dataclass(frozen=True)
-class PhaseGoal:
-    """Evaluation of a phase and the metric that chooses its best checkpoint.
-
-    Args:
-        evaluate: Takes model, processor, data set, accelerator, batch size and number of workers. Returns named
-            numbers.
-        metric: Name of the number that chooses the best checkpoint.
-        higher_is_better: Whether a higher number is better.
-    """
-
-    evaluate: Callable[..., dict[str, float]]
-    metric: str
-    higher_is_better: bool
-
-    def better(self, value: float, best: float | None) -> bool:
-        """Return whether `value` beats `best`."""
-        return best is None or (value > best if self.higher_is_better else value < best)
-
-
-def evaluate_segmentation(
-    model, processor, dataset, accelerator, batch_size, num_workers, protocol: Protocol
-) -> dict[str, float]:
-    """Score the masks by a protocol with its default options."""
-    rows = evaluate_model(
-        model,
-        processor,
-        dataset,
-        accelerator=accelerator,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        protocol=protocol,
-        progress=False,
-    )
-    return protocol.summarize(rows)
-
-
 @torch.inference_mode()
-def evaluate_loss(model, processor, dataset, accelerator, batch_size, num_workers) -> dict[str, float]:
+def evaluate_loss(model, processor, dataset, accelerator, batch_size, num_workers) -> float:
     """Return the mean loss; each process takes every n-th batch."""
     starts = range(accelerator.process_index * batch_size, len(dataset), accelerator.num_processes * batch_size)
     batches = DataLoader(
@@ -97,7 +46,7 @@ def evaluate_loss(model, processor, dataset, accelerator, batch_size, num_worker
         with accelerator.autocast():
             total += model(**send_to_device(batch, accelerator.device)).loss * len(batch["pixel_values"])
     model.train(was_training)
-    return {"loss": accelerator.reduce(total).item() / len(dataset)}
+    return accelerator.reduce(total).item() / len(dataset)
 
 
 def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Path:
@@ -138,12 +87,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Path
     return best
 
 
-def run_phase(
-    recipe: Recipe,
-    task: str,
-    splits: dict[str, Dataset],
-    init_from: str | Path | None,
-) -> Path:
+def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: str | Path | None) -> Path:
     """Train a phase from its last epoch; return its best checkpoint.
 
     Raises:
@@ -151,14 +95,9 @@ def run_phase(
     """
     phase = recipe.phases[task]
     protocol = PROTOCOLS[recipe.protocol]
-    goal = {
-        "reconstruction": PhaseGoal(evaluate_loss, "loss", higher_is_better=False),
-        "segmentation": PhaseGoal(
-            partial(evaluate_segmentation, protocol=protocol),
-            recipe.best_metric,
-            higher_is_better=protocol.best_metrics[recipe.best_metric],
-        ),
-    }[task]
+    metric, higher_is_better = "loss", False
+    if task == "segmentation":
+        metric, higher_is_better = recipe.best_metric, protocol.best_metrics[recipe.best_metric]
     folder = Path(recipe.output_dir) / task
     best, last = folder / "best", folder / "last"
     accelerator = Accelerator(
@@ -178,7 +117,7 @@ def run_phase(
     if len(set(gather_object([progress.epoch]))) > 1:
         raise UserError(f"the processes see different checkpoints in {last}; use an output_dir that all of them share")
     if progress.epoch >= phase.epochs:
-        accelerator.print(f"{task}: already finished, best {goal.metric} {progress.best:.4f}")
+        accelerator.print(f"{task}: already finished, best {metric} {progress.best:.4f}")
         return best
 
     # 1. Model, data, optimizer, schedule.
@@ -195,12 +134,12 @@ def run_phase(
     if phase.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = OPTIMIZERS[phase.optimizer.name](trainable, phase.optimizer)
+    optimizer = make_optimizer(trainable, phase.optimizer)
     network = model
     model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
     steps_per_epoch = math.ceil(len(batches) / phase.gradient_accumulation_steps)
     # Not prepared, because Accelerate would step it once for every process.
-    scheduler = make_scheduler(optimizer, phase, steps_per_epoch * phase.epochs)
+    scheduler = make_scheduler(optimizer, phase.schedule, steps_per_epoch * phase.epochs)
     registered = [scheduler]
     averaged = None
     if phase.ema_decay is not None:
@@ -210,7 +149,7 @@ def run_phase(
     if progress.epoch:
         accelerator.load_state(str(last / STATE_FOLDER))
         accelerator.print(f"{task}: resumed after epoch {progress.epoch}")
-    accelerator.init_trackers(task, config=_flat(asdict(recipe)))
+    accelerator.init_trackers(task, config=_loggable(asdict(recipe)))
 
     # 2. Epochs.
     for epoch in range(progress.epoch, phase.epochs):
@@ -225,20 +164,20 @@ def run_phase(
         synchronize_buffers(kept)
         is_best = False
         if progress.epoch % phase.evaluate_every == 0 or progress.epoch == phase.epochs:
-            measured = goal.evaluate(
-                kept,
-                processor,
-                splits[recipe.data.eval_split],
-                accelerator,
-                phase.batch_size,
-                recipe.data.num_workers,
-            )
+            given = (kept, processor, splits[recipe.data.eval_split])
+            options = {"batch_size": phase.batch_size, "num_workers": recipe.data.num_workers}
+            if task == "segmentation":
+                options |= {"accelerator": accelerator, "protocol": protocol, "progress": False}
+                measured = protocol.summarize(evaluate_model(*given, **options))
+            else:
+                measured = {"loss": evaluate_loss(*given, accelerator, **options)}
             row |= {f"eval_{name}": value for name, value in measured.items()}
-            is_best = goal.better(measured[goal.metric], progress.best)
-            progress.best = measured[goal.metric] if is_best else progress.best
+            value = measured[metric]
+            is_best = progress.best is None or (value > progress.best if higher_is_better else value < progress.best)
+            progress.best = value if is_best else progress.best
         progress.history.append(row)
         accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
-        accelerator.print(_report(task, row, phase.epochs, goal.metric, is_best))
+        accelerator.print(_report(task, row, phase.epochs, metric, is_best))
         if is_best:
             save_checkpoint(best, accelerator, kept, processor, progress, with_state=False)
         save_checkpoint(last, accelerator, kept, processor, progress, with_state=True)
@@ -261,13 +200,9 @@ def train_epoch(
 ) -> dict[str, float]:
     """Train on the whole split once; return mean loss and times."""
     started, waited, losses, num_samples = time.perf_counter(), 0.0, [], 0
-    bar = tqdm(
-        total=len(batches),
-        desc=f"epoch {epoch}/{phase.epochs}",
-        unit="batch",
-        leave=False,
-        disable=not accelerator.is_local_main_process,
-    )
+    hidden = not accelerator.is_local_main_process
+    name = f"epoch {epoch}/{phase.epochs}"
+    bar = tqdm(total=len(batches), desc=name, unit="batch", leave=False, disable=hidden)
     network = accelerator.unwrap_model(model)
     iterator = readable(batches, "the training data")
     while True:
@@ -316,29 +251,25 @@ def synchronize_buffers(model: nn.Module):
             torch.distributed.broadcast(buffer, src=0)
 
 
-def make_scheduler(optimizer, phase: PhaseRecipe, num_steps: int):
+def make_optimizer(parameters: list[nn.Parameter], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe."""
+    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.name == "sgd":
+        return torch.optim.SGD(parameters, momentum=recipe.momentum, **options)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.name](parameters, **options)
+
+
+def make_scheduler(optimizer, schedule: ScheduleRecipe, num_steps: int):
     """Return the learning rate schedule over `num_steps` optimizer steps."""
-    schedule = phase.schedule
-    names = {"constant": "constant_with_warmup"}
-    specific = {"power": schedule.power, "lr_end": 0.0} if schedule.name == "polynomial" else None
-    return get_scheduler(
-        names.get(schedule.name, schedule.name),
-        optimizer,
-        num_warmup_steps=schedule.warmup_steps,
-        num_training_steps=num_steps,
-        scheduler_specific_kwargs=specific,
-    )
+    name = "constant_with_warmup" if schedule.name == "constant" else schedule.name
+    specific = {"power": schedule.power, "lr_end": 0.0} if name == "polynomial" else None
+    return get_scheduler(name, optimizer, schedule.warmup_steps, num_steps, specific)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dictionaries to dotted keys and values that trackers accept."""
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat
+def _loggable(values: dict[str, Any]) -> dict[str, Any]:
+    """Flatten nested dictionaries to values that trackers accept."""
+    flat = flatten(values)
+    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in flat.items()}
 
 
 def _report(task: str, row: dict[str, Any], epochs: int, metric: str, is_best: bool) -> str:

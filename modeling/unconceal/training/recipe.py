@@ -5,7 +5,7 @@ A recipe does not describe the architecture. The exception is `model`, which goe
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,69 +203,69 @@ def _with_bases(path: Path, after: tuple[Path, ...] = ()) -> Iterator[tuple[Path
     yield path, written
 
 
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested dictionaries by dotted keys."""
+    flat = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+_ABOVE_0 = ("epochs", "batch_size", "gradient_accumulation_steps", "max_grad_norm", "evaluate_every", "learning_rate")
+_FROM_0 = ("seed", "split_seed", "num_workers", "weight_decay", "momentum", "warmup_steps")
+_FROM_0 += ("brightness", "contrast", "saturation", "sharpness")
+_SHARES = [field.name for field in dataclasses.fields(TransformRecipe) if field.name.endswith("_probability")]
+# What messages expect, the check, and the names of the numbers.
+_LIMITS = (
+    ("more than 0", lambda value: 0 < value < math.inf, _ABOVE_0),
+    ("0 or more", lambda value: 0 <= value < math.inf, _FROM_0),
+    ("from 0 to 1", lambda value: 0 <= value <= 1, _SHARES),
+    ("between 0 and 1", lambda value: 0 < value < 1, ["ema_decay"]),
+    ("from 0 to below 1", lambda value: 0 <= value < 1, ["max_crop_ratio"]),
+    ("from 0 to 180 degrees", lambda value: 0 <= value <= 180, ["max_rotation"]),
+)
+
+
 def _check(recipe: Recipe, path: Path):
     """Reject values that have the right type but cannot be used."""
 
     def refuse(key: str, got: Any, expected: str):
         raise UserError(f"recipe {path}: {key} is {got!r}, expected {expected}")
 
-    def one_of(key: str, value: Any, allowed: Sequence):
+    def one_of(key: str, value: Any, allowed: Iterable):
         if value not in allowed:
             refuse(key, value, f"one of {', '.join(map(str, allowed))}")
 
-    def positive(key: str, value: float):
-        if not 0 < value < math.inf:
-            refuse(key, value, "more than 0")
-
-    def at_least_0(key: str, value: float):
-        if not 0 <= value < math.inf:
-            refuse(key, value, "0 or more")
-
-    one_of("network", recipe.network, list(NETWORKS))
+    one_of("network", recipe.network, NETWORKS)
     network = NETWORKS[recipe.network]
-    if not recipe.phases:
-        refuse("phases", {}, f"at least one of {', '.join(network.tasks)}")
-    known_fields = {
-        "model": {field.name for field in dataclasses.fields(network.config_class)},
-        "processor": set(UnconcealImageProcessor.valid_kwargs.__annotations__),
-    }
-    for part, known in known_fields.items():
-        unknown = sorted(set(getattr(recipe, part)) - known)
-        if unknown:
-            refuse(part, unknown[0], f"a field of the network's {'configuration' if part == 'model' else part}")
+    known = {field.name for field in dataclasses.fields(network.config_class)}
+    for name in sorted(recipe.model.keys() - known):
+        refuse("model", name, "a field of the network's configuration")
+    for name in sorted(recipe.processor.keys() - set(UnconcealImageProcessor.valid_kwargs.__annotations__)):
+        refuse("processor", name, "a field of the network's processor")
     backbone = recipe.model.get("backbone_config")
     if isinstance(backbone, dict) and backbone.get("model_type") in CONFIG_MAPPING:
         config_class = CONFIG_MAPPING[backbone["model_type"]]
         known = {field.name.removeprefix("_") for field in dataclasses.fields(config_class)}
-        unknown = sorted(set(backbone) - known - set(config_class.attribute_map) - {"model_type"})
-        if unknown:
-            refuse("model.backbone_config", unknown[0], f"a field of the configuration of {backbone['model_type']}")
+        for name in sorted(backbone.keys() - known - set(config_class.attribute_map) - {"model_type"}):
+            refuse("model.backbone_config", name, f"a field of the configuration of {backbone['model_type']}")
 
+    if not recipe.phases:
+        refuse("phases", {}, f"at least one of {', '.join(network.tasks)}")
     for task, phase in recipe.phases.items():
         key = f"phases.{task}"
         if task not in network.tasks:
             refuse("phases", task, f"only {', '.join(network.tasks)}")
+        one_of(f"{key}.optimizer.name", phase.optimizer.name, ("sgd", "adam", "adamw"))
+        one_of(f"{key}.schedule.name", phase.schedule.name, ("polynomial", "cosine", "constant"))
         if phase.init_backbone_from and phase.init_from:
             refuse(f"{key}.init_backbone_from", phase.init_backbone_from, "null together with init_from")
         if phase.init_backbone_from and not network.tasks[task].has_backbone:
             no_backbone = f"null, as {recipe.network} has no backbone"
             refuse(f"{key}.init_backbone_from", phase.init_backbone_from, no_backbone)
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "evaluate_every"):
-            positive(f"{key}.{name}", getattr(phase, name))
-        if phase.max_grad_norm is not None:
-            positive(f"{key}.max_grad_norm", phase.max_grad_norm)
-        if phase.ema_decay is not None and not 0 < phase.ema_decay < 1:
-            refuse(f"{key}.ema_decay", phase.ema_decay, "a number between 0 and 1")
-        one_of(f"{key}.optimizer.name", phase.optimizer.name, ("sgd", "adam", "adamw"))
-        positive(f"{key}.optimizer.learning_rate", phase.optimizer.learning_rate)
-        at_least_0(f"{key}.optimizer.weight_decay", phase.optimizer.weight_decay)
-        at_least_0(f"{key}.optimizer.momentum", phase.optimizer.momentum)
-        one_of(f"{key}.schedule.name", phase.schedule.name, ("polynomial", "cosine", "constant"))
-        at_least_0(f"{key}.schedule.warmup_steps", phase.schedule.warmup_steps)
 
-    at_least_0("seed", recipe.seed)
     one_of("mixed_precision", recipe.mixed_precision, (None, "no", "fp16", "bf16"))
-    one_of("protocol", recipe.protocol, list(PROTOCOLS))
+    one_of("protocol", recipe.protocol, PROTOCOLS)
     best_metrics = PROTOCOLS[recipe.protocol].best_metrics
     if recipe.best_metric not in best_metrics:
         refuse("best_metric", recipe.best_metric, f"one of {', '.join(best_metrics)} (protocol {recipe.protocol})")
@@ -274,20 +274,11 @@ def _check(recipe: Recipe, path: Path):
         if tracker not in trackers:
             refuse("trackers", tracker, f"one that is installed: {', '.join(trackers)}")
 
-    at_least_0("data.num_workers", recipe.data.num_workers)
-    if recipe.data.split_seed is not None:
-        at_least_0("data.split_seed", recipe.data.split_seed)
-    transforms = dataclasses.asdict(recipe.data.transforms)
-    crop_size = transforms.pop("crop_size")
-    for name, value in transforms.items():
-        if not name.endswith("_probability"):
-            at_least_0(f"data.transforms.{name}", value)
-        elif not 0 <= value <= 1:
-            refuse(f"data.transforms.{name}", value, "from 0 to 1")
-    if transforms["max_crop_ratio"] >= 1:
-        refuse("data.transforms.max_crop_ratio", transforms["max_crop_ratio"], "less than 1")
-    if transforms["max_rotation"] > 180:
-        refuse("data.transforms.max_rotation", transforms["max_rotation"], "at most 180 degrees")
+    for key, value in flatten({**dataclasses.asdict(recipe), "model": None, "processor": None}).items():
+        for expected, is_allowed, names in _LIMITS:
+            if key.rpartition(".")[2] in names and value is not None and not is_allowed(value):
+                refuse(key, value, expected)
+    crop_size = recipe.data.transforms.crop_size
     smallest = max(model_class.min_image_size for model_class in network.tasks.values())
     if crop_size is not None and crop_size < smallest:
         refuse("data.transforms.crop_size", crop_size, f"at least {smallest}")

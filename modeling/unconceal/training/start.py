@@ -2,10 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -24,13 +22,13 @@ from ..utils.errors import UserError
 from ..utils.files import is_hub_id, make_folder, replacing
 from ..utils.loading import loading_explained
 from .checkpoints import RECIPE_FILE
-from .recipe import DataRecipe, PhaseRecipe, Recipe
+from .recipe import DataRecipe, PhaseRecipe, Recipe, flatten
 
 
 logger = logging.getLogger(__name__)
 
 # Keys that may differ when a run is resumed. They do not change its result.
-FREE_KEYS = ("output_dir", "data.num_workers", "trackers")
+FREE_KEYS = {"output_dir", "data.num_workers", "trackers"}
 
 
 def load_data(recipe: DataRecipe) -> dict[str, Dataset]:
@@ -57,21 +55,13 @@ def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool
         raise UserError(f"{output_dir} already holds a run; add --resume, --overwrite or output_dir=ANOTHER")
     # Merged with the defaults: an older run lacks the settings that did not exist yet.
     kept = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(file))
-    changed = sorted(_differences(OmegaConf.to_container(kept), asdict(recipe)))
+    old, new = (flatten(OmegaConf.to_container(one)) for one in (kept, OmegaConf.create(asdict(recipe))))
+    changed = sorted(key for key in (old | new).keys() - FREE_KEYS if old.get(key) != new.get(key))
     if changed:
         raise UserError(
             f"the run in {output_dir} was started with another {', '.join(changed)}; "
             "resume it with the same recipe, or start from scratch with output_dir=ANOTHER"
         )
-
-
-def _differences(kept: Any, wanted: Any, key: str = "") -> Iterator[str]:
-    """Yield the dotted keys by which two recipes differ, without `FREE_KEYS`."""
-    if isinstance(kept, dict) and isinstance(wanted, dict):
-        for name in kept.keys() | wanted.keys():
-            yield from _differences(kept.get(name), wanted.get(name), f"{key}.{name}" if key else name)
-    elif OmegaConf.create([kept]) != OmegaConf.create([wanted]) and key not in FREE_KEYS:
-        yield key
 
 
 def claim_folder(output_dir: Path, recipe: Recipe, resume: bool):
@@ -125,9 +115,7 @@ def build_config(recipe: Recipe, init_from: str | Path | None) -> PreTrainedConf
         with loading_explained("recipe: model"):
             return config_class(**recipe.model)
     if not Path(init_from).exists() and not is_hub_id(init_from):
-        raise UserError(
-            f"cannot start from {init_from}: there is no such folder, and a Hub id has the form owner/name"
-        )
+        raise UserError(f"cannot start from {init_from}: no such folder, and a Hub id has the form owner/name")
     with loading_explained(f"cannot start from {init_from}"):
         kept = config_class.get_config_dict(init_from)[0]
         found = kept.get("model_type")
