@@ -1,8 +1,6 @@
 """Reading images of every kind, `pixel_values`, and masks from logits."""
 
-import copy
 import io
-import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -56,18 +54,12 @@ def test_deep_gray_is_scaled(values, expected):
 def test_values_that_are_not_finite_are_rejected(bad, tmp_path):
     words = "got 1 of 6 pixel values that are NaN or infinite, expected finite numbers; fill them in"
     gray = np.array([[0, 0.5, 1], [0, bad, 1]], np.float32)
-    for read in (to_rgb, to_mask):
-        with pytest.raises(ValueError, match=words):
-            read(Image.fromarray(gray))
-    Image.fromarray(gray).save(tmp_path / "bad.tiff")
+    path = tmp_path / "bad.tiff"
+    Image.fromarray(gray).save(path)
     with pytest.raises(UserError, match=words):  # what `unconceal segment` reports for the file
-        read_image(tmp_path / "bad.tiff")
+        read_image(path)
     processor = UnconcealImageProcessor(size=8)
-    for same in (
-        *(gray, gray.astype(np.float64), gray.astype(np.float16), gray[None], gray[..., None], [gray]),
-        *(torch.from_numpy(gray), torch.from_numpy(gray).bfloat16(), torch.from_numpy(gray)[None].half()),
-        *(Image.fromarray(gray), tmp_path / "bad.tiff", str(tmp_path / "bad.tiff")),
-    ):
+    for same in (gray, gray.astype(np.float16)[None], torch.from_numpy(gray).bfloat16(), Image.open(path), str(path)):
         with pytest.raises(ValueError, match=words):
             processor(same)
         with pytest.raises(ValueError, match=words):
@@ -135,9 +127,10 @@ def test_palette_with_and_without_transparency():
 
 
 def test_opaque_rgba_keeps_every_value():
-    rgb = random_rgb()
-    image = Image.fromarray(np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)]))
-    np.testing.assert_array_equal(np.asarray(to_rgb(image)), rgb)
+    image = Image.fromarray(random_rgb())
+    opaque = image.copy()
+    opaque.putalpha(255)
+    assert to_rgb(opaque) == image
 
 
 @pytest.mark.parametrize(
@@ -146,7 +139,6 @@ def test_opaque_rgba_keeps_every_value():
         ("1", 1, [255, 255, 255]),
         ("L", 7, [7, 7, 7]),
         ("CMYK", (0, 255, 255, 0), [255, 0, 0]),
-        ("YCbCr", (100, 128, 128), [100, 100, 100]),
         ("HSV", (0, 255, 255), [255, 0, 0]),
     ],
 )
@@ -154,26 +146,12 @@ def test_other_modes(mode, color, expected):
     assert pixels(to_rgb(Image.new(mode, (1, 1), color))) == [[expected]]
 
 
-# The stored image of each EXIF value, made from the upright one by NumPy alone.
-STORED = {
-    1: lambda upright: upright,
-    2: lambda upright: upright[:, ::-1],
-    3: lambda upright: upright[::-1, ::-1],
-    4: lambda upright: upright[::-1],
-    5: lambda upright: upright.transpose(1, 0, 2),
-    6: lambda upright: np.rot90(upright, 1),
-    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda upright: np.rot90(upright, -1),
-}
-
-
-@pytest.mark.parametrize("orientation", STORED)
-def test_exif_orientation_by_pixel(orientation):
+def test_exif_orientation_by_pixel():
     upright = random_rgb(2, 3)
     file = io.BytesIO()
     exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(STORED[orientation](upright))).save(file, "PNG", exif=exif)
+    exif[0x0112] = 6  # stored a quarter turn to the left
+    Image.fromarray(np.rot90(upright).copy()).save(file, "PNG", exif=exif)
     image = Image.open(file)
     rgb = to_rgb(image)
     np.testing.assert_array_equal(np.asarray(rgb), upright)
@@ -186,7 +164,6 @@ def test_damaged_exif_leaves_the_image_as_stored(exif):
     stored = random_rgb(2, 3)
     file = io.BytesIO()
     Image.fromarray(stored).save(file, "PNG", exif=b"Exif\0\0" + exif)
-    np.testing.assert_array_equal(np.asarray(to_rgb(Image.open(file))), stored)
     np.testing.assert_array_equal(np.asarray(to_rgb(to_rgb(Image.open(file)))), stored)
     np.testing.assert_array_equal(np.asarray(to_mask(Image.open(file))), stored.max(axis=-1))
 
@@ -207,6 +184,9 @@ def test_every_container_gives_the_same_numbers(tmp_path):
         *(path, str(path), [path]),
     ):
         assert torch.equal(processor(same).pixel_values, expected)
+    arrays = processor(rgb, return_tensors="np").pixel_values
+    assert arrays.dtype == np.float32
+    np.testing.assert_array_equal(arrays, expected)
     gray = rgb[..., 0]
     expected = processor(Image.fromarray(gray)).pixel_values
     for same in (gray, gray[..., None], gray[None], torch.from_numpy(gray)):
@@ -256,15 +236,8 @@ def test_labels():
     expected = torch.zeros(1, 8, 8)
     expected[:, :4, 4:] = 1
     image = random_rgb(4, 4)
-    for same in (
-        Image.fromarray(mask),
-        mask,
-        mask > 0,
-        mask / 255.0,
-        mask[None],
-        mask[..., None],
-        torch.from_numpy(mask),
-    ):
+    kinds = (Image.fromarray(mask), mask, mask > 0, mask / 255.0, mask[None], mask[..., None], torch.from_numpy(mask))
+    for same in kinds:
         labels = processor(image, segmentation_maps=same).labels
         assert labels.dtype == torch.float32
         assert torch.equal(labels, expected)
@@ -293,16 +266,12 @@ def test_labels():
         (lambda: UnconcealImageProcessor()(random_rgb(), np.eye(4, dtype=np.uint8)), "0 and 1"),
         (lambda: UnconcealImageProcessor()(random_rgb(), np.zeros((2, 4, 4))), "1 images and 2"),
         (lambda: UnconcealImageProcessor(**RAW)([random_rgb(), random_rgb(4, 4)]), "do_resize=True"),
+        (lambda: UnconcealImageProcessor()(random_rgb(), sizes=8), "sizes"),
     ],
 )
 def test_mistakes_are_rejected(call, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         call()
-
-
-def test_unknown_options_are_rejected():
-    with pytest.raises(TypeError, match="sizes"):
-        UnconcealImageProcessor()(random_rgb(), sizes=8)
 
 
 def test_four_channels_mean_alpha():
@@ -318,19 +287,6 @@ def test_four_channels_mean_alpha():
     expected = processor(Image.fromarray(narrow)).pixel_values
     moved = narrow.transpose(2, 0, 1)
     assert torch.equal(processor(moved, input_data_format="channels_first").pixel_values, expected)
-
-
-def test_batches_are_cast_and_moved():
-    processor = UnconcealImageProcessor(size=8)
-    batch = processor([random_rgb()] * 2, [Image.new("L", (4, 4), 255)] * 2)
-    batch["ids"] = torch.tensor([3, 4])
-    for target in ((torch.float16,), ("cpu", torch.bfloat16)):
-        moved = batch.to(*target)
-        assert moved.pixel_values.dtype == moved.labels.dtype == target[-1]
-        assert moved.ids.dtype == torch.int64
-    arrays = processor(random_rgb(), return_tensors="np").pixel_values
-    assert isinstance(arrays, np.ndarray)
-    assert arrays.dtype == np.float32
 
 
 # ---- post-processing ---------------------------------------------------------------------------------------------
@@ -390,10 +346,8 @@ def test_wrong_outputs_are_rejected():
 # ---- with transformers -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def unusual():
-    """Return a processor without default options."""
-    return UnconcealImageProcessor(
+def test_saved_options_return_and_yield_to_others(tmp_path):
+    unusual = UnconcealImageProcessor(
         size={"height": 24, "width": 40},
         resample=3,
         mask_resample=2,
@@ -402,42 +356,19 @@ def unusual():
         image_mean=[0.1, 0.2, 0.3],
         image_std=[1.0, 2.0, 3.0],
     )
-
-
-def test_saved_copied_and_pickled_processors_are_equal(unusual, tmp_path):
-    unusual.save_pretrained(tmp_path / "folder")  # first, because it records where the code is
-    unusual.to_json_file(tmp_path / "one.json")
+    unusual.save_pretrained(tmp_path)
     default = UnconcealImageProcessor().to_dict()
     assert len([name for name, value in unusual.to_dict().items() if default.get(name) != value]) >= 7
-    ways = ({}, {"use_fast": True}, {"use_fast": False}, {"backend": "pil"}, {"backend": "torchvision"})
-    for again in (
-        UnconcealImageProcessor.from_json_file(tmp_path / "one.json"),
-        UnconcealImageProcessor.from_pretrained(tmp_path / "folder"),
-        *(AutoImageProcessor.from_pretrained(tmp_path / "folder", **way) for way in ways),
-        copy.deepcopy(unusual),
-        pickle.loads(pickle.dumps(unusual)),
-    ):
+    for way in ({}, {"use_fast": True}, {"use_fast": False}, {"backend": "pil"}, {"backend": "torchvision"}):
+        again = AutoImageProcessor.from_pretrained(tmp_path, **way)
         assert type(again) is UnconcealImageProcessor
         assert again.to_dict() == unusual.to_dict()
         assert torch.equal(again(random_rgb()).pixel_values, unusual(random_rgb()).pixel_values)
-    again.save_pretrained(tmp_path / "again")
-    for path in (tmp_path / "folder").iterdir():
-        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
-
-
-def test_options_can_be_given_at_loading_and_at_a_call(unusual, tmp_path):
-    unusual.save_pretrained(tmp_path)
-    for loaded in (
-        UnconcealImageProcessor.from_dict(unusual.to_dict(), size=42, do_normalize=False),
-        UnconcealImageProcessor.from_pretrained(tmp_path, size={"height": 42, "width": 42}, do_normalize=False),
-        AutoImageProcessor.from_pretrained(tmp_path, size=42, do_normalize=False),
-    ):
-        expected = unusual(random_rgb(), size=42, do_normalize=False).pixel_values
-        assert expected.shape == (1, 3, 42, 42)
-        assert torch.equal(loaded(random_rgb()).pixel_values, expected)
-    # They hold for one call.
-    assert unusual(random_rgb()).pixel_values.shape == (1, 3, 24, 40)
-    assert UnconcealImageProcessor().size == {"height": 256, "width": 256}
+    expected = unusual(random_rgb(), size=42, do_normalize=False).pixel_values
+    assert expected.shape == (1, 3, 42, 42)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, size=42, do_normalize=False)
+    assert torch.equal(loaded(random_rgb()).pixel_values, expected)
+    assert unusual(random_rgb()).pixel_values.shape == (1, 3, 24, 40)  # options of a call hold for one call
 
 
 def test_thin_parts_of_a_mask_fade_or_break_into_dots():
