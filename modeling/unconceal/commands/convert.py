@@ -43,17 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace):
     """Convert the networks in the arguments."""
-    _convert_srs(args) if args.network == "srs" else _convert_mscan(args)
-
-
-def _convert_mscan(args: argparse.Namespace):
     from ..hub.convert import convert_mscan, load_published
 
-    _check_new(args.out)
-    published = load_published(args.weights)
-    encoder, dropped = convert_mscan(published)
-    _report("mscan", published, dropped)
-    _save(args.out, encoder)
+    for out in filter(None, (args.out, getattr(args, "reconstruction_out", None))):
+        if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+            raise UserError(f"{out} exists and is not an empty folder; choose another or remove it")
+    if args.network == "srs":
+        _convert_srs(args)
+    else:
+        published = load_published(args.weights)
+        encoder, dropped = convert_mscan(published)
+        _report("mscan", published, dropped)
+        _save(args.out, encoder)
 
 
 def _convert_srs(args: argparse.Namespace):
@@ -64,8 +65,6 @@ def _convert_srs(args: argparse.Namespace):
         raise UserError(
             "got --reconstruction-out without --segmentation; for the reconstruction network alone use --out"
         )
-    for out in filter(None, (args.out, args.reconstruction_out)):
-        _check_new(out)
     config = SrsConfig(reconstruction_batch_statistics=args.release_quirks)
     processor = srs_processor(args.release_quirks, args.bgr)
     published = load_published(args.reconstruction)
@@ -80,11 +79,6 @@ def _convert_srs(args: argparse.Namespace):
     if args.reconstruction_out:
         _save(args.reconstruction_out, reconstruction, processor)
     _save(args.out, segmentation, processor)
-
-
-def _check_new(out: str):
-    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder; choose another or remove it")
 
 
 def _save(out: str, *parts):

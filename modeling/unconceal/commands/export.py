@@ -46,11 +46,9 @@ def run(args: argparse.Namespace):
     check = not args.no_check
     check_target(args.format, args.out, args.opset, args.overwrite, check)
     segmenter = load(args.model, "cpu", revision=args.revision, trust_remote_code=args.trust_remote_code)
-    size = tuple(args.size) if args.size else None
-    report = export_model(segmenter, args.format, args.out, args.opset, size, args.overwrite, check)
-
-    dtype = str(report.dtype).removeprefix("torch.")
-    source = "" if report.dtype == torch.float32 else f", from a checkpoint in {dtype}"
+    report = export_model(segmenter, args.format, args.out, args.opset, args.size, args.overwrite, check)
+    dtype = str(segmenter.model.dtype).removeprefix("torch.")
+    source = "" if dtype == "float32" else f", from a checkpoint in {dtype}"
     opset = "" if report.opset is None else f", ONNX opset {report.opset}"
     print(f"wrote {report.path}: {report.num_bytes / 1e6:.1f} MB{opset}, float32{source}")
     if not check:

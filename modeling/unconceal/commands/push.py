@@ -59,52 +59,50 @@ def run(args: argparse.Namespace):
     """Stage the upload, then list it or send it."""
     from tempfile import TemporaryDirectory
 
+    from huggingface_hub import get_token
     from transformers.utils import logging
 
-    from ..hub.push import CARD, check_references, check_token, push
+    from ..hub.push import CARD, check_names, push
 
     if args.write_card and not args.dry_run:
         raise UserError("got --write-card without --dry-run; add --dry-run, or read the card in the repository")
     if args.write_card and args.write_card.is_dir():
         raise UserError(f"got the folder {args.write_card} for --write-card, expected a file; name one")
-    check_references(revision=args.revision, tag=args.tag)
-    if not args.dry_run:
-        check_token()
+    if not args.message.strip():
+        raise UserError("got an empty message; write one, or leave out --message")
+    check_names(args.repo_id, args.revision, args.tag)
+    if not args.dry_run and not get_token():
+        raise UserError("got no token of the Hub; log in with `hf auth login`, or set HF_TOKEN")
     logging.disable_progress_bar()
     with TemporaryDirectory() as folder:
         upload = _stage(args, Path(folder))
-        if args.dry_run:
-            _print_files(args, upload)
-            if args.write_card:
-                with replacing(args.write_card) as file:
-                    file.write_bytes(upload.files[CARD].read_bytes())
+        if not args.dry_run:
+            print(push(upload, args.message, args.public, args.revision, args.tag))
             return
-        done = push(upload, public=args.public, revision=args.revision, tag=args.tag, message=args.message)
-    visibility = "private" if done.is_private else "public"
-    print(f"{done.url} ({visibility}), commit {done.commit}{'' if done.is_new else '; nothing has changed since'}")
-    if done.removed:
-        print(f"removed files of an earlier push: {', '.join(done.removed)}")
+        _print_files(args, upload)
+        if args.write_card:
+            with replacing(args.write_card) as file:
+                file.write_bytes(upload.files[CARD].read_bytes())
 
 
 def _stage(args: argparse.Namespace, folder: Path):
     from ..hub.stage import stage_dataset, stage_model, stage_space
 
     if args.kind == "model":
-        options = {name: getattr(args, name) for name in ("recipe", "results", "license", "card")}
-        return stage_model(args.path, args.repo_id, folder, **options)
+        return stage_model(args.path, args.repo_id, folder, args.recipe, args.results, args.license, args.card)
     if args.kind == "dataset":
-        options = {name: getattr(args, name) for name in ("license", "may_redistribute")}
-        return stage_dataset(args.path, args.repo_id, folder, **options)
+        return stage_dataset(args.path, args.repo_id, folder, args.license, args.may_redistribute)
     return stage_space(args.path, args.repo_id)
 
 
 def _print_files(args: argparse.Namespace, upload):
-    for name, path in upload.files.items():
-        print(f"{path.stat().st_size:>13,}  {name}")
+    sizes = {name: path.stat().st_size for name, path in upload.files.items()}
+    for name, size in sizes.items():
+        print(f"{size:>13,}  {name}")
     visibility = {None: "private if it is new", True: "public", False: "private"}[args.public]
     branch = f" branch {args.revision}" if args.revision else ""
     tag = f", tag {args.tag}" if args.tag else ""
     print(
-        f"would send {len(upload.files)} files, {upload.num_bytes:,} bytes, to the {upload.repo_type} "
+        f"would send {len(sizes)} files, {sum(sizes.values()):,} bytes, to the {upload.repo_type} "
         f"{upload.repo_id}{branch}, {visibility}{tag}"
     )

@@ -21,7 +21,7 @@ from ..evaluation.protocols import PROTOCOLS
 from ..evaluation.tables import Result, load_papers, make_tables, to_markdown
 from ..models import NETWORKS
 from ..training.checkpoints import Progress
-from ..training.recipe import PhaseRecipe, Recipe
+from ..training.recipe import Recipe
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_hub_id
 from ..utils.images import size_text
@@ -29,34 +29,21 @@ from ..utils.markdown import markdown_table
 
 
 TASK = "image-segmentation"
-CODE_LICENSE = "apache-2.0"
-UNSTATED_LICENSE = "unknown"
 MISSING = "–"
 
 
 @dataclass(frozen=True)
 class Training:
-    """Record of a training.
-
-    Attributes:
-        recipe: Its recipe.
-        task: Phase that the checkpoint is from.
-        progress: How far the phase had come.
-        data_card: Card of the data set, if the data set is on this machine.
-    """
+    """Record of a training."""
 
     recipe: Recipe
-    task: str
+    task: str  # phase that the checkpoint is from
     progress: Progress | None = None
-    data_card: DatasetCard | None = None
+    data_card: DatasetCard | None = None  # if the data set is on this machine
 
 
 def network_name(config: PreTrainedConfig) -> str:
-    """Return the key of a configuration's network in `NETWORKS`.
-
-    Raises:
-        UserError: If it belongs to none of them.
-    """
+    """Return a network's key in `NETWORKS`, or raise a `UserError`."""
     for name, network in NETWORKS.items():
         if network.config_class.model_type == config.model_type:
             return name
@@ -66,11 +53,7 @@ def network_name(config: PreTrainedConfig) -> str:
 
 
 def read_data_card(path: str | Path) -> DatasetCard | None:
-    """Return the card in a data set's folder, or None without one.
-
-    Raises:
-        UserError: If it is damaged.
-    """
+    """Return the card in a data set's folder, or None without one."""
     file = Path(path) / "README.md"
     if not file.is_file():
         return None
@@ -95,7 +78,7 @@ def split_counts(card: DatasetCard) -> dict[str, int]:
 def is_on_hub(name: str | None, repo_type: str) -> bool:
     """Return whether a name is a public repository on the Hub.
 
-    `data/mine` can be a repository or a folder of somebody's machine; only the Hub knows. Without an answer: False.
+    `data/mine` can be a repository or a local folder; only the Hub knows. Without an answer: False.
     """
     if not name or not is_hub_id(name) or Path(name).exists():
         return False
@@ -135,11 +118,7 @@ def make_model_card(
         license: License of the weights, an identifier of the Hub's list. None: the card says that none was stated.
 
     Returns:
-        The text of `README.md`, and rows for the Hub's newer form of results. Only results on data sets of the Hub
-        have such rows.
-
-    Raises:
-        UserError: If the network does not belong to this project.
+        The text of `README.md`, and rows for the Hub's newer form of results, which only data sets of the Hub have.
     """
     network = network_name(segmenter.model.config)
     folder = resources.files(__package__)
@@ -155,8 +134,21 @@ def make_model_card(
         for result in results
     ]
     recipe = training.recipe if training else None
+    phases = list(recipe.phases.values()) if recipe else []
+    bases = {phase.init_from or phase.init_backbone_from for phase in phases}
+    rows = [_result_rows(result) for result in results]
+    header = ModelCardData(
+        license=license or "unknown",
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=["unconceal", network, *paper["tags"]],
+        datasets=[recipe.data.path] if recipe and is_on_hub(recipe.data.path, "dataset") else None,
+        base_model=sorted(base for base in bases if is_on_hub(base, "model")) or None,
+        model_name=name,
+        eval_results=[row for index_rows, _ in rows for row in index_rows] or None,
+    )
     card = ModelCard.from_template(
-        _header(network, name, recipe, results, license, paper["tags"]),
+        header,
         template_str=folder.joinpath("card_model.md").read_text(encoding="utf-8"),
         repo_id=repo_id,
         network=network,
@@ -169,28 +161,12 @@ def make_model_card(
         data=_data_facts(training) if training else None,
         recipe=recipe,
         phases=_phase_table(training) if training else None,
+        is_start_optional=any(phase.init_backbone_from and not phase.init_backbone_required for phase in phases),
         results=_result_facts(results, recipe) if results else None,
         figures=_paper_figures(network),
-        code_license=CODE_LICENSE,
         weights_license=license,
     )
-    return f"{card}\n", [row for result in results for row in _eval_rows(result)]
-
-
-def _header(
-    network: str, name: str, recipe: Recipe | None, results: Sequence[Result], license: str | None, tags: list[str]
-) -> ModelCardData:
-    started_from = [phase.init_from or phase.init_backbone_from for phase in recipe.phases.values()] if recipe else []
-    return ModelCardData(
-        license=license or UNSTATED_LICENSE,
-        library_name="transformers",
-        pipeline_tag=TASK,
-        tags=["unconceal", network, *tags],
-        datasets=[recipe.data.path] if recipe and is_on_hub(recipe.data.path, "dataset") else None,
-        base_model=sorted({base for base in started_from if is_on_hub(base, "model")}) or None,
-        model_name=name,
-        eval_results=[row for result in results for row in _index_rows(result)] or None,
-    )
+    return f"{card}\n", [row for _, hub_rows in rows for row in hub_rows]
 
 
 def _bibtex(key: str, paper: dict[str, Any]) -> str:
@@ -205,6 +181,7 @@ def _data_facts(training: Training) -> dict[str, Any]:
     facts = {
         "train_split": data.train_split,
         "eval_split": data.eval_split,
+        "split_seed": data.split_seed,
         "name": Path(data.path).name,
         "on_hub": data.path if is_on_hub(data.path, "dataset") else None,
         "has_card": card is not None,
@@ -224,37 +201,33 @@ def _phase_table(training: Training) -> str:
     header = ("phase", "optimizer", "schedule", "batch", "starts from", "epochs")
     rows = []
     for task, phase in training.recipe.phases.items():
-        is_own = training.progress and task == training.task
-        rows.append((task, *_phase_facts(phase), _done(training.progress) if is_own else str(phase.epochs)))
+        optimizer, schedule, epochs = phase.optimizer, phase.schedule, str(phase.epochs)
+        start = phase.init_from or phase.init_backbone_from
+        if task == training.task and (done := training.progress):
+            processes = f", {done.num_processes} processes" if done.num_processes > 1 else ""
+            epochs = f"{done.epoch} ({done.step} steps{processes})"
+        rows.append(
+            (
+                task,
+                f"{optimizer.name}, {optimizer.learning_rate:g}, decay {optimizer.weight_decay:g}",
+                f"{schedule.name}, {schedule.warmup_steps} warm-up steps",
+                str(phase.batch_size * phase.gradient_accumulation_steps),
+                start if is_on_hub(start, "model") else Path(start).name if start else MISSING,
+                epochs,
+            )
+        )
     return markdown_table(header, rows)
 
 
-def _phase_facts(phase: PhaseRecipe) -> tuple[str, ...]:
-    optimizer, schedule = phase.optimizer, phase.schedule
-    start = phase.init_from or phase.init_backbone_from
-    return (
-        f"{optimizer.name}, {optimizer.learning_rate:g}, decay {optimizer.weight_decay:g}",
-        f"{schedule.name}, {schedule.warmup_steps} warm-up steps",
-        str(phase.batch_size * phase.gradient_accumulation_steps),
-        start if is_on_hub(start, "model") else Path(start).name if start else MISSING,
-    )
-
-
-def _done(progress: Progress) -> str:
-    processes = f", {progress.num_processes} processes" if progress.num_processes > 1 else ""
-    return f"{progress.epoch} ({progress.step} steps{processes})"
-
-
 def _result_facts(results: Sequence[Result], recipe: Recipe | None) -> dict[str, Any]:
-    eval_split = recipe.data.eval_split if recipe else None
-    protocols = {result.protocol.name: result.protocol for result in results}
+    # After a random split, the images that chose the checkpoint are not those of the split of this name.
+    chosen_on = recipe.data.eval_split if recipe and recipe.data.split_seed is None else None
+    protocols = {result.protocol.name: sys.modules[result.protocol.score_image.__module__] for result in results}
     return {
         "tables": to_markdown(make_tables(results, with_papers=False)),
-        "chosen_on": eval_split if any(result.split == eval_split for result in results) else None,
+        "chosen_on": chosen_on if any(result.split == chosen_on for result in results) else None,
         "commands": [without_folders(result.command) for result in results if result.command],
-        "protocols": {
-            name: inspect.getdoc(sys.modules[protocol.score_image.__module__]) for name, protocol in protocols.items()
-        },
+        "protocols": {name: inspect.getdoc(module) for name, module in protocols.items()},
     }
 
 
@@ -267,67 +240,42 @@ def _paper_figures(network: str) -> dict[str, list[str]]:
         own = [row for row in rows if benchmarks[row.benchmark].protocol == protocol]
         columns = PROTOCOLS[protocol].columns
         metrics = list(dict.fromkeys(metric for row in own for metric in row.figures))
-        lines = [
-            (
-                row.benchmark,
-                row.backbone or MISSING,
-                row.source.partition(", ")[2],
-                *(columns[m].format(row.figures[m]) if m in row.figures else MISSING for m in metrics),
-            )
-            for row in own
-        ]
+        lines = []
+        for row in own:
+            figures = [columns[m].format(row.figures[m]) if m in row.figures else MISSING for m in metrics]
+            lines.append((row.benchmark, row.backbone or MISSING, row.source.partition(", ")[2], *figures))
         tables.append(markdown_table(["test set", "encoder", "where", *(columns[m].title for m in metrics)], lines))
     return {"tables": tables, "notes": list(dict.fromkeys(note for row in rows for note in row.notes))}
 
 
-def _index_rows(result: Result) -> list[EvalResult]:
-    """Return a result as rows of `model-index`, one for each number."""
+def _result_rows(result: Result) -> tuple[list[EvalResult], list[EvalResultEntry]]:
+    """Return rows of `model-index`, and of `.eval_results` for a data set on the Hub."""
     data = result.benchmark or ", ".join(result.sources) or "unknown"
     slug = re.sub(r"[^\w-]+", "-", data).strip("-").lower()
-    return [
-        EvalResult(
-            task_type=TASK,
-            task_name="Image segmentation",
-            dataset_type=result.data if is_on_hub(result.data, "dataset") else slug,
-            dataset_name=data,
-            dataset_split=result.split,
-            dataset_args={"num_images": result.num_images},
-            metric_type=metric,
-            metric_name=f"{column.title}, protocol {result.protocol.name}",
-            metric_value=result.figures[metric],
-            metric_config=result.protocol.name,
-            metric_args=list(result.settings) or None,
-        )
-        for metric, column in result.protocol.columns.items()
-        if metric in result.figures
-    ]
-
-
-def _eval_rows(result: Result) -> list[EvalResultEntry]:
-    """Return a result in the Hub's newer form for results."""
-    if not is_on_hub(result.data, "dataset"):
-        return []
+    is_public = is_on_hub(result.data, "dataset")
+    protocol = result.protocol.name
     scored = ", ".join(filter(None, (f"split {result.split}", f"{result.num_images} images", *result.settings)))
-    return [
-        EvalResultEntry(
-            dataset_id=result.data,
-            task_id=f"{result.protocol.name}_{metric}",
-            value=result.figures[metric],
-            date=result.date,
-            notes=f"{column.title}, Unconceal protocol {result.protocol.name}; {scored}",
+    index_rows, hub_rows = [], []
+    for metric, column in result.protocol.columns.items():
+        if metric not in result.figures:
+            continue
+        index_rows.append(
+            EvalResult(
+                task_type=TASK,
+                task_name="Image segmentation",
+                dataset_type=result.data if is_public else slug,
+                dataset_name=data,
+                dataset_split=result.split,
+                dataset_args={"num_images": result.num_images},
+                metric_type=metric,
+                metric_name=f"{column.title}, protocol {protocol}",
+                metric_value=result.figures[metric],
+                metric_config=protocol,
+                metric_args=list(result.settings) or None,
+            )
         )
-        for metric, column in result.protocol.columns.items()
-        if metric in result.figures
-    ]
-
-
-__all__ = [
-    "Training",
-    "is_on_hub",
-    "make_model_card",
-    "network_name",
-    "read_data_card",
-    "section",
-    "split_counts",
-    "without_folders",
-]
+        if is_public:
+            notes = f"{column.title}, Unconceal protocol {protocol}; {scored}"
+            value, task_id = result.figures[metric], f"{protocol}_{metric}"
+            hub_rows.append(EvalResultEntry(result.data, task_id, value, date=result.date, notes=notes))
+    return index_rows, hub_rows

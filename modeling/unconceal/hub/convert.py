@@ -45,22 +45,12 @@ _SRS_DYNAMIC_CONV = {
     "dynamic_conv.spatial_attention.conv": "PKernel_D2.sa.conv1",
     "dynamic_conv.project": "PKernel_D2.Conv.0",
 }
-# Modules that both published networks hold but never run.
-_SRS_UNUSED = ["conv0_3_1x1"] + [
-    name
-    for level in range(NUM_LEVELS - 1)
-    for name in (
-        f"bottomuplocal_fpn_{level + 1}.bn1",
-        f"bottomuplocal_fpn_{level + 1}.bn2",
-        f"IPATR{level}.tr",
-        f"IPATR{level}.tr_1",
-    )
-]
-# The segmentation network also holds these but never runs them.
-_SRS_CONTRASTS = [f"IPATR{level}.conv{i}" for level in range(NUM_LEVELS - 1) for i in (1, 2, 3)]
+# Modules that both published networks hold but never run, and those that the segmentation network does not run either.
+_SRS_UNUSED = r"conv0_3_1x1|bottomuplocal_fpn_[123]\.bn[12]|IPATR[012]\.tr(_1)?"
+_SRS_CONTRASTS = r"IPATR[012]\.conv[123]"
 
 # Heads of the classifier and of SegNeXt.
-_MSCAN_HEADS = ("head.", "decode_head.", "auxiliary_head.")
+_MSCAN_HEADS = r"(head|decode_head|auxiliary_head)(\..+)?"
 _MSCAN_BLOCK = {
     "attention_norm": "norm1",
     "attention.proj_in": "attn.proj_1",
@@ -83,9 +73,6 @@ def load_published(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a published file of weights without running code in it.
 
     Removes a wrapper `{"state_dict": ...}` and the prefix `module.` that data-parallel training leaves.
-
-    Returns:
-        Name -> tensor, on the CPU.
 
     Raises:
         UserError: If there is no such file, or if it does not hold named tensors.
@@ -115,10 +102,6 @@ def convert_srs_reconstruction(
 ) -> tuple[SrsForReconstruction, list[str]]:
     """Convert the authors' R to the network of phase 1.
 
-    Args:
-        published: Names and tensors of R.
-        config: Architecture; the default is the published one.
-
     Returns:
         The network, and the published modules that were dropped because R never uses them.
 
@@ -130,9 +113,7 @@ def convert_srs_reconstruction(
         for i in range(3):
             names[f"reconstruction_decoder.contrasts.{level}.convs.{i}"] = f"IPATR{level}.conv{i + 1}"
     model = SrsForReconstruction(config)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    sources = {name: _source(name, names) for name in shapes}
-    state, dropped = _take("SRS reconstruction network", published, sources, shapes, _SRS_UNUSED)
+    state, dropped = _take("SRS reconstruction network", published, names, _shapes(model), _SRS_UNUSED)
     model.load_state_dict(state)
     return model.eval(), dropped
 
@@ -152,28 +133,26 @@ def convert_srs_segmentation(
     Raises:
         UserError: If a tensor is missing, has another shape, or is unknown.
     """
-    config = reconstruction.config
-    model = SrsForImageSegmentation(config)
+    model = SrsForImageSegmentation(reconstruction.config)
     encoder = {
         name: tensor
         for name, tensor in reconstruction.state_dict().items()
         if name.startswith("reconstruction_encoder.")
     }
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in encoder}
-    names = {**dict(_srs_grid("", config.depths)), **_SRS_DYNAMIC_CONV}
+    shapes = {name: shape for name, shape in _shapes(model).items() if name not in encoder}
     # Each kernel entry has a weight and a bias; `SrsDynamicConv` says why these make two kernels.
-    kernels = {
-        "dynamic_conv.scaled_conv.weight": "PKernel_D2.Conv.2.weight",
-        "dynamic_conv.static_conv.weight": "PKernel_D2.Conv.2.bias",
+    scaled, static = "dynamic_conv.scaled_conv.weight", "dynamic_conv.static_conv.weight"
+    num_entries = shapes[static].numel()
+    flat_shapes = {**shapes, scaled: (num_entries, 1, 1, 1), static: (num_entries,)}
+    names = {
+        **dict(_srs_grid("", reconstruction.config.depths)),
+        **_SRS_DYNAMIC_CONV,
+        scaled: "PKernel_D2.Conv.2.weight",
+        static: "PKernel_D2.Conv.2.bias",
     }
-    sources = {name: kernels.get(name) or _source(name, names) for name in shapes}
-    flat_shapes = {**shapes}
-    num_entries = shapes["dynamic_conv.static_conv.weight"].numel()
-    flat_shapes["dynamic_conv.scaled_conv.weight"] = torch.Size([num_entries, 1, 1, 1])
-    flat_shapes["dynamic_conv.static_conv.weight"] = torch.Size([num_entries])
-    unused = _SRS_UNUSED + _SRS_CONTRASTS
-    state, dropped = _take("SRS segmentation network", published, sources, flat_shapes, unused)
-    for name in kernels:
+    unused = f"{_SRS_UNUSED}|{_SRS_CONTRASTS}"
+    state, dropped = _take("SRS segmentation network", published, names, flat_shapes, unused)
+    for name in (scaled, static):
         state[name] = state[name].reshape(shapes[name])
     model.load_state_dict({**state, **encoder})
     return model.eval(), dropped
@@ -183,8 +162,7 @@ def convert_mscan(published: Mapping[str, torch.Tensor]) -> tuple[MscanBackbone,
     """Convert an MSCAN of any size.
 
     Args:
-        published: Names and tensors of the ImageNet classifier or of a whole SegNeXt. In the latter, names of the
-            encoder begin with `backbone.`.
+        published: Names and tensors of the ImageNet classifier or of a whole SegNeXt.
 
     Returns:
         The encoder, which returns all its levels, and the modules that were dropped because they are not part of it.
@@ -192,14 +170,10 @@ def convert_mscan(published: Mapping[str, torch.Tensor]) -> tuple[MscanBackbone,
     Raises:
         UserError: If a tensor is missing, has another shape, or is unknown.
     """
-    encoder = {name.removeprefix("backbone."): tensor for name, tensor in published.items()}
-    unused = [name.rpartition(".")[0] for name in encoder if name.startswith(_MSCAN_HEADS)]
+    encoder = {name.removeprefix("backbone."): tensor for name, tensor in published.items()}  # SegNeXt's prefix
     config = _mscan_config(encoder)
     model = MscanBackbone(config)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    modules = dict(_mscan_modules(config))
-    sources = {name: modules.get(name) or _source(name, modules) for name in shapes}
-    state, dropped = _take("MSCAN", encoder, sources, shapes, unused)
+    state, dropped = _take("MSCAN", encoder, dict(_mscan_modules(config)), _shapes(model), _MSCAN_HEADS)
     model.load_state_dict(state)
     return model.eval(), dropped
 
@@ -283,45 +257,35 @@ def _srs_node(ours: str, theirs: str, depth: int) -> Iterator[tuple[str, str]]:
             yield f"{ours}.{k}.{our_part}", f"{theirs}.{k}.{their_part}"
 
 
-def _source(name: str, modules: Mapping[str, str]) -> str:
-    """Return the published name of our tensor `name`."""
-    module, _, tensor = name.rpartition(".")
-    return f"{modules[module]}.{tensor}"
+def _shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def _take(
     network: str,
     published: Mapping[str, torch.Tensor],
-    sources: Mapping[str, str],
-    shapes: Mapping[str, torch.Size],
-    unused: list[str],
+    names: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    unused: str,
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Rename the published tensors, each used once.
 
-    Args:
-        network: Name for the error.
-        published: Names and tensors.
-        sources: Our name -> published name.
-        shapes: Our name -> published shape.
-        unused: Published modules that may be dropped.
-
-    Returns:
-        Our name -> published tensor, and the modules that were dropped.
-
-    Raises:
-        UserError: If a tensor is missing, has another shape, or is unknown.
+    `names` maps our modules and lone tensors to the published ones, `shapes` our tensors to the published shapes. The
+    pattern `unused` fits the published modules that may be dropped. Returns our tensors, and what was dropped.
     """
     left = dict(published)
     state, missing, misshapen = {}, [], []
-    for name, source in sources.items():
+    for name, shape in shapes.items():
+        module, _, part = name.rpartition(".")
+        source = names.get(name) or f"{names[module]}.{part}"
         tensor = left.pop(source, None)
         if tensor is None:
             missing.append(source)
-        elif tensor.shape != shapes[name]:
-            misshapen.append(f"{source} {tuple(tensor.shape)} instead of {tuple(shapes[name])}")
+        elif tensor.shape != shape:
+            misshapen.append(f"{source} {tuple(tensor.shape)} instead of {tuple(shape)}")
         else:
             state[name] = tensor
-    dropped = {name: name.rpartition(".")[0] for name in left if name.rpartition(".")[0] in unused}
+    dropped = {name: name.rpartition(".")[0] for name in left if re.fullmatch(unused, name.rpartition(".")[0])}
     left_over = [name for name in left if name not in dropped]
     faults = [
         f"{len(found)} {kind} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"

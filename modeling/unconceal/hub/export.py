@@ -24,11 +24,12 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import metadata
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -52,58 +53,35 @@ BATCH_SIZES = (1, 3)
 
 @dataclass(frozen=True)
 class ExportReport:
-    """Report of an export and of its check.
+    """Report of an export and of its check, None without a check."""
 
-    The last five are None without a check.
-
-    Attributes:
-        path: The exported file.
-        size: (height, width) to which images should be resized.
-        opset: Version of ONNX's operator set, None for torch.export.
-        num_bytes: Size of the file, with its external weights if it has any.
-        dtype: Type of the checkpoint; the export is float32.
-        difference: Largest difference of a pixel, see the module's docstring.
-        tolerance: Largest difference allowed.
-        stray_share: Largest share of pixels that differ by more.
-        eager_seconds: Time of the network for one image of `size`, after a warm-up.
-        exported_seconds: Time of the export for the same image.
-    """
-
-    path: Path
-    size: tuple[int, int]
-    opset: int | None
-    num_bytes: int
-    dtype: torch.dtype
-    difference: float | None = None
-    tolerance: float | None = None
-    stray_share: float | None = None
-    eager_seconds: float | None = None
-    exported_seconds: float | None = None
+    path: Path  # the exported file
+    size: tuple[int, int]  # (height, width) to which images should be resized
+    opset: int | None  # version of ONNX's operator set
+    num_bytes: int  # with external weights, if there are any
+    difference: float | None = None  # largest of a pixel, see the module's docstring
+    tolerance: float | None = None  # largest difference allowed
+    stray_share: float | None = None  # largest share of pixels that differ by more
+    eager_seconds: float | None = None  # of the network for one image of `size`, after a warm-up
+    exported_seconds: float | None = None  # of the export for the same image
 
 
 class LogitsAlone(nn.Module):
-    """Network with its logits as the only output."""
+    """Network with its logits (B, 1, H, W) as the only output."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, 1, H, W) of `pixel_values` (B, C, H, W)."""
+        """Return the logits of `pixel_values` (B, C, H, W)."""
         return self.model(pixel_values=pixel_values, return_dict=True).logits
 
 
 def check_target(
     format: str, folder: str | Path, opset: int | None = None, overwrite: bool = False, check: bool = True
 ):
-    """Refuse early what `export_model` cannot do.
-
-    Args:
-        format: As for `export_model`.
-        folder: Folder of the export; its parent is made.
-        opset: As for `export_model`.
-        overwrite: As for `export_model`.
-        check: As for `export_model`.
+    """Refuse early what `export_model` cannot do; arguments are the same.
 
     Raises:
         UserError: If the format or opset is unknown, a package is missing, or the folder cannot be written or holds
@@ -139,7 +117,7 @@ def export_model(
     format: str,
     folder: str | Path,
     opset: int | None = None,
-    size: tuple[int, int] | None = None,
+    size: Sequence[int] | None = None,
     overwrite: bool = False,
     check: bool = True,
 ) -> ExportReport:
@@ -149,7 +127,7 @@ def export_model(
         segmenter: Result of `unconceal.load`; it stays as it is.
         format: A key of `FORMATS`.
         folder: Folder to make.
-        opset: Version of ONNX's operator set, from `LEAST_OPSET` to `LAST_OPSET`; None is `OPSET`.
+        opset: Version of ONNX's operator set; None is `OPSET`.
         size: (height, width) to which users of the file should resize images; None is the processor's own.
         overwrite: Whether to replace an earlier export in `folder`.
         check: Whether to compare the export with the network.
@@ -159,10 +137,9 @@ def export_model(
             differs from it.
     """
     check_target(format, folder, opset, overwrite, check)
-    dtype = segmenter.model.dtype
     processor = copy.deepcopy(segmenter.processor)
-    smallest = segmenter.model.min_image_size
-    if size is not None:
+    smallest, channels = segmenter.model.min_image_size, segmenter.model.config.num_channels
+    if size:
         processor.size = {"height": size[0], "width": size[1]}
     size = (processor.size["height"], processor.size["width"])
     if min(size) < smallest:
@@ -173,14 +150,14 @@ def export_model(
     model = copy.deepcopy(segmenter.model).cpu().float().eval().requires_grad_(False)
     network = LogitsAlone(model).eval()
     if format == "onnx":
-        opset = OPSET if opset is None else opset
+        opset = opset or OPSET
     about = describe(model, processor, opset)
     with torch.no_grad(), replacing(folder) as new_folder:
         new_folder.mkdir()
         path = new_folder / FORMATS[format]
         try:
             with _quiet():
-                program = _trace(network, model.config.num_channels, smallest)
+                program = _trace(network, channels, smallest)
                 if format == "onnx":
                     _save_onnx(program, path, opset, about)
                 else:
@@ -191,28 +168,15 @@ def export_model(
                 f"cannot export {type(model).__name__} as {format}: {type(error).__name__}: {one_line(error)}; "
                 "the input is not the cause, UNCONCEAL_DEBUG=1 shows where it failed"
             ) from error
-        difference = tolerance = stray_share = eager_seconds = exported_seconds = None
+        figures = {}
         if check:
             run = (_open_onnx if format == "onnx" else _open_program)(path)
-            difference, tolerance, stray_share = _compare(
-                run, network, model.config.num_channels, check_sizes(size, smallest)
-            )
-            image = _images(1, model.config.num_channels, size)
-            eager_seconds, exported_seconds = _seconds(network, image), _seconds(run, image)
+            figures = _compare(run, network, channels, check_sizes(size, smallest))
+            image = _images(1, channels, size)
+            figures |= {"eager_seconds": _seconds(network, image), "exported_seconds": _seconds(run, image)}
         num_bytes = sum(file.stat().st_size for file in new_folder.iterdir())
         _write_configs(model, processor, new_folder)
-    return ExportReport(
-        path=Path(folder) / FORMATS[format],
-        size=size,
-        opset=opset,
-        num_bytes=num_bytes,
-        dtype=dtype,
-        difference=difference,
-        tolerance=tolerance,
-        stray_share=stray_share,
-        eager_seconds=eager_seconds,
-        exported_seconds=exported_seconds,
-    )
+    return ExportReport(Path(folder) / FORMATS[format], size, opset, num_bytes, **figures)
 
 
 def describe(model: nn.Module, processor, opset: int | None) -> dict[str, str]:
@@ -220,13 +184,12 @@ def describe(model: nn.Module, processor, opset: int | None) -> dict[str, str]:
 
     Lists and numbers are JSON. `image_mean` and `image_std` are in the order of `channel_order`.
     """
-    config, path = model.config, Path(model.name_or_path)
+    path, package = Path(model.name_or_path), metadata("unconceal")
     names = {network.config_class.model_type: name for name, network in NETWORKS.items()}
-    package = metadata("unconceal")
     about = {
         # For a local folder keep the name only; never leak the path.
         "name": path.name if is_folder(path) else model.name_or_path,
-        "network": names.get(config.model_type, config.model_type),
+        "network": names.get(model.config.model_type, model.config.model_type),
         "image_size": [processor.size["height"], processor.size["width"]],
         "min_image_size": model.min_image_size,
         "resample": Image.Resampling(processor.resample).name.lower(),
@@ -305,38 +268,35 @@ def _images(batch_size: int, channels: int, size: tuple[int, int]) -> torch.Tens
     return torch.randn(batch_size, channels, *size, generator=torch.Generator().manual_seed(0))
 
 
-def _compare(
-    run: Callable, network: Callable, channels: int, sizes: list[tuple[int, int]]
-) -> tuple[float, float, float]:
+def _compare(run: Callable, network: Callable, channels: int, sizes: list[tuple[int, int]]) -> dict[str, float]:
     """Return the largest difference, tolerance and share of strays."""
     largest, tolerance, stray_share = 0.0, TOLERANCE, 0.0
-    for size in sizes:
-        for batch_size in BATCH_SIZES:
-            images = _images(batch_size, channels, size)
-            where = f"for {batch_size} image(s) of {size_text(size[::-1])}"
-            expected = network(images)
-            try:
-                got = run(images)
-            except Exception as error:  # onnxruntime has many classes of its own
-                raise UserError(
-                    f"the export fails {where}: {one_line(error)}; nothing is written, UNCONCEAL_DEBUG=1 shows where"
-                ) from error
-            if got.shape != expected.shape:
-                raise UserError(
-                    f"the export gives logits of {tuple(got.shape)} {where}, expected {tuple(expected.shape)}; "
-                    "nothing is written"
-                )
-            differences = _differences(got, expected)
-            if not (differences <= tolerance).all():
-                tolerance = max(tolerance, _tolerance(network, images, expected))
-            strays = 1 - (differences <= tolerance).float().mean().item()  # counts NaN as stray
-            if strays > STRAY_SHARE:
-                raise UserError(
-                    f"the export's logits differ by up to {differences.max():.1e} {where}, by more than the allowed "
-                    f"{tolerance:.1e} in {strays:.1%} of the pixels; nothing is written"
-                )
-            largest, stray_share = max(largest, differences.max().item()), max(stray_share, strays)
-    return largest, tolerance, stray_share
+    for size, batch_size in product(sizes, BATCH_SIZES):
+        images = _images(batch_size, channels, size)
+        where = f"for {batch_size} image(s) of {size_text(size[::-1])}"
+        expected = network(images)
+        try:
+            got = run(images)
+        except Exception as error:  # onnxruntime has many classes of its own
+            raise UserError(
+                f"the export fails {where}: {one_line(error)}; nothing is written, UNCONCEAL_DEBUG=1 shows where"
+            ) from error
+        if got.shape != expected.shape:
+            raise UserError(
+                f"the export gives logits of {tuple(got.shape)} {where}, expected {tuple(expected.shape)}; "
+                "nothing is written"
+            )
+        differences = _differences(got, expected)
+        if not (differences <= tolerance).all():
+            tolerance = max(tolerance, _tolerance(network, images, expected))
+        strays = 1 - (differences <= tolerance).float().mean().item()  # counts NaN as stray
+        if strays > STRAY_SHARE:
+            raise UserError(
+                f"the export's logits differ by up to {differences.max():.1e} {where}, by more than the allowed "
+                f"{tolerance:.1e} in {strays:.1%} of the pixels; nothing is written"
+            )
+        largest, stray_share = max(largest, differences.max().item()), max(stray_share, strays)
+    return {"difference": largest, "tolerance": tolerance, "stray_share": stray_share}
 
 
 def _differences(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
@@ -361,8 +321,7 @@ def _write_configs(model: nn.Module, processor, folder: Path):
     # Not by `save_pretrained`, which would add code that an export does not need.
     for part, name in ((model.config, "config.json"), (processor, "preprocessor_config.json")):
         fields = json.loads(part.to_json_string())
-        for field in ("auto_map", "custom_pipelines"):
-            fields.pop(field, None)
+        fields = {field: value for field, value in fields.items() if field not in ("auto_map", "custom_pipelines")}
         if part is model.config:
             fields["dtype"] = "float32"
         (folder / name).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -379,6 +338,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-
-
-__all__ = ["ExportReport", "check_target", "describe", "export_model"]

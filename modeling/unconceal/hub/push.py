@@ -9,23 +9,19 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.constants import DEFAULT_REVISION
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_id
+from huggingface_hub.utils.sha import git_hash
 
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_hub_id
 
 
 CARD = "README.md"
+CUT_OFF = (HTTPError, ConnectionError, TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -46,36 +42,12 @@ class Upload:
     replaces: tuple[str, ...] = ()
     sdk: str | None = None
 
-    @property
-    def num_bytes(self) -> int:
-        """Return the sum of the files' sizes."""
-        return sum(path.stat().st_size for path in self.files.values())
 
-
-@dataclass(frozen=True)
-class Pushed:
-    """Report of a push.
-
-    Attributes:
-        url: Address of the repository.
-        commit: Full id of the commit.
-        is_private: Whether only its owners can see it.
-        is_new: Whether the push made the commit. If not, all files were there already.
-        removed: Files of an earlier upload that were removed.
-    """
-
-    url: str
-    commit: str
-    is_private: bool
-    is_new: bool
-    removed: tuple[str, ...] = ()
-
-
-def check_repo_id(repo_id: str):
-    """Refuse what cannot be the name of a repository.
+def check_names(repo_id: str, revision: str | None = None, tag: str | None = None):
+    """Refuse names that the Hub or git would not accept.
 
     Raises:
-        UserError: If it is not "owner/name" by the Hub's rules.
+        UserError: If the repository is not "owner/name", or if git refuses the branch or the tag.
     """
     try:
         if not is_hub_id(repo_id):
@@ -85,28 +57,7 @@ def check_repo_id(repo_id: str):
         raise UserError(
             f"got {repo_id!r} as the repository, expected owner/name, such as org/run-cos: {one_line(error)}"
         ) from error
-
-
-def check_token():
-    """Refuse to continue without a token of the Hub.
-
-    Raises:
-        UserError: If there is none.
-    """
-    if not get_token():
-        raise UserError("got no token of the Hub; log in with `hf auth login`, or set HF_TOKEN")
-
-
-def check_references(**references: str | None):
-    """Refuse names of branches and tags against the rules of git.
-
-    Args:
-        references: Kind, such as "tag" -> name, or None.
-
-    Raises:
-        UserError: If git does not accept one of them.
-    """
-    for kind, name in references.items():
+    for kind, name in (("revision", revision), ("tag", tag)):
         if name is None:
             continue
         # The rules of git-check-ref-format that people run into. A commit's id cannot name a branch.
@@ -119,18 +70,13 @@ def check_references(**references: str | None):
             or any(not part or part.startswith(".") or part.endswith((".", ".lock")) for part in parts)
         ):
             raise UserError(f"got {name!r} as the {kind}, which git does not accept; choose one such as v1.0")
-        if kind == "tag" and name == DEFAULT_REVISION:
-            raise UserError(f"got {name} as the tag, which is the branch; choose one such as v1.0")
+    if tag == DEFAULT_REVISION:
+        raise UserError(f"got {tag} as the tag, which is the branch; choose one such as v1.0")
 
 
 def push(
-    upload: Upload,
-    *,
-    public: bool | None = None,
-    revision: str | None = None,
-    tag: str | None = None,
-    message: str = "Upload by Unconceal",
-) -> Pushed:
+    upload: Upload, message: str, public: bool | None = None, revision: str | None = None, tag: str | None = None
+) -> str:
     """Send an upload as one commit.
 
     Large files are sent first. The commit that makes them visible comes last, so nobody sees half an upload. After an
@@ -138,19 +84,18 @@ def push(
 
     Args:
         upload: What to send.
+        message: Commit message.
         public: Whether everybody may see it. None makes a new repository private and leaves an existing one as it is.
         revision: Branch, created if missing; the main one by default.
         tag: Name for the commit.
-        message: Commit message.
+
+    Returns:
+        A report for people: address, visibility, commit, removed files of an earlier upload.
 
     Raises:
         UserError: If the Hub cannot be reached or refuses the name, the token or a file, or if the tag is taken.
     """
-    check_repo_id(upload.repo_id)
-    check_references(revision=revision, tag=tag)
-    if not message.strip():
-        raise UserError("got an empty message; write one, or leave out --message")
-    check_token()
+    check_names(upload.repo_id, revision, tag)
     api = HfApi()
     repo = {"repo_id": upload.repo_id, "repo_type": upload.repo_type}
     logging.set_verbosity_error()  # the report says what matters
@@ -158,10 +103,9 @@ def push(
         disable_progress_bars()
     with _explained(upload.repo_id, api.endpoint):
         _check_card(upload)
-        was_private = _is_private(api, repo)
-        if was_private is None:
+        if not api.repo_exists(**repo):
             api.create_repo(**repo, private=not public, exist_ok=True, space_sdk=upload.sdk)
-        elif public is False and not was_private:
+        elif public is False and not api.repo_info(**repo).private:
             api.update_repo_settings(**repo, private=True)  # before files arrive that may be secret
         refs = api.list_repo_refs(**repo)
         tags = {ref.name: ref.target_commit for ref in refs.tags}
@@ -172,8 +116,7 @@ def push(
             )
         head = commit = branches.get(revision or DEFAULT_REVISION) or api.repo_info(**repo).sha
         changed, stale = _compare(api, repo, upload, head)
-        # Refused before anything is sent.
-        if tag in tags and (changed or stale or tags[tag] != head):
+        if tag in tags and (changed or stale or tags[tag] != head):  # nothing is sent yet
             raise UserError(f"{upload.repo_id} has a tag {tag} already, on another commit; choose another --tag")
         if revision and revision not in branches:
             api.create_branch(**repo, branch=revision)
@@ -192,25 +135,22 @@ def push(
                 )
         if tag and tag not in tags:
             api.create_tag(**repo, tag=tag, revision=commit)
-        if public and was_private:
+        if public and api.repo_info(**repo).private:
             api.update_repo_settings(**repo, private=False)
-        kind = "" if upload.repo_type == "model" else f"{upload.repo_type}s/"
-        return Pushed(
-            url=f"{api.endpoint}/{kind}{upload.repo_id}",
-            commit=commit,
-            is_private=bool(_is_private(api, repo)),
-            is_new=commit != head,
-            removed=tuple(stale),
-        )
+        is_private = api.repo_info(**repo).private
+    kind = "" if upload.repo_type == "model" else f"{upload.repo_type}s/"
+    unchanged = "; nothing has changed since" if commit == head else ""
+    removed = f"\nremoved files of an earlier push: {', '.join(stale)}" if stale else ""
+    return (
+        f"{api.endpoint}/{kind}{upload.repo_id} ({'private' if is_private else 'public'}), commit {commit}"
+        f"{unchanged}{removed}"
+    )
 
 
 def _check_card(upload: Upload):
     """Let the Hub check the card before anything is created or sent."""
-    if CARD not in upload.files:
-        return
-    card = RepoCard(upload.files[CARD].read_text(encoding="utf-8"))
     try:
-        card.validate(repo_type=upload.repo_type)
+        RepoCard(upload.files[CARD].read_text(encoding="utf-8")).validate(repo_type=upload.repo_type)
     except ValueError as error:
         raise UserError(f"the Hub refuses the card of {upload.repo_id}: {one_line(error)}; correct it") from error
 
@@ -229,20 +169,12 @@ def _compare(api: HfApi, repo: dict[str, str], upload: Upload, commit: str) -> t
 
 
 def _is_same(path: Path, info: RepoFile) -> bool:
-    size = path.stat().st_size
-    if size != info.size:
+    if path.stat().st_size != info.size:
         return False
+    if not info.lfs:
+        return git_hash(path.read_bytes()) == info.blob_id
     with path.open("rb") as file:
-        if info.lfs:
-            return hashlib.file_digest(file, "sha256").hexdigest() == info.lfs.sha256
-        return hashlib.sha1(b"blob %d\0" % size + file.read()).hexdigest() == info.blob_id  # git's hash of a file
-
-
-def _is_private(api: HfApi, repo: dict[str, str]) -> bool | None:
-    try:
-        return bool(api.repo_info(**repo).private)
-    except RepositoryNotFoundError:
-        return None
+        return hashlib.file_digest(file, "sha256").hexdigest() == info.lfs.sha256
 
 
 @contextmanager
@@ -265,12 +197,9 @@ def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
     # The client wraps failures of the network in any of these.
     except (HTTPError, OSError, RuntimeError) as error:
         cause = error.__cause__ or error
-        if any(isinstance(each, (HTTPError, ConnectionError, TimeoutError)) for each in (error, cause)):
+        where = f"the push to {repo_id} at {endpoint}"
+        if isinstance(error, CUT_OFF) or isinstance(cause, CUT_OFF):
             raise UserError(
-                f"the push to {repo_id} at {endpoint} was cut off ({one_line(cause)}); rerun the command, "
-                "uploaded files are skipped"
+                f"{where} was cut off ({one_line(cause)}); rerun the command, uploaded files are skipped"
             ) from error
-        raise UserError(f"the push to {repo_id} failed: {one_line(cause)}") from error
-
-
-__all__ = ["CARD", "Pushed", "Upload", "check_references", "check_repo_id", "check_token", "push"]
+        raise UserError(f"{where} failed: {one_line(cause)}") from error

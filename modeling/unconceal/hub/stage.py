@@ -12,26 +12,22 @@ from huggingface_hub import DatasetCard, RepoCard, eval_result_entries_to_yaml
 from .. import models
 from ..api import load, weights_digest
 from ..data.write import FEATURES
-from ..evaluation.tables import Result, read_result
+from ..evaluation.tables import read_result
 from ..training.checkpoints import RECIPE_FILE, read_progress
-from ..training.recipe import Recipe, load_recipe
+from ..training.recipe import load_recipe
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_folder
-from .cards import (
-    Training,
-    make_model_card,
-    network_name,
-    read_data_card,
-    section,
-    split_counts,
-    without_folders,
-)
-from .push import CARD, Upload, check_repo_id
+from .cards import Training, make_model_card, network_name, read_data_card, section, split_counts, without_folders
+from .push import CARD, Upload
 
 
 EVAL_RESULTS = ".eval_results/unconceal.yaml"
-# Code files that earlier versions pushed under these names.
-FORMER_CODE = ("foreground.py", "mscan.py")
+# An earlier push may have left these. Its weights, in other shards or another format, would be loaded instead of ours.
+WEIGHTS = (
+    *("model*.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model*.bin", "pytorch_model.bin.index.json"),
+)
+CODE = {path.name for path in Path(models.__file__).parent.glob("*.py")} | {"foreground.py", "mscan.py"}
 UNSTATED_LICENSES = ("other", "unknown")
 # Licenses under which anybody may publish a copy, for some of them without profit. Others need the caller's word.
 OPEN_LICENSES = (
@@ -47,11 +43,10 @@ def stage_model(
     source: str | Path,
     repo_id: str,
     folder: Path,
-    *,
-    recipe: str | Path | None = None,
+    recipe: str | None = None,
     results: Sequence[str | Path] = (),
     license: str | None = None,
-    card: str | Path | None = None,
+    card: str | None = None,
 ) -> Upload:
     """Write weights, code, processor, pipeline and card of a network.
 
@@ -67,10 +62,8 @@ def stage_model(
         card: Card to send instead of the generated one.
 
     Raises:
-        UserError: If the checkpoint cannot be loaded, or if recipe, results or card cannot be read or belong to
-            another model.
+        UserError: If a file cannot be read, or if recipe or results belong to another model.
     """
-    check_repo_id(repo_id)
     source = Path(source)
     if not is_folder(source):
         raise UserError(f"got {source} as the model, which is not a folder; name the folder of a checkpoint")
@@ -78,8 +71,15 @@ def stage_model(
     config = segmenter.model.config
     training = _read_training(source, recipe, network_name(config))
     read = [read_result(path) for path in results]
-    if read:
-        _check_same_model(read, source, weights_digest(segmenter.model))
+    digest = weights_digest(segmenter.model) if read else None
+    for result in read:
+        if result.weights != digest:
+            raise UserError(
+                f"{result.path} holds no results of the weights in {source}; evaluate them with "
+                "`unconceal evaluate --model`, or leave it out"
+            )
+        if result.limit:
+            raise UserError(f"{result.path} covers only the first {result.limit} images; evaluate without --limit")
     for part in filter(None, (getattr(config, name, None) for name in config.sub_configs)):
         part._name_or_path = ""  # never leak a local path
     segmenter.model.save_pretrained(folder)
@@ -93,15 +93,7 @@ def stage_model(
         (folder / EVAL_RESULTS).parent.mkdir()
         entries = yaml.safe_dump(eval_result_entries_to_yaml(rows), sort_keys=False)
         (folder / EVAL_RESULTS).write_text(entries, encoding="utf-8")
-    # Weights of an earlier push in other shards or another format would be loaded instead of these.
-    weights = (
-        "model*.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model*.bin",
-        "pytorch_model.bin.index.json",
-    )
-    code = {path.name for path in Path(models.__file__).parent.glob("*.py")}.union(FORMER_CODE)
-    return Upload(repo_id, "model", _list_files(folder), (*weights, *sorted(code), EVAL_RESULTS))
+    return Upload(repo_id, "model", _list_files(folder), (*WEIGHTS, *sorted(CODE), EVAL_RESULTS))
 
 
 def _read_training(source: Path, given: str | Path | None, network: str) -> Training | None:
@@ -110,39 +102,17 @@ def _read_training(source: Path, given: str | Path | None, network: str) -> Trai
     path = Path(given) if given else source.parent.parent / RECIPE_FILE
     if not given and not path.is_file():
         return None
-    recipe: Recipe = load_recipe(path)
+    recipe = load_recipe(path)
     if recipe.network != network:
         raise UserError(
             f"got {path}, a recipe of {recipe.network}, but {source} holds {network}; name its own with --recipe"
         )
-    task = source.parent.name
-    return Training(
-        recipe=recipe,
-        task=task if task in recipe.phases else list(recipe.phases)[-1],
-        progress=read_progress(source),
-        data_card=read_data_card(recipe.data.path),
-    )
-
-
-def _check_same_model(results: Sequence[Result], source: Path, digest: str):
-    """Refuse results of another model, of mask files or of partial splits."""
-    for result in results:
-        if result.weights != digest:
-            raise UserError(
-                f"{result.path} holds no results of the weights in {source}; evaluate them with "
-                "`unconceal evaluate --model`, or leave it out"
-            )
-        if result.limit:
-            raise UserError(f"{result.path} covers only the first {result.limit} images; evaluate without --limit")
+    task = source.parent.name if source.parent.name in recipe.phases else list(recipe.phases)[-1]
+    return Training(recipe, task, read_progress(source), read_data_card(recipe.data.path))
 
 
 def stage_dataset(
-    source: str | Path,
-    repo_id: str,
-    folder: Path,
-    *,
-    license: str | None = None,
-    may_redistribute: bool = False,
+    source: str | Path, repo_id: str, folder: Path, license: str | None = None, may_redistribute: bool = False
 ) -> Upload:
     """List the files of a data set, its license on the card.
 
@@ -150,13 +120,12 @@ def stage_dataset(
         source: Folder that `unconceal prepare` made.
         repo_id: Repository.
         folder: Empty folder for the card.
-        license: License of the data, instead of the one on its card.
+        license: License of the data, if its card states none.
         may_redistribute: Whether the caller states that the makers allow copies.
 
     Raises:
         UserError: If it is not such a data set, is damaged, or has no open license and the caller states nothing.
     """
-    check_repo_id(repo_id)
     source = Path(source)
     if not is_folder(source):
         raise UserError(f"got {source} as the data set, which is not a folder; name one that `unconceal prepare` made")
@@ -171,12 +140,11 @@ def stage_dataset(
             f"got --license {license}, but the card of {source} states {stated}; if that is wrong, correct the card"
         )
     card.data.license = license or stated
-    terms = section(card, "Terms") or "none are on its card"
     if card.data.license not in OPEN_LICENSES and not may_redistribute:
+        terms = " ".join((section(card, "Terms") or "none are on its card").split())
         raise UserError(
-            f"the card of {source} names no license that allows copies (it says {card.data.license}; terms: "
-            f"{' '.join(terms.split())}); ask its makers, then state what they allow with --license ID or "
-            "--may-redistribute"
+            f"the card of {source} names no license that allows copies (it says {card.data.license}; terms: {terms}); "
+            "ask its makers, then state what they allow with --license ID or --may-redistribute"
         )
     text = without_folders(str(card))
     if stated not in OPEN_LICENSES:
@@ -211,16 +179,7 @@ def _check_shards(card: DatasetCard, shards: Sequence[Path]):
 
 
 def stage_space(source: str | Path, repo_id: str) -> Upload:
-    """List the files of a Space's folder.
-
-    Args:
-        source: Folder with `README.md` and the app that its header names.
-        repo_id: Repository.
-
-    Raises:
-        UserError: If it is not the folder of a Space.
-    """
-    check_repo_id(repo_id)
+    """List the files of a Space's folder, or refuse it with a `UserError`."""
     source = Path(source)
     card = source / CARD
     if not card.is_file():
@@ -228,8 +187,7 @@ def stage_space(source: str | Path, repo_id: str) -> Upload:
     header = _check_header(_read_text(card), card)
     if not header.get("sdk"):
         raise UserError(f"the header of {card} names no sdk; add one, such as sdk: gradio")
-    usual = {"docker": "Dockerfile", "static": "index.html"}.get(header["sdk"], "app.py")
-    app = header.get("app_file", usual)
+    app = header.get("app_file") or {"docker": "Dockerfile", "static": "index.html"}.get(header["sdk"], "app.py")
     if not (source / app).is_file():
         raise UserError(
             f"{source} has no {app}, which the sdk {header['sdk']} needs; add it, or name another app_file"
@@ -238,20 +196,14 @@ def stage_space(source: str | Path, repo_id: str) -> Upload:
 
 
 def _list_files(folder: Path) -> dict[str, Path]:
-    """Return path in the repository -> file, without hidden files and leftovers.
-
-    Raises:
-        UserError: If a file is a link that leaves the folder.
-    """
+    """Return path in the repository -> file, without hidden files and leftovers."""
     files = {}
     for path in sorted(folder.rglob("*")):  # does not follow links to folders
         name = path.relative_to(folder).as_posix()
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if (
-            not path.is_file()
-            or (hidden and name not in (".gitattributes", EVAL_RESULTS))
-            or LEFT_OUT & set(path.parts)
-        ):
+        is_hidden = name.startswith(".") or "/." in name
+        if not path.is_file() or LEFT_OUT & set(path.parts):
+            continue
+        if is_hidden and name not in (".gitattributes", EVAL_RESULTS):
             continue
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{path} is a link that leaves {folder}; put the file itself there, or remove it")
@@ -260,11 +212,7 @@ def _list_files(folder: Path) -> dict[str, Path]:
 
 
 def _check_header(text: str, name: str | Path) -> dict:
-    """Return the header of a card.
-
-    Raises:
-        UserError: If it has none, or if it is not YAML.
-    """
+    """Return the header of a card, or refuse the card."""
     try:
         header = RepoCard(text, ignore_metadata_errors=True).data.to_dict()
     except (ValueError, TypeError, yaml.YAMLError) as error:
