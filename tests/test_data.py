@@ -31,7 +31,6 @@ from unconceal.data.transforms import (
     turn_and_flip,
 )
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor, to_mask
-from unconceal.training.recipe import load_recipe
 from unconceal.utils.errors import UserError, run_main
 from unconceal.utils.images import MAX_PIXELS
 
@@ -183,14 +182,23 @@ def test_busi_joins_masks_and_keeps_the_share_of_classes(busi, tmp_path, load):
     assert (np.asarray(rows["normal (1)"]["mask"]) > 0).sum() == 0
 
 
-@pytest.mark.parametrize(("name", "suffix", "ids"), [("bus", ".png", "case{:04d}"), ("kbt", ".bmp", "{}")])
-def test_bus_and_kbt_with_and_without_lists(name, suffix, ids, tmp_path):
-    root = write_pairs(tmp_path / "raw", [ids.format(i) for i in range(10)], suffix, suffix)
-    assert sizes(build(name, root, tmp_path / "random", seed=1)) == {"train": 7, "val": 3}
+@pytest.mark.parametrize(
+    ("name", "inner", "suffix", "ids", "split"),
+    [
+        ("bus", "", ".png", "case{:04d}", {"train": 7, "val": 3}),
+        ("kbt", "", ".bmp", "{}", {"train": 7, "val": 3}),
+        ("kvasir", "Kvasir-SEG", ".jpg", "cju{}", {"train": 9, "val": 1}),
+    ],
+)
+def test_sets_with_and_without_lists(name, inner, suffix, ids, split, tmp_path):
+    raw = tmp_path / "raw"
+    root = write_pairs(raw / inner, [ids.format(i) for i in range(10)], suffix, suffix)
+    (root / "kavsir_bboxes.json").write_text("{}")  # the makers' spelling
+    assert sizes(build(name, raw, tmp_path / "random", seed=1)) == split
     (root / "train.txt").write_text("\n".join(ids.format(i) for i in range(6)))
     (root / "val.txt").write_text("\n".join(ids.format(i) for i in range(6, 10)))
     assert sizes(build(name, root, tmp_path / "listed")) == {"train": 6, "val": 4}
-    build(name, root, tmp_path / "again", seed=1, random_split=True)
+    build(name, raw, tmp_path / "again", seed=1, random_split=True)
     first, again = (pq.read_table(tmp_path / out / "data")["id"].to_pylist() for out in ("random", "again"))
     assert first == again
 
@@ -211,22 +219,10 @@ def test_kvasir_in_folders(tmp_path, load):
         np.testing.assert_array_equal(np.asarray(row["mask"]), np.where(raw > 127, 255, 0))
 
 
-def test_kvasir_with_and_without_lists(tmp_path):
-    root = write_pairs(tmp_path / "raw" / "Kvasir-SEG", [f"cju{i}" for i in range(25)], ".jpg", ".jpg")
-    (root / "kavsir_bboxes.json").write_text("{}")  # the makers' spelling
-    assert sizes(build("kvasir", tmp_path / "raw", tmp_path / "outer")) == {"train": 22, "val": 3}
-    assert sizes(build("kvasir", root, tmp_path / "inner")) == {"train": 22, "val": 3}
-    (root / "train.txt").write_text("\n".join(f"cju{i}" for i in range(20)))
-    (root / "val.txt").write_text("\n".join(f"cju{i}" for i in range(20, 25)))
-    assert sizes(build("kvasir", root, tmp_path / "listed")) == {"train": 20, "val": 5}
-
-
 COD_TRAIN = ["COD10K-CAM-1-Aquatic-1-BatFish-1", "camourflage_00001", "other"]
 
 
-@pytest.mark.parametrize(
-    ("images", "masks"), [("Imgs", "GT"), ("Image", "Mask"), ("Images", "Masks"), ("imgs", "gt"), ("Imgs", "MASK")]
-)
+@pytest.mark.parametrize(("images", "masks"), [("Imgs", "GT"), ("Image", "Mask"), ("images", "MASKS")])
 def test_cod_folders_in_all_spellings(images, masks, tmp_path, load):
     root = tmp_path / "raw"
     train = write_pairs(root / "TrainDataset", COD_TRAIN, ".jpg", ".png", images, masks)
@@ -239,11 +235,8 @@ def test_cod_folders_in_all_spellings(images, masks, tmp_path, load):
     assert loaded["train"]["id"][:] == [f"train/{name}" for name in COD_TRAIN]
     assert loaded["train"]["source"][:] == ["cod/COD10K", "cod/CAMO", "cod"]
     assert loaded["CAMO"]["id"][:] == ["CAMO/camourflage_00001"]  # a name of the training set may come again
-    assert {split: loaded[split]["source"][0] for split in ("CHAMELEON", "CAMO", "NC4K")} == {
-        "CHAMELEON": "cod/CHAMELEON",
-        "CAMO": "cod/CAMO",
-        "NC4K": "cod/NC4K",
-    }
+    for split in ("CHAMELEON", "CAMO", "NC4K"):
+        assert loaded[split]["source"][:] == [f"cod/{split}"]
 
 
 def test_cod_with_one_half_only(tmp_path, caplog):
@@ -264,10 +257,8 @@ def test_cod_without_official_splits(tmp_path, run, load):
 
 
 def test_cod_images_without_a_mask_are_named(tmp_path, run, caplog):
-    root, out = (
-        write_pairs(tmp_path / "raw" / "TrainDataset", COD_TRAIN, ".jpg", ".png", "Imgs", "GT"),
-        tmp_path / "out",
-    )
+    root = write_pairs(tmp_path / "raw" / "TrainDataset", COD_TRAIN, ".jpg", ".png", "Imgs", "GT")
+    out = tmp_path / "out"
     bare = "COD10K-NonCAM-1-Aquatic-1-BatFish-1"
     write_image(root / "Imgs" / f"{bare}.jpg")
     arguments = ["cod", "--source", root.parent, "--out", out]
@@ -475,14 +466,9 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
 def test_images_over_the_limit_are_refused(tmp_path, run, caplog):
     root, out = write_pairs(tmp_path / "raw"), tmp_path / "out"
     limit = 1000 * 1000
-    for kind, name, size in (
-        ("images", "a", (1001, 1000)),
-        ("images", "c", (5000, 1000)),
-        ("masks", "d", (1001, 1000)),
-    ):
-        Image.new("1", size).save(root / kind / f"{name}.png")
-    for kind in ("images", "masks"):
-        Image.new("1", (1000, 1000)).save(root / kind / "b.png")
+    large = {"images/a": (1001, 1000), "images/c": (5000, 1000), "masks/d": (1001, 1000)}
+    for name, size in (large | {"images/b": (1000, 1000), "masks/b": (1000, 1000)}).items():
+        Image.new("1", size).save(root / f"{name}.png")
     arguments = ["folder", "--source", root, "--out", out, "--max-pixels"]
     assert_one_error(run(*arguments, limit), out, "3 of 4 pairs", "--skip-unusable")
     for name, size in (("a", "1001x1000"), ("c", "5000x1000"), ("d", "1001x1000")):
@@ -503,22 +489,22 @@ def test_folder_with_two_folders(tmp_path, run, load):
     assert {split: len(rows) for split, rows in load(out).items()} == {"train": 2, "val": 1, "test": 1}
 
 
-def test_folder_with_a_list(tmp_path, run, load):
+def test_folder_with_a_list(tmp_path):
     root = write_pairs(tmp_path / "raw", ["a", "b c", "d"])
-    (root / "pairs.txt").write_text("images/a.png masks/a.png\nimages/b c.png\tmasks/b c.png\n")
-    (root / "names.txt").write_text("b c\nd")
-    run("folder", "--list", root / "pairs.txt", "--out", tmp_path / "one")
-    assert load(tmp_path / "one")["train"]["id"][:] == ["images/a", "images/b c"]
-    where = ["--images", root / "images", "--masks", root / "masks"]
-    run("folder", *where, "--list", root / "names.txt", "--out", tmp_path / "two")
-    assert load(tmp_path / "two")["train"]["id"][:] == ["b c", "d"]
-    run("folder", "--source", root, "--list", root / "names.txt", "--out", tmp_path / "three")
-    assert load(tmp_path / "three")["train"]["id"][:] == ["b c", "d"]
     write_image(root / "images" / "e.1.ppm")  # any kind of file that `segment` finds
     write_mask(root / "masks" / "e.1.png")
-    (root / "names.txt").write_text("a.png\nb c.PNG\nd\ne.1")
-    run("folder", "--source", root, "--list", root / "names.txt", "--out", tmp_path / "four")
-    assert load(tmp_path / "four")["train"]["id"][:] == ["a", "b c", "d", "e.1"]
+    where = {"images": root / "images", "masks": root / "masks"}
+    for place, (text, source, folders, expected) in enumerate(
+        [
+            ("images/a.png masks/a.png\nimages/b c.png\tmasks/b c.png\n", None, {}, ["images/a", "images/b c"]),
+            ("b c\nd", None, where, ["b c", "d"]),
+            ("b c\nd", root, {}, ["b c", "d"]),
+            ("a.png\nb c.PNG\nd\ne.1", root, {}, ["a", "b c", "d", "e.1"]),
+        ]
+    ):
+        (root / "list.txt").write_text(text)
+        build("folder", source, tmp_path / str(place), list_file=root / "list.txt", **folders)
+        assert stored_ids(tmp_path / str(place)) == expected
 
 
 def test_synthetic_data_set_holds_the_generated_scenes(tmp_path, run, load):
@@ -760,10 +746,12 @@ entry("prepare")
 
 
 def test_interrupted_run_leaves_nothing(tmp_path):
-    arguments = ["synthetic", "--kind", "camouflage", "--train", "1000000", "--out", tmp_path / "out"]
+    arguments = ["synthetic", "--kind", "infrared", "--size", "32", "--train", "1000000", "--out"]
+    arguments.append(tmp_path / "out")
     process = subprocess.Popen([sys.executable, "-c", INTERRUPTIBLE, *arguments], stderr=subprocess.PIPE, text=True)
     try:
-        while not list(tmp_path.glob(".*/data")) and process.poll() is None:
+        # Until a file is written: in an import, Python itself prints a traceback.
+        while not list(tmp_path.glob(".*/data/*.parquet")) and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=300)
@@ -827,6 +815,34 @@ def test_color_changes_leave_the_numbers_of_the_others(fields, scenes):
         assert not torch.equal(changed[index]["pixel_values"], pixel_values)
 
 
+def test_image_and_mask_turn_together(scenes):
+    image, turned = scenes[0]["image"], set()
+    for seed in range(40):
+        recipe, rng = TransformRecipe(1.0, 1.0), np.random.default_rng(seed)
+        one, its_mask = turn_and_flip(image, image.convert("L"), recipe, rng)
+        assert one.convert("L").tobytes() == its_mask.tobytes()
+        turned.add(its_mask.tobytes())
+    assert len(turned) > 4
+
+
+def test_crop_is_placed_on_objects():
+    labels = torch.zeros(48, 48)
+    labels[1, 47] = 1
+
+    def count(**fields):
+        found = 0
+        for seed in range(40):
+            pixel_values, cut = crop(labels[None], labels, TransformRecipe(**fields), np.random.default_rng(seed))
+            assert torch.equal(pixel_values[0], cut)
+            assert cut.shape == (min(fields["crop_size"], 48),) * 2
+            found += int(cut.sum())
+        return found
+
+    assert count(crop_size=32, crop_object_probability=1.0) == 40
+    assert count(crop_size=32, crop_object_probability=0.0) < 40
+    assert count(crop_size=64) == 40
+
+
 def test_horizontal_flip_is_never_upside_down(scenes):
     plain, samples = training_set(scenes), training_set(scenes, horizontal_flip_probability=0.5)
     flipped = 0
@@ -845,9 +861,8 @@ def test_borders_are_trimmed_evenly():
     ramp = Image.fromarray(np.arange(100, dtype=np.uint8)[None].repeat(50, axis=0)).convert("RGB")
     cut_sizes = set()
     for seed in range(200):
-        cut, cut_mask = flip_and_trim(
-            ramp, ramp.convert("L"), TransformRecipe(max_crop_ratio=0.2), np.random.default_rng(seed)
-        )
+        recipe, rng = TransformRecipe(max_crop_ratio=0.2), np.random.default_rng(seed)
+        cut, cut_mask = flip_and_trim(ramp, ramp.convert("L"), recipe, rng)
         assert cut.convert("L").tobytes() == cut_mask.tobytes()
         first, last = np.asarray(cut_mask)[0, [0, -1]]
         assert first == 99 - last  # centered
@@ -875,12 +890,8 @@ def test_image_and_mask_rotate_together(scenes):
 def test_free_corners_get_the_mean_color_and_no_object():
     image = Image.new("RGB", (60, 60), (200, 100, 0))
     image.paste((0, 0, 100), (0, 0, 30, 60))
-    turned, turned_mask = rotate(
-        image,
-        Image.new("L", (60, 60), 255),
-        TransformRecipe(rotate_probability=1, max_rotation=180),
-        np.random.default_rng(3),
-    )
+    recipe = TransformRecipe(rotate_probability=1, max_rotation=180)
+    turned, turned_mask = rotate(image, Image.new("L", (60, 60), 255), recipe, np.random.default_rng(3))
     assert turned.size == turned_mask.size == (60, 60)
     assert turned.getpixel((0, 0)) == turned.getpixel((59, 59)) == (100, 50, 50)
     assert turned_mask.getpixel((0, 0)) == turned_mask.getpixel((59, 59)) == 0
@@ -927,24 +938,6 @@ def test_a_mask_of_any_kind_rotates_into_background(scenes):
     assert not any(samples[index]["labels"].any() for index in range(len(scenes)))
 
 
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("horizontal_flip_probability=1.5", "is 1.5, expected from 0 to 1"),
-        ("max_crop_ratio=1", "is 1.0, expected less than 1"),
-        ("brightness=-0.5", "is -0.5, expected 0 or more"),
-        ("sharpness=inf", "is inf, expected 0 or more"),
-        ("saturation=much", "Value 'much'"),
-        ("max_rotation=181", "is 181.0, expected at most 180 degrees"),
-    ],
-)
-def test_changes_out_of_range_are_errors(override, expected):
-    with pytest.raises(UserError) as raised:
-        load_recipe(ROOT / "configs/srs/smoke.yaml", [f"data.transforms.{override}"])
-    assert f"data.transforms.{override.split('=')[0]}" in str(raised.value)
-    assert expected in str(raised.value)
-
-
 # Real data
 
 
@@ -952,11 +945,11 @@ def test_changes_out_of_range_are_errors(override, expected):
     ("folder", "name", "expected"),
     [
         ("sirst", "sirst", {"train": 256, "val": 85}),
-        ("busi", "busi", {"train": 138, "val": 34, "empty": 27}),
-        ("kvasir_seg", "kvasir", {"train": 800, "val": 100, "changed": 900}),
+        pytest.param("busi", "busi", {"train": 138, "val": 34, "empty": 27}, marks=pytest.mark.thorough),
+        pytest.param("kvasir_seg", "kvasir", {"train": 800, "val": 100, "changed": 900}, marks=pytest.mark.thorough),
         ("camo", "cod", {"train": 4}),
         ("dis5k", "dis5k", {"val": 3}),
-        ("people", "people", {"train": 200, "val": 41, "resized": 163}),
+        pytest.param("people", "people", {"train": 200, "val": 41, "resized": 163}, marks=pytest.mark.thorough),
     ],
 )
 def test_real_data_sets(folder, name, expected, tmp_path):

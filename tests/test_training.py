@@ -9,13 +9,11 @@ import time
 from pathlib import Path
 from statistics import mean, stdev
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import PartialState
 from datasets import load_dataset
-from PIL import Image
 from transformers import (
     AutoModel,
     AutoModelForImageSegmentation,
@@ -29,7 +27,6 @@ from unconceal import OpdsConfig, RunForImageSegmentation, SrsConfig, SrsForImag
 from unconceal.__main__ import main
 from unconceal.data.builders import build_synthetic
 from unconceal.data.loading import load_splits
-from unconceal.data.transforms import TrainingSet, TransformRecipe
 from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.training import loop
@@ -315,64 +312,6 @@ def test_mask_of_another_size_is_rejected(recipe_file, scenes, tmp_path, num_wor
     with pytest.raises(UserError, match=r"the mask of row \d+ is 52x48, its image 48x48") as raised:
         train(load_recipe(recipe_file, [f"data.path={tmp_path / 'bad'}", f"data.num_workers={num_workers}"]))
     assert "\n" not in str(raised.value)
-
-
-@pytest.fixture
-def rows(scenes):
-    return load_splits(str(scenes), ["train"])["train"]
-
-
-@pytest.fixture
-def processor():
-    # Without normalization a pixel can be found again.
-    return UnconcealImageProcessor(size={"height": 48, "width": 48}, do_normalize=False)
-
-
-class TestTransforms:
-    def test_image_and_mask_turn_together(self, rows, processor):
-        marked = rows.map(lambda row: {"mask": row["image"].convert("L").point(lambda v: 255 * (v > 90))})
-        samples = TrainingSet(marked, processor, TransformRecipe(1.0, 1.0), seed=1)
-        turned = 0
-        for index in range(len(samples)):
-            sample = samples[index]
-            gray = Image.fromarray((sample["pixel_values"] * 255).round().byte().permute(1, 2, 0).numpy()).convert("L")
-            expected = torch.from_numpy(np.array(gray)) > 90
-            assert torch.equal(sample["labels"].bool(), expected)
-            plain = TrainingSet(marked, processor, TransformRecipe(0, 0), seed=1)[index]
-            turned += not torch.equal(sample["labels"], plain["labels"])
-        assert turned > len(samples) // 2
-
-    def test_random_numbers_depend_on_seed_epoch_and_index_alone(self, rows, processor):
-        samples = TrainingSet(rows, processor, TransformRecipe(crop_size=32), seed=3)
-        first = samples[4]["pixel_values"]
-        samples[0]
-        assert torch.equal(samples[4]["pixel_values"], first)
-        different = 0
-        for epoch in range(1, 5):
-            samples.set_epoch(epoch)
-            different += not torch.equal(samples[4]["pixel_values"], first)
-        assert different >= 3
-
-    def test_crop_is_placed_on_objects(self, rows, processor):
-        corner = Image.new("L", (48, 48))
-        corner.putpixel((47, 1), 255)
-        marked = rows.map(lambda row: {"mask": corner})
-
-        def share(probability):
-            samples = TrainingSet(marked, processor, TransformRecipe(0, 0, 32, probability), seed=5)
-            found = []
-            for epoch in range(8):
-                samples.set_epoch(epoch)
-                batch = [samples[index] for index in range(len(samples))]
-                assert all(sample["pixel_values"].shape == (3, 32, 32) for sample in batch)
-                found += [bool(sample["labels"].any()) for sample in batch]
-            return sum(found) / len(found)
-
-        assert share(1.0) == 1.0 > share(0.0)
-
-    def test_crop_larger_than_the_image_keeps_it(self, rows, processor):
-        sample = TrainingSet(rows, processor, TransformRecipe(0, 0, 64), seed=0)[0]
-        assert sample["pixel_values"].shape == (3, 48, 48)
 
 
 # ---- RUN: pretrained encoders, a loss that depends on the progress --------------------------------------------------
