@@ -19,12 +19,14 @@ from unconceal.__main__ import main
 from unconceal.api import Segmenter
 from unconceal.commands import evaluate as evaluate_command
 from unconceal.evaluation.networks import evaluate_model
-from unconceal.evaluation.protocol_segmentation import score_image, summarize
+from unconceal.evaluation.protocol_segmentation import PROTOCOL, score_image
 from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.evaluation.report import PER_IMAGE_FILES
 from unconceal.evaluation.tables import load_papers
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.refine import REFINE
+from unconceal.training.recipe import DataRecipe
+from unconceal.training.start import load_data
 from unconceal.utils.errors import UserError
 
 
@@ -79,6 +81,11 @@ class Brightness(torch.nn.Module):
         return SimpleNamespace(logits=self.scale * self.norm(pixel_values.mean(1, keepdim=True)))
 
 
+def scored_ids(folder: Path) -> list[str]:
+    with (folder / "per_image.csv").open(newline="") as file:
+        return [row["id"] for row in csv.DictReader(file)]
+
+
 @pytest.fixture
 def processor():
     return UnconcealImageProcessor(size={"height": 64, "width": 64})
@@ -99,7 +106,8 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     (folder / "data").mkdir()
     make_dataset(7).to_parquet(folder / "data" / "val-00000-of-00001.parquet")
-    make_dataset(3).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    train = make_dataset(3, seed=1).map(lambda row: {"id": f"train-{row['id']}"})
+    train.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
     return folder
 
 
@@ -137,7 +145,7 @@ def test_rows_hold_every_image_in_order(processor):
         expected = score_image(probs.detach().numpy(), np.asarray(mask) > 127)
         for name, value in expected.items():
             np.testing.assert_array_equal(row[name], value, err_msg=name)
-    assert 0 < summarize(rows)["iou"] < 1
+    assert 0 < PROTOCOL.summarize(rows)["iou"] < 1
 
 
 def test_training_modes_are_restored(processor):
@@ -249,6 +257,30 @@ def test_command_writes_a_report(data, model_folder, tmp_path, capsys):
     assert [int(point["threshold"]) for point in points] == list(range(255, -1, -1))
     assert list(points[0]) == ["threshold", "precision_curve", "recall_curve", "f1_curve"]
     assert float(points[-1]["recall_curve"]) == 6 / 7  # one image has no object to recall
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_split_seed_scores_the_images_that_training_held_back(data, model_folder, tmp_path, seed):
+    splits = load_data(DataRecipe(path=str(data), train_split="train", eval_split="val", split_seed=seed))
+    held_back = splits["val"]["id"][:]
+    assert held_back != load_data(DataRecipe(path=str(data), train_split="train", eval_split="val"))["val"]["id"][:]
+    command = ["evaluate", "--data", str(data), "--split", "val", "--split-seed", str(seed)]
+    main([*command, "--model", str(model_folder), "--out", str(tmp_path / "out")])
+    assert scored_ids(tmp_path / "out") == held_back
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["division_seed"] == seed
+
+    (tmp_path / "masks").mkdir()
+    for row in splits["val"]:
+        row["mask"].save(tmp_path / "masks" / f"{row['id']}.png")
+    main([*command, "--train-split", "train", "--predictions", str(tmp_path / "masks"), "--out", str(tmp_path / "of")])
+    assert scored_ids(tmp_path / "of") == held_back
+
+
+def test_old_name_of_the_split_seed_is_only_recorded(data, model_folder, tmp_path):
+    command = ["--model", str(model_folder), "--data", str(data), "--split", "val", "--division-seed", "3"]
+    main(["evaluate", *command, "--out", str(tmp_path)])
+    assert scored_ids(tmp_path) == [f"disc-{i}" for i in range(7)]
+    assert json.loads((tmp_path / "results.json").read_text())["division_seed"] == 3
 
 
 def test_protocol_options_reach_the_report(data, model_folder, tmp_path, capsys):

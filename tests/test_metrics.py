@@ -16,7 +16,7 @@ from unconceal.evaluation import protocol_dis as dis
 from unconceal.evaluation import protocol_infrared as infrared
 from unconceal.evaluation import protocol_lesion as lesion
 from unconceal.evaluation import report
-from unconceal.evaluation.protocol_segmentation import score_image, summarize
+from unconceal.evaluation.protocol_segmentation import PROTOCOL, score_image
 from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.evaluation.report import format_table
 
@@ -62,7 +62,7 @@ def test_counts_and_scores_by_hand():
 def test_edge_cases(predicted, target, expected):
     row = score_image(predicted.astype(np.float32), target)
     assert scores(row) == pytest.approx(expected, abs=1e-15)
-    summary = summarize([row])
+    summary = PROTOCOL.summarize([row])
     assert scores(summary) == scores(row)  # the data set is one image
     assert [summary[name] for name in ("niou", "mean_f1", "mean_precision", "mean_recall")] == list(scores(row))
 
@@ -70,7 +70,7 @@ def test_edge_cases(predicted, target, expected):
 def test_global_and_mean_numbers_differ_as_written():
     small = score_image(np.zeros((4, 4)), mask("#...", "....", "....", "...."))
     large = score_image(np.ones((10, 10)), np.ones((10, 10), dtype=bool))
-    summary = summarize([small, large])
+    summary = PROTOCOL.summarize([small, large])
     assert summary["iou"] == pytest.approx(100 / 101, abs=1e-15)
     assert summary["recall"] == pytest.approx(100 / 101, abs=1e-15)
     assert summary["precision"] == 1
@@ -102,7 +102,7 @@ def test_equals_pysodmetrics():
             per_image.step(probs, target, normalize=False)
             overall.step(probs, target, normalize=False)
             rows.append(score_image(probs, target))
-    summary = summarize(rows)
+    summary = PROTOCOL.summarize(rows)
     for name, mean in zip(SCORES, ("niou", "mean_f1", "mean_precision", "mean_recall"), strict=True):
         assert summary[mean] == pytest.approx(per_image.get_results()[name]["binary"], abs=1e-12)
         assert summary[name] == pytest.approx(overall.get_results()[name]["binary"], abs=1e-12)
@@ -168,7 +168,7 @@ def test_curves_are_counts_at_thresholds(protocol):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_unusable_arrays_are_rejected(protocol):
-    score_image, summarize = protocol.score_image, protocol.summarize
+    score_image = protocol.score_image
     target = np.ones((2, 3), dtype=bool)
     with pytest.raises(ValueError, match="size"):
         score_image(np.zeros((3, 2)), target)
@@ -181,7 +181,7 @@ def test_unusable_arrays_are_rejected(protocol):
     with pytest.raises(ValueError, match="nan"):
         score_image(np.array([[0, np.nan, 0], [0, 0, 0]]), target)
     with pytest.raises(ValueError, match="no image"):
-        summarize([])
+        protocol.summarize([])
 
 
 def saved(probs: np.ndarray) -> np.ndarray:
@@ -232,14 +232,14 @@ def check_against_pysodmetrics(pairs: list[tuple[np.ndarray, np.ndarray]]):
     for chosen in ([pair] for pair in pairs), [pairs]:
         for pairs in chosen:
             files = [(saved(probs), target.astype(np.uint8) * 255) for probs, target in pairs]
-            summary = cod.summarize(cod.score_image(*pair) for pair in pairs)
+            summary = cod.PROTOCOL.summarize(cod.score_image(*pair) for pair in pairs)
             assert summary == pytest.approx(directly(files), abs=1e-6)
             # A file of a smaller range than 0 to 255 is stretched and not rounded again.
             faint = [(np.rint(30 + 100 * probs).astype(np.uint8), target) for probs, target in pairs]
-            summary = cod.summarize(cod.score_image(*pair) for pair in faint)
+            summary = cod.PROTOCOL.summarize(cod.score_image(*pair) for pair in faint)
             faint = [(levels, target.astype(np.uint8) * 255) for levels, target in faint]
             assert summary == pytest.approx(directly(faint), abs=1e-6)
-            summary = cod.summarize(cod.score_image(*pair, min_max=False) for pair in pairs)
+            summary = cod.PROTOCOL.summarize(cod.score_image(*pair, min_max=False) for pair in pairs)
             assert summary == pytest.approx(directly(pairs, normalize=False), abs=1e-6)
 
 
@@ -321,7 +321,7 @@ def test_cod_max_is_of_the_mean_curve():
     assert low["f_measure_max"] == high["f_measure_max"] == 1
     # Where `low` is right, all of `high` counts as predicted; where `high` is right, nothing of `low`.
     precision = BLOCK.mean()
-    assert cod.summarize([low, high])["f_measure_max"] == pytest.approx(
+    assert cod.PROTOCOL.summarize([low, high])["f_measure_max"] == pytest.approx(
         (1 + 1.3 * precision / (0.3 * precision + 1)) / 2
     )
 
@@ -349,9 +349,9 @@ def dis_directly(pairs: list[tuple[np.ndarray, np.ndarray]], **kwargs) -> dict[s
 
 def check_dis_against_pysodmetrics(pairs: list[tuple[np.ndarray, np.ndarray]]):
     files = [(saved(probs), target.astype(np.uint8) * 255) for probs, target in pairs]
-    summary = dis.summarize(dis.score_image(*pair, hce=True) for pair in pairs)
+    summary = dis.PROTOCOL.summarize(dis.score_image(*pair, hce=True) for pair in pairs)
     assert summary == pytest.approx(dis_directly(files), abs=1e-6)
-    summary = dis.summarize(dis.score_image(*pair, min_max=False, hce=True) for pair in pairs)
+    summary = dis.PROTOCOL.summarize(dis.score_image(*pair, min_max=False, hce=True) for pair in pairs)
     assert summary == pytest.approx(dis_directly(pairs, normalize=False), abs=1e-6)
 
 
@@ -383,7 +383,7 @@ def test_dis_equals_pysodmetrics_on_real_predictions_at_their_own_size():
         tuple(np.asarray(Image.open(folder / path.name).convert("L")) for folder in (DIS5K / "pred", DIS5K / "gt"))
         for path in smallest
     ]
-    summary = dis.summarize(dis.score_image(levels, gray > 127, hce=True) for levels, gray in files)
+    summary = dis.PROTOCOL.summarize(dis.score_image(levels, gray > 127, hce=True) for levels, gray in files)
     assert summary == pytest.approx(dis_directly(files), abs=1e-6)
     assert summary["hce"] > 0
 
@@ -463,7 +463,7 @@ def test_targets_by_hand():
     row = infrared.score_image(probs, target)
     assert (row["num_targets"], row["num_detected"], row["num_false_blobs"]) == (2, 2, 3)
     assert row["false_pixels"] == 1 + 1 + 2
-    summary = infrared.summarize([row])
+    summary = infrared.PROTOCOL.summarize([row])
     assert summary["pd"] == 1
     assert summary["fa"] == pytest.approx(4 / 60)
     # The two blobs that were taken have 4 and 2 pixels: by area the false blob of 2 pixels is not found.
@@ -474,7 +474,7 @@ def test_targets_by_hand():
     assert (near["num_detected"], near["false_pixels"]) == (1, 1 + 1 + 2 + 2)
     strict = infrared.score_image(probs, target, max_distance=1)  # 1 is not less than 1
     assert strict["num_detected"] == 0
-    assert infrared.summarize([row, near])["pd"] == 3 / 4
+    assert infrared.PROTOCOL.summarize([row, near])["pd"] == 3 / 4
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
@@ -508,12 +508,12 @@ def test_targets_take_the_first_blob_not_the_nearest():
 def test_images_without_targets():
     nothing = np.zeros((4, 5))
     empty = infrared.score_image(nothing, nothing > 0)
-    assert (infrared.summarize([empty])["pd"], infrared.summarize([empty])["fa"]) == (1, 0)
+    assert (infrared.PROTOCOL.summarize([empty])["pd"], infrared.PROTOCOL.summarize([empty])["fa"]) == (1, 0)
     missed = infrared.score_image(nothing, mask("#....", ".....", ".....", "....."))
-    assert infrared.summarize([missed, empty])["pd"] == 0
+    assert infrared.PROTOCOL.summarize([missed, empty])["pd"] == 0
     false = infrared.score_image(drawing("#....", ".....", ".....", "....."), nothing > 0)
-    assert infrared.summarize([false, empty])["fa"] == 1 / 40
-    assert format_table(infrared.PROTOCOL, infrared.summarize([false, empty])).endswith("| 25000.00 |")
+    assert infrared.PROTOCOL.summarize([false, empty])["fa"] == 1 / 40
+    assert format_table(infrared.PROTOCOL, infrared.PROTOCOL.summarize([false, empty])).endswith("| 25000.00 |")
 
 
 def test_infrared_and_lesion_share_the_pixels_of_segmentation():
@@ -521,7 +521,7 @@ def test_infrared_and_lesion_share_the_pixels_of_segmentation():
     pairs = [(rng.random((9, 11)), rng.random((9, 11)) < share) for share in (0.0, 0.2, 0.6)]
     pixels, targets, lesions = (
         protocol.summarize(protocol.score_image(*pair, threshold=0.7) for pair in pairs)
-        for protocol in (PROTOCOLS["segmentation"], infrared, lesion)
+        for protocol in map(PROTOCOLS.get, ("segmentation", "infrared", "lesion"))
     )
     for name in ("iou", "niou", "f1", "mean_f1"):
         assert targets[name] == pixels[name]

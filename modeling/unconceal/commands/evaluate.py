@@ -5,12 +5,16 @@ import math
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..utils.arguments import count, positive_int, probability
 from ..utils.errors import UserError
 from ..utils.files import is_folder, printable, replacing
 from ..utils.images import MAX_PIXELS
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # A test compares these with the modules that define them, which are slow to import.
 PROTOCOL_NAMES = ("segmentation", "cod", "dis", "infrared", "lesion")
@@ -44,118 +48,74 @@ def add_arguments(parser: argparse.ArgumentParser):
         "Several accelerators: accelerate launch -m unconceal evaluate ... "
         "Several CPU processes: torchrun --nproc-per-node N -m unconceal evaluate ..."
     )
-    scored = parser.add_argument_group("what is scored")
-    scored.add_argument("--model", metavar="PATH_OR_ID", help="folder of the model, or its Hub id")
-    scored.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
-    scored.add_argument(
-        "--predictions", metavar="DIR", help="folder of mask files, named like the ground truth masks or the images"
-    )
-    scored.add_argument("--data", metavar="PATH_OR_ID", help="folder of the data set, or its Hub id")
-    scored.add_argument("--split", metavar="NAME", help="split to score, such as val or test")
-    scored.add_argument(
-        "--truth", metavar="DIR", help="with --predictions, instead of --data: folder of ground truth masks"
-    )
-    scored.add_argument(
-        "--truth-suffix",
-        default="",
-        metavar="TEXT",
-        help="text after the name in ground truth files, such as _pixels0",
-    )
-    scored.add_argument("--images", metavar="DIR", help="with --truth and --sheets: folder of the images")
-    scored.add_argument(
-        "--only-matched", action="store_true", help="skip predictions without ground truth, and the reverse"
-    )
-    scored.add_argument("--limit", type=positive_int, metavar="N", help="score only the first N images")
-    scored.add_argument(
-        "--refine",
-        choices=REFINE,
-        default="never",
-        help="predict the edges of large images again, as unconceal segment does; papers do not (never)",
-    )
-    scored.add_argument(
-        "--max-pixels", type=positive_int, metavar="N", help=f"with --predictions: refuse larger files ({MAX_PIXELS})"
-    )
+    add = parser.add_argument_group("what is scored").add_argument
+    add("--model", metavar="PATH_OR_ID", help="folder of the model, or its Hub id")
+    add("--revision", help="branch, tag or commit of the model on the Hub")
+    add("--predictions", metavar="DIR", help="folder of mask files, named like the ground truth masks or the images")
+    add("--data", metavar="PATH_OR_ID", help="folder of the data set, or its Hub id")
+    add("--split", metavar="NAME", help="split to score, such as val or test")
+    seed = "split the images of --train-split and --split again at random, as unconceal train --seeds N does"
+    add("--split-seed", type=count, metavar="N", help=f"{seed}; with --truth, only record N")
+    add("--division-seed", type=int, help=argparse.SUPPRESS)  # older name: N is only recorded
+    add("--train-split", metavar="NAME", help="with --split-seed: the recipe's training split (train)")
+    add("--truth", metavar="DIR", help="with --predictions, instead of --data: folder of ground truth masks")
+    suffix = "text after the name in ground truth files, such as _pixels0"
+    add("--truth-suffix", default="", metavar="TEXT", help=suffix)
+    add("--images", metavar="DIR", help="with --truth and --sheets: folder of the images")
+    add("--only-matched", action="store_true", help="skip predictions without ground truth, and the reverse")
+    add("--limit", type=positive_int, metavar="N", help="score only the first N images")
+    refine = "predict the edges of large images again, as unconceal segment does; papers do not (never)"
+    add("--refine", choices=REFINE, default="never", help=refine)
+    larger = f"with --predictions: refuse larger files ({MAX_PIXELS})"
+    add("--max-pixels", type=positive_int, metavar="N", help=larger)
 
-    report = parser.add_argument_group("report")
-    report.add_argument("--out", metavar="DIR", help="folder for results.json, curves and the numbers of each image")
-    report.add_argument("--overwrite", action="store_true", help="replace the results in --out")
-    report.add_argument("--format", choices=FORMATS, default="csv", help="format of the numbers of each image (csv)")
-    report.add_argument(
-        "--sheets",
-        type=int,
-        choices=range(1, 51),
-        metavar="N",
-        help="also draw the curves, and sheets of N samples, the N best and the N worst images (N up to 50)",
-    )
-    report.add_argument("--pictures", dest="sheets", type=int, choices=range(1, 51), help=argparse.SUPPRESS)
-    report.add_argument("--name", help="name in tables (the model, or the folder of predictions)")
-    report.add_argument("--split-seed", type=int, metavar="N", help="seed of the random split that was scored")
-    report.add_argument("--division-seed", dest="split_seed", type=int, help=argparse.SUPPRESS)
-    report.add_argument(
-        "--benchmark",
-        choices=BENCHMARK_NAMES,
-        help="test set in the papers' tables (known from the data set's sources)",
-    )
+    add = parser.add_argument_group("report").add_argument
+    add("--out", metavar="DIR", help="folder for results.json, curves and the numbers of each image")
+    add("--overwrite", action="store_true", help="replace the results in --out")
+    add("--format", choices=FORMATS, default="csv", help="format of the numbers of each image (csv)")
+    sheets = "also draw the curves, and sheets of N samples, the N best and the N worst images (N up to 50)"
+    add("--sheets", type=int, choices=range(1, 51), metavar="N", help=sheets)
+    add("--pictures", dest="sheets", type=int, choices=range(1, 51), help=argparse.SUPPRESS)  # older name
+    add("--name", help="name in tables (the model, or the folder of predictions)")
+    benchmark = "test set in the papers' tables (known from the data set's sources)"
+    add("--benchmark", choices=BENCHMARK_NAMES, help=benchmark)
 
-    work = parser.add_argument_group("work")
-    work.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="images in a forward pass (8)")
-    work.add_argument("--num-workers", type=count, default=0, metavar="N", help="loader processes for each device (0)")
-    work.add_argument(
-        "--metric-workers",
-        type=count,
-        metavar="N",
-        help="processes for each device that score during the forward pass (one a core, at most 8; 0 for none)",
-    )
+    add = parser.add_argument_group("work").add_argument
+    add("--batch-size", type=positive_int, default=8, metavar="N", help="images in a forward pass (8)")
+    add("--num-workers", type=count, default=0, metavar="N", help="loader processes for each device (0)")
+    workers = "processes for each device that score during the forward pass (one a core, at most 8; 0 for none)"
+    add("--metric-workers", type=count, metavar="N", help=workers)
 
-    options = parser.add_argument_group("how it is scored")
-    options.add_argument("--protocol", choices=PROTOCOL_NAMES, default="segmentation", help="protocol (segmentation)")
-    options.add_argument(
-        "--threshold",
-        type=probability,
-        help="segmentation, infrared, lesion: a pixel is object if the soft mask is above (0.5)",
-    )
-    options.add_argument(
-        "--min-max",
-        action=argparse.BooleanOptionalAction,
-        help="cod, dis: stretch each prediction to [0, 1] and round it to 8 bits before scoring (yes)",
-    )
-    options.add_argument(
-        "--hce",
-        action=argparse.BooleanOptionalAction,
-        help="dis: compute the human correction effort, in seconds for each large image (yes)",
-    )
-    options.add_argument(
-        "--max-distance",
-        type=pixels,
-        metavar="PIXELS",
-        help="infrared: a target and its detection are less than this apart (3)",
-    )
-    options.add_argument(
-        "--by-area",
-        action=argparse.BooleanOptionalAction,
-        help="infrared: find false alarms by their area, with the flaw of the field's common code (no)",
-    )
+    add = parser.add_argument_group("how it is scored").add_argument
+    add("--protocol", choices=PROTOCOL_NAMES, default="segmentation", help="protocol (segmentation)")
+    threshold = "segmentation, infrared, lesion: a pixel is object if the soft mask is above (0.5)"
+    add("--threshold", type=probability, help=threshold)
+    yes_or_no = argparse.BooleanOptionalAction
+    min_max = "cod, dis: stretch each prediction to [0, 1] and round it to 8 bits before scoring (yes)"
+    add("--min-max", action=yes_or_no, help=min_max)
+    hce = "dis: compute the human correction effort, in seconds for each large image (yes)"
+    add("--hce", action=yes_or_no, help=hce)
+    distance = "infrared: a target and its detection are less than this apart (3)"
+    add("--max-distance", type=pixels, metavar="PIXELS", help=distance)
+    by_area = "infrared: find false alarms by their area, with the flaw of the field's common code (no)"
+    add("--by-area", action=yes_or_no, help=by_area)
 
     subparsers = parser.add_subparsers(title="compare results", prog=parser.prog, metavar="")
-    table = subparsers.add_parser(
-        "table",
-        help="print results next to the papers' figures",
-        description="Print results next to the papers' figures, in a Markdown table for each test set.",
-    )
-    table.add_argument("results", nargs="+", metavar="RESULT", help="results.json, or a folder that holds one")
-    table.add_argument("--no-papers", action="store_true", help="leave out the papers' figures")
-    table.add_argument("--out", type=Path, metavar="FILE", help="write to this file instead of printing")
-    table.add_argument("--overwrite", action="store_true", help="replace --out")
-    table.set_defaults(run=run_table)
-    curves = subparsers.add_parser(
-        "curves",
-        help="draw the curves of results into one image",
-        description="Draw precision over recall, and F over the threshold, of several results.",
-    )
-    curves.add_argument("results", nargs="+", metavar="RESULT", help="folder that unconceal evaluate --out wrote")
-    curves.add_argument("--out", required=True, type=Path, metavar="FILE.png", help="image file to write")
-    curves.add_argument("--overwrite", action="store_true", help="replace --out")
-    curves.set_defaults(run=run_curves)
+    parts = {}
+    for name, text in (
+        ("table", "print results next to the papers' figures, in a Markdown table for each test set"),
+        ("curves", "draw the curves of results into one image: precision over recall, F over the threshold"),
+    ):
+        parts[name] = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        parts[name].add_argument(
+            "results", nargs="+", metavar="RESULT", help="folder of a report, or its results.json"
+        )
+        parts[name].add_argument("--overwrite", action="store_true", help="replace --out")
+    parts["table"].add_argument("--no-papers", action="store_true", help="leave out the papers' figures")
+    parts["table"].add_argument("--out", type=Path, metavar="FILE", help="write to this file instead of printing")
+    parts["table"].set_defaults(run=run_table)
+    parts["curves"].add_argument("--out", required=True, type=Path, metavar="FILE.png", help="image file to write")
+    parts["curves"].set_defaults(run=run_curves)
 
 
 def run(args: argparse.Namespace):
@@ -164,15 +124,16 @@ def run(args: argparse.Namespace):
     import torch
     from accelerate import Accelerator
 
-    from ..data.loading import load_splits
-    from ..evaluation.networks import checked_options
     from ..evaluation.protocols import PROTOCOLS
     from ..evaluation.report import add_images, check_report_folder, format_table, write_report
     from ..evaluation.workers import default_workers
 
     protocol = PROTOCOLS[args.protocol]
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
-    options = checked_options(protocol, **{**protocol.report_options, **given})
+    try:
+        options = protocol.options(**{**protocol.report_options, **given})
+    except ValueError as error:
+        raise UserError(str(error)) from error
     # Without an accelerator, Accelerate needs `cpu` to recognize several processes.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if args.out:
@@ -180,7 +141,7 @@ def run(args: argparse.Namespace):
     dataset = None
     if args.data:
         with accelerator.main_process_first():  # the first fills the cache, the others read it
-            dataset = load_splits(args.data, [args.split])[args.split]
+            dataset = open_split(args)
     workers = default_workers(accelerator.num_processes) if args.metric_workers is None else args.metric_workers
     if args.model:
         rows, load_example, shown, kept = evaluate_network(args, accelerator, dataset, protocol, workers, options)
@@ -200,7 +161,7 @@ def run(args: argparse.Namespace):
             "data": args.data or args.truth,
             "split": args.split,
             "benchmark": args.benchmark,
-            "division_seed": args.split_seed,
+            "division_seed": args.division_seed if args.split_seed is None else args.split_seed,
             "options": options,
             **shown,
             **kept,
@@ -214,6 +175,17 @@ def run(args: argparse.Namespace):
 
             add_images(args.out, draw_gallery(name, protocol, options, rows, load_example, args.sheets))
         print(f"\nwrote {args.out}")
+
+
+def open_split(args: argparse.Namespace) -> "Dataset":
+    """Open the split to score; with --split-seed as training splits the data."""
+    from ..data.loading import load_splits
+    from ..data.splits import split_datasets_at_random
+
+    if args.split_seed is None:
+        return load_splits(args.data, [args.split])[args.split]
+    splits = load_splits(args.data, [args.train_split or "train", args.split])
+    return split_datasets_at_random(splits, args.split_seed)[args.split]
 
 
 def check(args: argparse.Namespace):
@@ -236,18 +208,21 @@ def check(args: argparse.Namespace):
         raise UserError("--predictions needs ground truth: give --truth DIR, or --data and --split")
     if args.predictions and args.refine != "never":
         raise UserError("--refine is for --model: files are scored unchanged; leave it out")
-    if args.predictions and args.revision:
-        raise UserError("--revision is for --model; leave it out")
-    for name in ("truth", "truth_suffix", "images", "only_matched", "max_pixels"):
-        if args.model and getattr(args, name):
-            raise UserError(f"{flag(name)} is for --predictions; a model is scored on --data")
-    for name in ("truth_suffix", "images"):
-        if args.data and getattr(args, name):
-            raise UserError(f"{flag(name)} is for --truth; the data set has its own names and images")
-    if args.images and not args.sheets:
-        raise UserError("--images is for --sheets N; add --sheets, or leave --images out")
-    if args.sheets and not args.out:
-        raise UserError("--sheets needs a folder for the sheets; give --out")
+    for_files = ("truth", "truth_suffix", "images", "only_matched", "max_pixels")
+    is_split_again = args.data and args.split_seed is not None
+    for applies, names, rule in (
+        (args.model, ("revision",), "is for --model; leave it out"),
+        (args.predictions, for_files, "is for --predictions; a model is scored on --data"),
+        (args.truth, ("truth_suffix", "images"), "is for --truth; the data set has its own names and images"),
+        (args.sheets, ("images",), "is for --sheets N; add --sheets, or leave --images out"),
+        (args.out, ("sheets",), "needs a folder for the sheets; give --out"),
+        (is_split_again, ("train_split",), "is for --data with --split-seed; add --split-seed, or leave it out"),
+    ):
+        for name in names:
+            if getattr(args, name) and not applies:
+                raise UserError(f"{flag(name)} {rule}")
+    if is_split_again and args.split == (args.train_split or "train"):
+        raise UserError(f"got {args.split} as --split and as --train-split; give the recipe's eval_split as --split")
     if args.out and args.predictions and os.path.realpath(args.out) == os.path.realpath(args.predictions):
         raise UserError(f"got {args.out} as --predictions and as --out; choose another folder for the results")
     if args.sheets:

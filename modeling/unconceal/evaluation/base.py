@@ -48,18 +48,18 @@ class Protocol:
     Args:
         name: Key of `PROTOCOLS`, also used on the command line and in reports.
         score_image: Takes a prediction, its ground truth and the protocol's options (keywords with defaults). Returns
-            the numbers of one image.
-        summarize: Turns such rows, in any order, into the numbers of a data set.
+            the numbers of one image. Shapes, types and errors of the arrays are those of `check_image`.
+        combine: Turns a list of such rows, in any order, into the numbers of a data set.
         columns: The numbers of a data set, in the order of tables. Some are present only with an option.
         ranked_by: Key of `score_image` that ranks images from worst to best, and its title.
-        curves: Keys of a row that hold arrays over the thresholds 255 to 0, and their titles. `summarize` may need
+        curves: Keys of a row that hold arrays over the thresholds 255 to 0, and their titles. `combine` may need
             these arrays. Tables of images omit them.
         report_options: Default options of a report, where they differ from those of the evaluations during training.
     """
 
     name: str
     score_image: Callable[..., dict[str, Any]]
-    summarize: Callable[[Iterable[Mapping[str, Any]]], dict[str, float]]
+    combine: Callable[[list[Mapping[str, Any]]], dict[str, float]]
     columns: Mapping[str, MetricColumn]
     ranked_by: tuple[str, str]
     curves: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +70,18 @@ class Protocol:
         """Metrics for checkpoint selection -> whether higher is better."""
         return {name: column.higher_is_better for name, column in self.columns.items() if column.selects}
 
+    def summarize(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """Return the numbers of a data set and `num_images`, from rows in any order.
+
+        Raises:
+            ValueError: If there are no rows.
+        """
+        rows = list(rows)
+        if not rows:
+            raise ValueError("no image was scored")
+        numbers = self.combine(rows)
+        return {**{name: numbers[name] for name in self.columns if name in numbers}, "num_images": len(rows)}
+
     def options(self, **changed: Any) -> dict[str, Any]:
         """Return the options of `score_image`: its defaults, then those `changed`.
 
@@ -78,16 +90,18 @@ class Protocol:
         """
         parameters = inspect.signature(self.score_image).parameters.values()
         defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-        for name in changed:
-            if name not in defaults:
-                raise ValueError(
-                    f"got option {name}, but the protocol {self.name} has only {', '.join(defaults)}; leave it out"
-                )
+        for name in changed.keys() - defaults.keys():
+            known = ", ".join(defaults)
+            raise ValueError(f"got option {name}, but the protocol {self.name} has only {known}; leave it out")
         return {**defaults, **changed}
 
 
 def check_image(probs: np.ndarray, target: np.ndarray):
     """Check sizes, types and range of a prediction and its ground truth.
+
+    Args:
+        probs: Prediction, (height, width), floating in [0, 1] or uint8 with 255 for 1.
+        target: Ground truth, (height, width), boolean.
 
     Raises:
         ValueError: If the sizes differ, or if floating `probs` are outside [0, 1] or NaN.
@@ -124,21 +138,9 @@ def threshold_curves(beta_squared: float = 1) -> FmeasureV2:
     return FmeasureV2({"f": f, "precision": PrecisionHandler(True, False), "recall": RecallHandler(True, False)})
 
 
-def check_rows(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows as a list.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    rows = list(rows)
-    if not rows:
-        raise ValueError("no image was scored")
-    return rows
-
-
-def mean_scores(rows: list[Mapping[str, Any]], means: Mapping[str, str]) -> dict[str, float]:
-    """Return the mean over images of each key of `means`, renamed."""
-    return {mean: fmean(row[name] for row in rows) for name, mean in means.items()}
+def mean_scores(rows: list[Mapping[str, Any]], names: Iterable[str], prefix: str = "") -> dict[str, float]:
+    """Return the mean over images of each score, with `prefix` before its name."""
+    return {f"{prefix}{name}": fmean(row[name] for row in rows) for name in names}
 
 
 def mean_curve(rows: list[Mapping[str, Any]], curve: str) -> list[float]:
@@ -146,6 +148,6 @@ def mean_curve(rows: list[Mapping[str, Any]], curve: str) -> list[float]:
     return [fsum(values) / len(rows) for values in zip(*(row[curve] for row in rows), strict=True)]
 
 
-def highest_points(rows: list[Mapping[str, Any]], curves: Mapping[str, str]) -> dict[str, float]:
-    """Return the highest point of each mean curve, under its new name."""
-    return {highest: max(mean_curve(rows, curve)) for curve, highest in curves.items()}
+def highest_points(rows: list[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
+    """Return `NAME_max`, the highest point of each mean curve `NAME_curve`."""
+    return {f"{name}_max": max(mean_curve(rows, f"{name}_curve")) for name in names}

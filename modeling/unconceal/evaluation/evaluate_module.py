@@ -59,12 +59,6 @@ class ProtocolMetric(evaluate.Metric, ABC):
         )
 
     def _compute(self, predictions: list[Image.Image], references: list[Image.Image], **options) -> dict[str, float]:
-        """Score images.
-
-        Raises:
-            ValueError: If there is no image, sizes differ, values or modes are unusable, or the protocol has no such
-                option.
-        """
         options = self.protocol.options(**{**self.protocol.report_options, **options})
         rows = (
             self.protocol.score_image(read_prediction(probs), read_reference(target), **options)

@@ -16,11 +16,11 @@ converts all others: it takes the brightest of the colors and reads a palette of
 
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -34,30 +34,21 @@ from ..models.image_processing_unconceal import to_mask, to_rgb
 from ..utils.errors import UserError, one_line
 from ..utils.images import MAX_PIXELS, open_image
 from .base import Protocol
-from .networks import checked_options, in_order, score_job
+from .networks import in_order, score_job
 from .workers import map_unordered
 
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class MaskPair:
-    """A prediction and its ground truth.
-
-    Attributes:
-        id: Name.
-        source: Source in the data set, or "".
-        prediction: Mask file of the method.
-        truth: Ground truth: mask file, or position in the data set.
-        image: Image file, if given.
-    """
+class MaskPair(NamedTuple):
+    """A prediction and its ground truth."""
 
     id: str
-    source: str
+    source: str  # in the data set, or ""
     prediction: Path
-    truth: Path | int
-    image: Path | None = None
+    truth: Path | int  # mask file, or position in the data set
+    image: Path | None
 
 
 class PredictionFolder:
@@ -68,14 +59,11 @@ class PredictionFolder:
         truth: Folder of ground truth masks, or a split of a data set with the columns `image`, `mask`, `id`, `source`.
         truth_suffix: Text that follows the name in ground truth files, such as `_pixels0`.
         images: Folder of images, for sheets. A data set has its own.
-        only_matched: Leave out files without a counterpart instead of refusing them.
+        only_matched: Leave out files without a counterpart instead of refusing them. Their names are kept in
+            `without_truth` and `without_prediction`.
         max_pixels: Limit on width times height of a file.
-        limit: Number of pairs to score, from the first.
-
-    Attributes:
-        entries: Pairs to score, in the order of names or of the data set.
-        without_truth: Names of predictions without ground truth.
-        without_prediction: Names of ground truths without prediction.
+        limit: Number of pairs to score, from the first. The pairs `entries` are in the order of names or of the data
+            set.
 
     Raises:
         UserError: If a folder cannot be read, a name is ambiguous, or a file has no counterpart and `only_matched` is
@@ -95,37 +83,26 @@ class PredictionFolder:
         self.max_pixels = max_pixels
         self.dataset = truth if isinstance(truth, Dataset) else None
         if self.dataset is None:
-            truths, sources = list_images(Path(truth), re.escape(truth_suffix)), {}
-            where = str(truth)
+            where, truths = str(truth), list_images(Path(truth), re.escape(truth_suffix))
         else:
-            ids = self.dataset["id"][:]
-            sources = dict(enumerate(self.dataset["source"][:]))
-            truths = {}
+            where, truths = "the data set", defaultdict(list)
+            ids, sources = truth["id"][:], truth["source"][:]
             for index, id in enumerate(ids):
-                truths.setdefault(id.rpartition("/")[2], []).append(index)
-            where = "the data set"
+                truths[id.rpartition("/")[2]].append(index)
         matched = by_name(list_images(Path(predictions)), truths)
-        image_files = list_images(Path(images)) if images else {}
-        image_files = {name.casefold(): files[0] for name, files in image_files.items()}
+        image_files = list_images(Path(images)).items() if images else ()
+        image_files = {name.casefold(): files[0] for name, files in image_files}
         ambiguous = [name for name, files in matched.items() if max(map(len, files)) > 1]
         if ambiguous:
-            raise UserError(
-                f"several files in {predictions} or {where} have the name {_first_names(ambiguous)}; "
-                "give each image its own name"
-            )
+            files = f"several files in {predictions} or {where}"
+            raise UserError(f"{files} have the name {_first_names(ambiguous)}; give each image its own name")
         self.without_truth = [name for name, (_, true) in matched.items() if not true]
         self.without_prediction = [name for name, (masks, _) in matched.items() if not masks]
-        self.entries = [
-            MaskPair(
-                ids[true[0]] if self.dataset is not None else name,
-                sources.get(true[0], ""),
-                masks[0],
-                true[0],
-                image_files.get(name.casefold()),
-            )
-            for name, (masks, true) in matched.items()
-            if masks and true
-        ]
+        self.entries = []
+        for name, (masks, true) in matched.items():
+            if masks and true:
+                id, source = (name, "") if self.dataset is None else (ids[true[0]], sources[true[0]])
+                self.entries.append(MaskPair(id, source, masks[0], true[0], image_files.get(name.casefold())))
         if self.dataset is not None:
             self.entries.sort(key=lambda entry: entry.truth)
         unmatched = []
@@ -139,13 +116,11 @@ class PredictionFolder:
                 unmatched.append(f"{len(names)} {have} have no {lack} ({_first_names(names)})")
         unmatched = " and ".join(unmatched)
         if not self.entries:
-            raise UserError(
-                f"no file in {predictions} has the name of a ground truth in {where}: {unmatched}; rename them"
-            )
+            problem = f"no file in {predictions} has the name of a ground truth in {where}"
+            raise UserError(f"{problem}: {unmatched}; rename them")
         if unmatched and not only_matched:
-            raise UserError(
-                f"{unmatched}; rename them, or pass --only-matched to score the {len(self.entries)} that have both"
-            )
+            others = f"--only-matched to score the {len(self.entries)} that have both"
+            raise UserError(f"{unmatched}; rename them, or pass {others}")
         self.entries = self.entries[:limit]
 
     def evaluate(
@@ -164,9 +139,10 @@ class PredictionFolder:
             `resized`, `mask_changed` (see above) and the keys of the protocol's `score_image`.
 
         Raises:
-            UserError: If a file cannot be read or used, or the protocol has no such option.
+            UserError: If a file cannot be read or used.
+            ValueError: If the protocol has no such option.
         """
-        score = partial(_score_entry, protocol, checked_options(protocol, **options), self.max_pixels)
+        score = partial(_score_entry, protocol, protocol.options(**options), self.max_pixels)
         jobs = ((index, entry, self._truth(entry)) for index, entry in enumerate(self.entries))
         done = map_unordered(score, jobs, min(metric_workers, len(self.entries)))
         return in_order(list(tqdm(done, "evaluate", len(self.entries), unit="image", disable=not progress)))
@@ -194,12 +170,8 @@ class PredictionFolder:
 def read_ground_truth(truth: Path | np.ndarray, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bool]:
     """Return a ground truth mask, and whether it had other values.
 
-    Args:
-        truth: Mask file, or gray values of a data set's mask.
-        max_pixels: Limit on width times height of a file.
-
-    Returns:
-        (H, W), boolean; whether it had other values than 0 and 255.
+    It is (H, W), boolean. The other values are those that differ from 0 and 255. `truth` is a mask file, or the gray
+    values of a data set's mask.
 
     Raises:
         UserError: If the file cannot be read.
@@ -223,8 +195,7 @@ def read_prediction(
         max_pixels: Limit on width times height.
 
     Returns:
-        (H, W), uint8, or float32 in [0, 1] if it was resized or has more bits; whether it was converted; whether it
-        was resized.
+        (H, W), uint8, or float32 in [0, 1] if it was resized or has more bits; whether it was converted, and resized.
 
     Raises:
         UserError: If the file cannot be read, or its values are not those of a prediction.
@@ -261,20 +232,12 @@ def count_changes(rows: list[Mapping[str, Any]]) -> dict[str, int]:
 def _score_entry(
     protocol: Protocol, options: dict[str, Any], max_pixels: int, job: tuple[int, MaskPair, Path | np.ndarray]
 ) -> dict[str, Any]:
-    """Return the row of a pair, with its position."""
     index, entry, truth = job
-    target, mask_changed = read_ground_truth(truth, max_pixels)
+    target, changed = read_ground_truth(truth, max_pixels)
     probs, converted, resized = read_prediction(entry.prediction, target.shape, max_pixels)
-    example = {
-        "index": index,
-        "id": entry.id,
-        "source": entry.source,
-        "height": target.shape[0],
-        "width": target.shape[1],
-        "converted": converted,
-        "resized": resized,
-        "mask_changed": mask_changed,
-    }
+    height, width = target.shape
+    example = {"index": index, "id": entry.id, "source": entry.source, "height": height, "width": width}
+    example |= {"converted": converted, "resized": resized, "mask_changed": changed}
     return score_job(protocol.score_image, options, (example, probs, target))
 
 

@@ -25,6 +25,9 @@ from .base import Protocol
 from .workers import map_unordered
 
 
+Job = tuple[dict[str, Any], np.ndarray, np.ndarray]  # facts, prediction and ground truth of one image
+
+
 def evaluate_model(
     model: nn.Module,
     processor: Any,
@@ -42,14 +45,13 @@ def evaluate_model(
     """Segment and score every image of a data set.
 
     With several processes, each takes every n-th batch, and all receive all rows. A batch holds the same images for
-    any number of processes, so the numbers are
-    equal to the last digit. This holds even if the network normalizes over the batch.
+    any number of processes. So the numbers are equal to the last digit, even if the network normalizes over the batch.
 
     Args:
-        model: A network of this package. A wrapper of Accelerate is removed.
+        model: A network of this package, with or without a wrapper of Accelerate.
         processor: Its image processor.
         dataset: One split with the columns `image`, `mask`, `id` and `source`.
-        accelerator: Accelerator of the program, if any. Its mixed precision applies if it prepared `model`.
+        accelerator: Its mixed precision applies if it prepared `model`.
         batch_size: Images in a forward pass.
         num_workers: Processes that load and prepare images, for each process.
         metric_workers: Processes that score during the forward pass, for each process. 0 scores in this process.
@@ -63,10 +65,10 @@ def evaluate_model(
         the protocol's `score_image`. The protocol's `summarize` takes these rows.
 
     Raises:
-        UserError: If mask and image differ in size, the output is not finite, or the protocol has no such option.
-        ValueError: If `refine` is unknown.
+        UserError: If mask and image differ in size, or the output is not finite.
+        ValueError: If `refine` is unknown, or the protocol has no such option.
     """
-    options = checked_options(protocol, **options)
+    options = protocol.options(**options)
     rank, world_size = 0, 1
     if accelerator is not None:
         rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -74,16 +76,11 @@ def evaluate_model(
         model = accelerator.unwrap_model(model)
     parameter = next(model.parameters())
     indices = range(len(dataset))
-    batches = [indices[start : start + batch_size] for start in range(0, len(dataset), batch_size)]
-    batches = batches[rank::world_size]
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=_Collate(processor, keep_images=refine != "never"),
-    )
+    batches = [indices[start : start + batch_size] for start in range(0, len(dataset), batch_size)][rank::world_size]
+    collate = partial(_collate, processor, refine != "never")
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
 
-    def predictions() -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+    def jobs() -> Iterator[Job]:
         read = readable(loader, "the data")
         read = tqdm(read, "evaluate", len(loader), unit="batch", disable=rank > 0 or not progress)
         for batch, (examples, images, pixel_values) in zip(batches, read, strict=True):
@@ -94,57 +91,33 @@ def evaluate_model(
 
     score = partial(score_job, protocol.score_image, options)
     with _eval_mode(model), torch.inference_mode():
-        rows = list(map_unordered(score, predictions(), min(metric_workers, len(dataset))))
+        rows = list(map_unordered(score, jobs(), min(metric_workers, len(dataset))))
     if world_size > 1:
         rows = gather_object(rows)
     return in_order(rows)
 
 
-class _Collate:
+def _collate(
+    processor: Any, keep_images: bool, rows: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list, torch.Tensor]:
     """Collate rows to facts, images or their sizes, and pixel values."""
-
-    def __init__(self, processor: Any, keep_images: bool):
-        self.processor = processor
-        self.keep_images = keep_images  # images are slow to send from a loader's process
-
-    def __call__(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list, torch.Tensor]:
-        images = []
-        for row in rows:
-            try:
-                images.append(to_rgb(row["image"]))
-            except ValueError as error:
-                raise ValueError(f"{row['id']}: {error}") from error
-        examples = [
-            {
-                "id": row["id"],
-                "source": row["source"],
-                "height": image.height,
-                "width": image.width,
-                "target": is_object(np.asarray(to_mask(row["mask"]))),
-            }
-            for row, image in zip(rows, images, strict=True)
-        ]
-        pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        return examples, images if self.keep_images else [(each.height, each.width) for each in images], pixel_values
+    examples, images = [], []
+    for row in rows:
+        try:
+            image = to_rgb(row["image"])
+        except ValueError as error:
+            raise ValueError(f"{row['id']}: {error}") from error
+        size = {"height": image.height, "width": image.width}
+        target = is_object(np.asarray(to_mask(row["mask"])))
+        examples.append({"id": row["id"], "source": row["source"], **size, "target": target})
+        images.append(image)
+    pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
+    if not keep_images:  # slow to send from a loader's process
+        images = [(image.height, image.width) for image in images]
+    return examples, images, pixel_values
 
 
-def checked_options(protocol: Protocol, **changed: Any) -> dict[str, Any]:
-    """Return the protocol's options, with those `changed`.
-
-    Raises:
-        UserError: If the protocol has no such option.
-    """
-    try:
-        return protocol.options(**changed)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def score_job(
-    score_image: Callable[..., dict[str, Any]],
-    options: dict[str, Any],
-    job: tuple[dict[str, Any], np.ndarray, np.ndarray],
-) -> dict[str, Any]:
+def score_job(score_image: Callable[..., dict[str, Any]], options: dict[str, Any], job: Job) -> dict[str, Any]:
     """Return the row of one image: its facts and its scores."""
     example, probs, target = job
     return {**example, **score_image(probs, target, **options)}
@@ -158,8 +131,7 @@ def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _checked(example: dict[str, Any], probs: torch.Tensor) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """Return facts, prediction and ground truth of one image, checked."""
+def _checked(example: dict[str, Any], probs: torch.Tensor) -> Job:
     # Not checked in the loader: its processes turn a one-line error into a traceback.
     target = example.pop("target")
     if target.shape != probs.shape:
@@ -176,7 +148,6 @@ def _checked(example: dict[str, Any], probs: torch.Tensor) -> tuple[dict[str, An
 
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode; then restore the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

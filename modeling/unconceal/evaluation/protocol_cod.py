@@ -44,36 +44,19 @@ centroid can leave no pixel beyond it. Then the empty quarters of the S-measure 
 count with their weight, 0.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from py_sod_metrics import MAE, DICEHandler, Emeasure, IOUHandler, Smeasure, WeightedFmeasure
 
-from .base import (
-    MetricColumn,
-    Protocol,
-    check_image,
-    check_rows,
-    highest_points,
-    mean_scores,
-    threshold_curves,
-    to_unit,
+from .base import MetricColumn, Protocol, check_image, highest_points, mean_scores, threshold_curves, to_unit
+
+
+MEANS = (
+    *("s_measure", "weighted_f_measure", "mae"),
+    *("f_measure_adaptive", "f_measure_mean", "e_measure_adaptive", "e_measure_mean"),
 )
-
-
-MEANS = {
-    "s_measure": "s_measure",
-    "weighted_f_measure": "weighted_f_measure",
-    "f_measure_adaptive": "f_measure_adaptive",
-    "f_measure_mean": "f_measure_mean",
-    "e_measure_adaptive": "e_measure_adaptive",
-    "e_measure_mean": "e_measure_mean",
-    "mae": "mae",
-    "dice_at_0.5": "mean_dice_at_0.5",
-    "iou_at_0.5": "mean_iou_at_0.5",
-}
-HIGHEST = {"f_measure_curve": "f_measure_max", "e_measure_curve": "e_measure_max"}
 CURVES = {
     "precision_curve": "precision",
     "recall_curve": "recall",
@@ -96,19 +79,14 @@ COLUMNS = {
 
 
 def score_image(probs: np.ndarray, target: np.ndarray, min_max: bool = True) -> dict[str, Any]:
-    """Score one image by the protocol above.
+    """Score one image by the protocol above; arrays as for `check_image`.
 
-    Args:
-        probs: Prediction, (height, width), floating in [0, 1] or uint8.
-        target: Ground truth, (height, width), boolean.
+    Options:
         min_max: First stretch the prediction to [0, 1] and, if it is floating, round it to 8 bits.
 
     Returns:
         The keys of the table above, and arrays over the thresholds 255 to 0: `precision_curve`, `recall_curve`,
         `f_measure_curve` and `e_measure_curve`.
-
-    Raises:
-        ValueError, TypeError: As `check_image`.
     """
     check_image(probs, target)
     return score_prepared(prepare(probs, min_max), target)
@@ -159,11 +137,10 @@ def score_prepared(probs: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     }
 
 
-def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from rows in any order."""
-    rows = check_rows(rows)
-    summary = {**mean_scores(rows, MEANS), **highest_points(rows, HIGHEST)}
-    return {**{name: summary[name] for name in COLUMNS}, "num_images": len(rows)}
+def combine(rows: list[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the numbers of a data set."""
+    means = mean_scores(rows, MEANS) | mean_scores(rows, ("dice_at_0.5", "iou_at_0.5"), "mean_")
+    return means | highest_points(rows, ("f_measure", "e_measure"))
 
 
 class _Smeasure(Smeasure):
@@ -174,11 +151,4 @@ class _Smeasure(Smeasure):
         return super().ssim(pred, gt) if pred.size else 0.0
 
 
-PROTOCOL = Protocol(
-    name="cod",
-    score_image=score_image,
-    summarize=summarize,
-    columns=COLUMNS,
-    ranked_by=("s_measure", "S"),
-    curves=CURVES,
-)
+PROTOCOL = Protocol("cod", score_image, combine, COLUMNS, ranked_by=("s_measure", "S"), curves=CURVES)

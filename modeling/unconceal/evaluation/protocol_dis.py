@@ -36,18 +36,17 @@ holds object and prediction, with a margin wider than its relaxation: the same n
 counts a pixel as predicted from level 129 of 8 bits, pysodmetrics from 128.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from py_sod_metrics import HumanCorrectionEffortMeasure
 
-from .base import MetricColumn, Protocol, check_image, check_rows, highest_points, mean_scores
+from .base import MetricColumn, Protocol, check_image, highest_points, mean_scores
 from .protocol_cod import CURVES, prepare, score_prepared
 
 
 MEANS = ("weighted_f_measure", "mae", "s_measure", "e_measure_mean")
-HIGHEST = {"f_measure_curve": "f_measure_max"}
 SCORES = ("f_measure_max", *MEANS)
 COLUMNS = {
     "f_measure_max": MetricColumn("max F"),
@@ -62,19 +61,14 @@ _HCE = HumanCorrectionEffortMeasure(relax=RELAX, epsilon=2.0)
 
 
 def score_image(probs: np.ndarray, target: np.ndarray, min_max: bool = True, hce: bool = False) -> dict[str, Any]:
-    """Score one image by the protocol above.
+    """Score one image by the protocol above; arrays as for `check_image`.
 
-    Args:
-        probs: Prediction, (height, width), floating in [0, 1] or uint8.
-        target: Ground truth, (height, width), boolean.
+    Options:
         min_max: First stretch the prediction to [0, 1] and, if it is floating, round it to 8 bits.
         hce: Compute the human correction effort; slower than all other scores together.
 
     Returns:
         The keys of the table above, `hce` only on request, and the curves of `protocol_cod.score_image`.
-
-    Raises:
-        ValueError, TypeError: As `check_image`.
     """
     check_image(probs, target)
     probs = prepare(probs, min_max)
@@ -91,9 +85,7 @@ def human_correction_effort(probs: np.ndarray, target: np.ndarray) -> int:
     Most of its time goes into the skeleton of the ground truth, in proportion to the number of pixels. Background
     farther than the relaxation from object and prediction changes nothing.
 
-    Args:
-        probs: Prediction, (height, width), float64 in [0, 1].
-        target: Truth, (height, width), boolean.
+    The prediction is float64 in [0, 1].
     """
     marked = (probs > 0.5) | target
     rows, columns = (np.flatnonzero(marked.any(axis)) for axis in (1, 0))
@@ -105,20 +97,12 @@ def human_correction_effort(probs: np.ndarray, target: np.ndarray) -> int:
     return int(_HCE.cal_hce(np.ascontiguousarray(probs[part]), np.ascontiguousarray(target[part])))
 
 
-def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from rows in any order."""
-    rows = check_rows(rows)
+def combine(rows: list[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the numbers of a data set."""
     means = (*MEANS, "hce") if all("hce" in row for row in rows) else MEANS
-    summary = {**highest_points(rows, HIGHEST), **mean_scores(rows, {name: name for name in means})}
-    return {**summary, "num_images": len(rows)}
+    return highest_points(rows, ("f_measure",)) | mean_scores(rows, means)
 
 
 PROTOCOL = Protocol(
-    name="dis",
-    score_image=score_image,
-    summarize=summarize,
-    columns=COLUMNS,
-    ranked_by=("weighted_f_measure", "weighted F"),
-    curves=CURVES,
-    report_options={"hce": True},
+    "dis", score_image, combine, COLUMNS, ("weighted_f_measure", "weighted F"), CURVES, report_options={"hce": True}
 )

@@ -30,16 +30,16 @@ Pd depends on pixels: score at the original size, not at the network's. pyirstdm
 installed together with numpy 2. So components come from scikit-image, and the matching is written here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from skimage.measure import label, regionprops
 
-from .base import MetricColumn, Protocol, check_rows, to_unit
+from .base import MetricColumn, Protocol, to_unit
 from .protocol_segmentation import CURVES
+from .protocol_segmentation import combine as combine_pixels
 from .protocol_segmentation import score_image as score_pixels
-from .protocol_segmentation import summarize as summarize_pixels
 
 
 COLUMNS = {
@@ -55,11 +55,9 @@ COLUMNS = {
 def score_image(
     probs: np.ndarray, target: np.ndarray, threshold: float = 0.5, max_distance: float = 3, by_area: bool = False
 ) -> dict[str, Any]:
-    """Score one image by the protocol above.
+    """Score one image by the protocol above; arrays as for `check_image`.
 
-    Args:
-        probs: Prediction, (height, width), floating in [0, 1] or uint8.
-        target: Ground truth, (height, width), boolean.
+    Options:
         threshold: A pixel counts as predicted if `probs` is above it.
         max_distance: Limit on the distance between the centroids of a target and its blob, in pixels.
         by_area: Find false blobs by their area, with the flaw of the common code.
@@ -67,9 +65,6 @@ def score_image(
     Returns:
         The keys of `protocol_segmentation.score_image`, `num_targets`, `num_detected`, `num_false_blobs`,
         `false_pixels`.
-
-    Raises:
-        ValueError, TypeError: As `check_image`.
     """
     row = score_pixels(probs, target, threshold)
     targets, blobs = (regionprops(label(mask, connectivity=2)) for mask in (target, to_unit(probs) > threshold))
@@ -93,22 +88,12 @@ def score_image(
     }
 
 
-def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from rows in any order."""
-    rows = check_rows(rows)
-    summary = summarize_pixels(rows)
+def combine(rows: list[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the numbers of a data set."""
     num_targets = sum(row["num_targets"] for row in rows)
     num_pixels = sum(row[count] for row in rows for count in ("tp", "fp", "fn", "tn"))
-    summary["pd"] = sum(row["num_detected"] for row in rows) / num_targets if num_targets else 1.0
-    summary["fa"] = sum(row["false_pixels"] for row in rows) / num_pixels
-    return {**{name: summary[name] for name in COLUMNS}, "num_images": len(rows)}
+    pd = sum(row["num_detected"] for row in rows) / num_targets if num_targets else 1.0
+    return {**combine_pixels(rows), "pd": pd, "fa": sum(row["false_pixels"] for row in rows) / num_pixels}
 
 
-PROTOCOL = Protocol(
-    name="infrared",
-    score_image=score_image,
-    summarize=summarize,
-    columns=COLUMNS,
-    ranked_by=("iou", "IoU"),
-    curves=CURVES,
-)
+PROTOCOL = Protocol("infrared", score_image, combine, COLUMNS, ranked_by=("iou", "IoU"), curves=CURVES)

@@ -29,13 +29,13 @@ changes the scores of an image with an object by less than 0.0001. And it reads 
 so an empty mask becomes one that is all object. Here an empty mask is empty.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from py_sod_metrics import OverallAccuracyHandler
 
-from .base import MetricColumn, Protocol, check_rows, mean_scores
+from .base import MetricColumn, Protocol, mean_scores
 from .protocol_segmentation import COUNTS, CURVES, total_scores
 from .protocol_segmentation import score_image as score_pixels
 
@@ -53,19 +53,14 @@ _ACCURACY = OverallAccuracyHandler(with_dynamic=False, with_adaptive=False)
 
 
 def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -> dict[str, Any]:
-    """Score one image by the protocol above.
+    """Score one image by the protocol above; arrays as for `check_image`.
 
-    Args:
-        probs: Prediction, (height, width), floating in [0, 1] or uint8.
-        target: Ground truth, (height, width), boolean.
+    Options:
         threshold: A pixel counts as predicted if `probs` is above it.
 
     Returns:
         `tp`, `fp`, `fn`, `tn` (pixels), `iou`, `f1`, `sensitivity`, `precision`, `accuracy` (in [0, 1]), and the
         curves of `protocol_segmentation.score_image`.
-
-    Raises:
-        ValueError, TypeError: As `check_image`.
     """
     row = score_pixels(probs, target, threshold)
     row["sensitivity"] = row["recall"]
@@ -73,18 +68,9 @@ def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -
     return {name: row[name] for name in (*COUNTS, *SCORES, *CURVES)}
 
 
-def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from rows in any order."""
-    rows = check_rows(rows)
-    means = mean_scores(rows, {name: f"mean_{name}" for name in SCORES})
-    return {**means, "iou": total_scores(rows)["iou"], "num_images": len(rows)}
+def combine(rows: list[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the numbers of a data set."""
+    return {**mean_scores(rows, SCORES, "mean_"), "iou": total_scores(rows)["iou"]}
 
 
-PROTOCOL = Protocol(
-    name="lesion",
-    score_image=score_image,
-    summarize=summarize,
-    columns=COLUMNS,
-    ranked_by=("iou", "IoU"),
-    curves=CURVES,
-)
+PROTOCOL = Protocol("lesion", score_image, combine, COLUMNS, ranked_by=("iou", "IoU"), curves=CURVES)

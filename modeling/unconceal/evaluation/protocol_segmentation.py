@@ -29,17 +29,16 @@ The definitions are those of pysodmetrics (`FmeasureV2` with `with_binary=True`)
 pysodmetrics gives 0 throughout.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from py_sod_metrics import DICEHandler, FmeasureV2, IOUHandler, PrecisionHandler, RecallHandler
 
-from .base import MetricColumn, Protocol, check_image, check_rows, mean_scores, threshold_curves, to_unit
+from .base import MetricColumn, Protocol, check_image, mean_scores, threshold_curves, to_unit
 
 
 COUNTS = ("tp", "fp", "fn", "tn")
-MEANS = {"iou": "niou", "f1": "mean_f1", "precision": "mean_precision", "recall": "mean_recall"}
 CURVES = {"precision_curve": "precision", "recall_curve": "recall", "f1_curve": "F1"}
 COLUMNS = {
     "iou": MetricColumn("IoU"),
@@ -51,28 +50,19 @@ COLUMNS = {
     "recall": MetricColumn("recall", selects=False),
     "mean_recall": MetricColumn("mean recall", selects=False),
 }
-_SCORES = {
-    "iou": IOUHandler(with_dynamic=False, with_adaptive=False),
-    "f1": DICEHandler(with_dynamic=False, with_adaptive=False),
-    "precision": PrecisionHandler(with_dynamic=False, with_adaptive=False),
-    "recall": RecallHandler(with_dynamic=False, with_adaptive=False),
-}
+_HANDLERS = {"iou": IOUHandler, "f1": DICEHandler, "precision": PrecisionHandler, "recall": RecallHandler}
+_SCORES = {name: handler(with_dynamic=False, with_adaptive=False) for name, handler in _HANDLERS.items()}
 
 
 def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -> dict[str, Any]:
-    """Score one image by the protocol above.
+    """Score one image by the protocol above; arrays as for `check_image`.
 
-    Args:
-        probs: Prediction, (height, width), floating in [0, 1] or uint8.
-        target: Ground truth, (height, width), boolean.
+    Options:
         threshold: A pixel counts as predicted if `probs` is above it.
 
     Returns:
         `tp`, `fp`, `fn`, `tn` (pixels), `iou`, `f1`, `precision`, `recall` (in [0, 1]), and arrays over the thresholds
         255 to 0: `precision_curve`, `recall_curve`, `f1_curve`.
-
-    Raises:
-        ValueError, TypeError: As `check_image`.
     """
     check_image(probs, target)
     probs = to_unit(probs)
@@ -91,11 +81,10 @@ def score_image(probs: np.ndarray, target: np.ndarray, threshold: float = 0.5) -
     }
 
 
-def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the numbers of a data set from rows in any order."""
-    rows = check_rows(rows)
-    summary = {**total_scores(rows), **mean_scores(rows, MEANS)}
-    return {**{name: summary[name] for name in COLUMNS}, "num_images": len(rows)}
+def combine(rows: list[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the numbers of a data set."""
+    means = mean_scores(rows, ("iou",), "n") | mean_scores(rows, ("f1", "precision", "recall"), "mean_")
+    return total_scores(rows) | means
 
 
 def total_scores(rows: list[Mapping[str, Any]]) -> dict[str, float]:
@@ -110,11 +99,4 @@ def _scores(counts: Mapping[str, int]) -> dict[str, float]:
     return {name: float(score(**counts)) for name, score in _SCORES.items()}
 
 
-PROTOCOL = Protocol(
-    name="segmentation",
-    score_image=score_image,
-    summarize=summarize,
-    columns=COLUMNS,
-    ranked_by=("iou", "IoU"),
-    curves=CURVES,
-)
+PROTOCOL = Protocol("segmentation", score_image, combine, COLUMNS, ranked_by=("iou", "IoU"), curves=CURVES)

@@ -7,6 +7,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,9 +40,8 @@ def check_report_folder(out: str | Path, overwrite: bool):
     if folders:
         raise UserError(f"{out} holds a folder named {folders[0]}, expected a file; choose another --out")
     if existing and not overwrite:
-        raise UserError(
-            f"{out} already holds {' and '.join(existing)}; choose another --out, or pass --overwrite to replace them"
-        )
+        names = " and ".join(existing)
+        raise UserError(f"{out} already holds {names}; choose another --out, or pass --overwrite to replace them")
     make_folder(out)
 
 
@@ -67,15 +67,10 @@ def write_report(
         file_format: Key of `PER_IMAGE_FILES`, for the numbers of each image.
     """
     folder = make_folder(out)
-    scalars = [
-        {
-            name: printable(value) if isinstance(value, str) else value
-            for name, value in row.items()
-            if name not in protocol.curves
-        }
-        for row in rows
-    ]
     curves = mean_curves(protocol, rows)
+    scalars = [{name: value for name, value in row.items() if name not in curves} for row in rows]
+    for row in scalars:
+        row.update(id=printable(row["id"]), source=printable(row["source"]))
     results = {
         "protocol": protocol.name,
         "results": dict(summary),
@@ -89,15 +84,13 @@ def write_report(
     with TemporaryDirectory(prefix=".", dir=folder) as temporary:
         temporary = Path(temporary)
         if file_format == "csv":
-            _write_csv(temporary / PER_IMAGE_FILES["csv"], list(scalars[0]), scalars)
+            _write_csv(temporary / PER_IMAGE_FILES["csv"], scalars)
         else:
             pq.write_table(pa.Table.from_pylist(scalars), temporary / PER_IMAGE_FILES["parquet"])
         if curves:
-            points = [
-                {"threshold": threshold, **dict(zip(curves, values, strict=True))}
-                for threshold, values in zip(THRESHOLDS, zip(*curves.values(), strict=True), strict=True)
-            ]
-            _write_csv(temporary / CURVES_FILE, list(points[0]), points)
+            columns = {"threshold": THRESHOLDS, **curves}
+            points = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            _write_csv(temporary / CURVES_FILE, points)
         (temporary / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         written = sorted(path.name for path in temporary.iterdir())
         for name in written:
@@ -125,9 +118,9 @@ def mean_curves(protocol: Protocol, rows: Sequence[Mapping[str, Any]]) -> dict[s
     return {name: mean_curve(rows, name) for name in protocol.curves}
 
 
-def _write_csv(path: Path, names: list[str], rows: Sequence[Mapping[str, Any]]):
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]):
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=names)
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
 
@@ -138,13 +131,10 @@ def git_commit() -> str | None:
     It ends in "-dirty" if files differ from the commit.
     """
     here = Path(__file__).resolve()
+    git = partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True)
     try:
         # If installed inside another project's checkout, this file is not in that repository.
-        _git("ls-files", "--error-unmatch", here.name, cwd=here.parent)
-        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*", cwd=here.parent)
+        git(["git", "ls-files", "--error-unmatch", here.name])
+        return git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _git(*arguments: str, cwd: Path) -> str:
-    return subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True).stdout.strip()
