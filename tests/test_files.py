@@ -61,12 +61,8 @@ def test_the_next_replacement_repairs_a_killed_one(tmp_path):
 def test_two_processes_restore_one_folder(tmp_path, monkeypatch):
     write_folder(tmp_path / ".folder.old", "old")
     rename = os.rename
-
-    def late(source, target):
-        rename(source, target)  # the other process
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", late)
+    # The first call is the other process.
+    monkeypatch.setattr(os, "rename", lambda *paths: rename(*paths) or rename(*paths))
     restore(tmp_path / "folder")
     assert (tmp_path / "folder" / "inner").read_text() == "old"
 
