@@ -15,13 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change: data.path=data/sirst")
     parser.add_argument("--resume", action="store_true", help="continue after the last finished epoch")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in the output folder")
-    parser.add_argument(
-        "--seeds",
-        nargs="+",
-        type=count,
-        metavar="N",
-        help="train once for each seed on a random split of its own, and print mean and standard deviation",
-    )
+    seeds = "train once for each seed on a random split of its own, and print mean and standard deviation"
+    parser.add_argument("--seeds", nargs="+", type=count, metavar="N", help=seeds)
 
 
 def run(args: argparse.Namespace):

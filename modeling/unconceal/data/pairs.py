@@ -44,23 +44,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """Opened and usable pair.
-
-    Attributes:
-        pair: The files.
-        image_bytes: The unchanged image file.
-        image: The decoded image, upright.
-        mask: Object mask (H, W), boolean, of the size of the upright image.
-        mask_changed: Whether a mask file held other values than 0 and 255.
-        mask_resized: Whether a mask file had another size than the upright image.
-    """
+    """Opened and usable pair."""
 
     pair: Pair
-    image_bytes: bytes
-    image: Image.Image
-    mask: np.ndarray
-    mask_changed: bool
-    mask_resized: bool
+    image_bytes: bytes  # the unchanged file
+    image: Image.Image  # upright
+    mask: np.ndarray  # (H, W), boolean, of the size of the upright image
+    mask_changed: bool  # a mask file held other values than 0 and 255
+    mask_resized: bool  # a mask file had another size than the upright image
 
 
 @dataclass
@@ -141,20 +132,19 @@ def check_pairs(pairs: Iterable[Pair], load: Callable[[Pair], LoadedPair]) -> Re
 
     If a name occurs twice, all its pairs are unusable: nothing says which is meant.
     """
-    pairs = list(pairs)
     by_id = defaultdict(list)
     for pair in pairs:
         by_id[pair.id].append(pair)
     report = Report()
-    for pair in tqdm(pairs, desc="checking", unit="pair", disable=None):
-        same = by_id[pair.id]
+    for id, same in by_id.items():
         if len(same) > 1:
-            if pair is same[0]:
-                places = ", ".join(
-                    f"{p.image.name if p.image else 'no image'}{f' in {p.split}' if p.split else ''}" for p in same
-                )
-                report.problems.append((pair.id, f"the name occurs {len(same)} times: {places}"))
-            continue
+            files = [pair.image.name if pair.image else "no image" for pair in same]
+            places = [
+                f"{file} in {pair.split}" if pair.split else file for file, pair in zip(files, same, strict=True)
+            ]
+            report.problems.append((id, f"the name occurs {len(same)} times: {', '.join(places)}"))
+    single = [same[0] for same in by_id.values() if len(same) == 1]
+    for pair in tqdm(single, desc="checking", unit="pair", disable=None):
         try:
             loaded = load(pair)
         except UnusablePair as error:

@@ -120,5 +120,5 @@ SOURCES = {
 }
 
 SYNTHETIC_SPLITS = ("train", "val", "test")
-# Kinds of generated scenes. The place of a kind is part of the seed: add new kinds at the end.
+# Keys of `synthetic.KINDS`, which is slower to import.
 SYNTHETIC_KINDS = ("camouflage", "ultrasound", "infrared", "dichotomous", "intricate")

@@ -381,10 +381,9 @@ def _dichotomous(rng: Rng, shape: Shape, empty: bool) -> tuple[np.ndarray, np.nd
         ghost = _filter(_draw(rng, shape, strokes, rng.uniform(25, 60) * unit), _gaussian(shape, 2.2 * unit))
         colors = colors + ghost[..., None] * rng.uniform(-0.3, 0.3)
     cover = np.zeros(shape)
-    if not empty:
-        for _ in range(rng.integers(1, 3)):
-            strokes = shapes[rng.integers(len(shapes))](rng)
-            cover = np.maximum(cover, _draw(rng, shape, strokes, rng.uniform(32, 50) * unit))
+    for _ in range(0 if empty else rng.integers(1, 3)):
+        strokes = shapes[rng.integers(len(shapes))](rng)
+        cover = np.maximum(cover, _draw(rng, shape, strokes, rng.uniform(32, 50) * unit))
     thing = surface(_fractal(shape, 1.6), rng.uniform(0.12, 0.2))
     edge = np.gradient(_filter(cover, _gaussian(shape, 0.8 * unit)), axis=0) * unit
     thing = thing + 0.35 * edge[..., None]
@@ -409,8 +408,8 @@ def _bicycle(rng: Rng) -> list[Stroke]:
     size, tube = rng.uniform(0.42, 0.5), rng.uniform(1.5, 3.5)
     strokes = _moved(_wheel(rng), size, -0.55, 0.35, 0.55) + _moved(_wheel(rng), size, 0.55, 0.35, 0.55)
     hub, crank, seat, head, fork = (-0.55, 0.35), (-0.08, 0.38), (-0.22, -0.3), (0.36, -0.28), (0.55, 0.35)
-    for path in (_line(hub, crank, seat, hub), _line(seat, head, crank), _line(fork, head, (0.32, -0.42))):
-        strokes.append((path, tube))
+    frame = _line(hub, crank, seat, hub), _line(seat, head, crank), _line(fork, head, (0.32, -0.42))
+    strokes += [(path, tube) for path in frame]
     strokes += _moved(_cog(rng), 0.13, *crank)
     saddle = _line((-0.36, -0.4), (-0.1, -0.42), (-0.12, -0.34), (-0.34, -0.33))
     bars = _line((0.2, -0.5), (0.32, -0.46), (0.48, -0.5), (0.52, -0.4), (0.44, -0.36))
@@ -539,8 +538,8 @@ def _pylon(rng: Rng) -> list[Stroke]:
         strokes += [(_line(left[i + 1], right[i + 1]), 0.8)]
     for y, reach in zip((-0.85, -0.55, -0.25), rng.uniform(0.5, 0.95, 3), strict=True):
         strokes += [(_line((-reach, y), (0, y - 0.1), (reach, y)), 0.9), (_line((-reach, y), (reach, y)), 0.9)]
-        for x in np.linspace(-reach, reach, 9):
-            strokes.append((_line((x, y), (x, y - 0.1 * (1 - abs(x) / reach))), 0.5))
+        places = np.linspace(-reach, reach, 9)
+        strokes += [(_line((x, y), (x, y - 0.1 * (1 - abs(x) / reach))), 0.5) for x in places]
         strokes += [((x, y + 0.02 + 0.035 * i) + _circle(0.022, 8), 0) for x in (-reach, reach) for i in range(4)]
     return strokes
 
@@ -601,9 +600,7 @@ def _tint(rng: Rng, others: np.ndarray | None = None) -> np.ndarray:
     """Return a color without brightness, (3,), far from `others`, (N, 3)."""
     tints = rng.uniform(-0.16, 0.16, size=(1 if others is None else 4, 3)).astype(np.float32)
     tints -= (tints @ np.float32((0.299, 0.587, 0.114)))[:, None]
-    if others is None:
-        return tints[0]
-    return tints[np.linalg.norm(tints[:, None] - others, axis=2).min(1).argmax()]
+    return tints[0 if others is None else np.linalg.norm(tints[:, None] - others, axis=2).min(1).argmax()]
 
 
 def _blurred(image: Image.Image, radius: float) -> np.ndarray:
@@ -670,7 +667,7 @@ def _intricate(rng: Rng, shape: Shape, empty: bool) -> tuple[np.ndarray, np.ndar
     return colors, np.asarray(parts) > 0
 
 
-# The place in this table is part of the seed: add new kinds at the end.
+# The place of a kind is part of the seed: add new kinds at the end.
 KINDS: dict[str, Callable[[Rng, Shape, bool], tuple[np.ndarray, np.ndarray]]] = {
     "camouflage": _camouflage,
     "ultrasound": _ultrasound,

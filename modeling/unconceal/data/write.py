@@ -125,10 +125,11 @@ def write_card(
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _is_data_set(folder: Path) -> bool:
+def _is_data_set(path: Path) -> bool:
+    if path.is_symlink() or not path.is_dir():
+        return False
     # A hidden file such as .DS_Store does not count, but a hidden folder such as .git is somebody's work.
-    names = {path.name for path in folder.iterdir() if path.is_dir() or not path.name.startswith(".")}
-    return names == {"README.md", "data"}
+    return {one.name for one in path.iterdir() if one.is_dir() or one.name[0] != "."} == {"README.md", "data"}
 
 
 @contextmanager
@@ -144,16 +145,13 @@ def new_data_set(out: str | Path, overwrite: bool) -> Iterator[Path]:
     if out.exists() or out.is_symlink():
         if not overwrite:
             raise UserError(f"{out} exists already; choose another --out, or pass --overwrite to replace it")
-        if not out.is_dir() or out.is_symlink() or not _is_data_set(out):
-            raise UserError(
-                f"{out} is not a data set that this command wrote and is not replaced; choose another --out"
-            )
+        if not _is_data_set(out):
+            raise UserError(f"{out} is not a data set of this command, so it is not replaced; choose another --out")
     make_folder(out.parent)
     with replacing(out) as folder:
         try:
             folder.mkdir()
             yield folder
         except OSError as error:
-            raise UserError(
-                f"cannot write {out}: {error.strerror or error}; free space or choose another --out"
-            ) from error
+            reason = error.strerror or error
+            raise UserError(f"cannot write {out}: {reason}; free space or choose another --out") from error
