@@ -8,13 +8,7 @@ import pytest
 
 from unconceal.data.sources import COD_TEST_SETS, DIS5K_SPLITS
 from unconceal.evaluation.protocols import PROTOCOLS
-from unconceal.evaluation.tables import (
-    find_benchmark,
-    load_papers,
-    make_tables,
-    read_result,
-    results_table,
-)
+from unconceal.evaluation.tables import find_benchmark, load_papers, make_tables, read_result, to_markdown
 from unconceal.utils.errors import UserError
 
 
@@ -405,7 +399,7 @@ def test_foreign_content_is_rejected(tmp_path, content, problem):
 
 
 def test_markdown(write):
-    text = results_table([write("BUS", name="a|b"), write("CAMO", name="c")])
+    text = to_markdown(tables_of(write("BUS", name="a|b"), write("CAMO", name="c")))
     assert text.startswith("### CAMO (camouflaged objects), 250 images, protocol cod\n\n| method | S | adaptive F |")
     assert "\n| SINet (ResNet-50) | 0.745 | 0.712 | 0.804 | 0.092 | paper: RUN, Table 1, common setting |\n" in text
     assert "\n| a\\|b | 0.880 | 0.930 | measured |\n\n" in text

@@ -292,9 +292,9 @@ def evaluate_files(args, dataset, protocol, workers, options):
 def run_table(args: argparse.Namespace):
     """Print results next to the papers' figures."""
     check_free(args)
-    from ..evaluation.tables import results_table
+    from ..evaluation.tables import make_tables, read_result, to_markdown
 
-    text = results_table(args.results, with_papers=not args.no_papers)
+    text = to_markdown(make_tables(map(read_result, args.results), with_papers=not args.no_papers))
     if args.out is None:
         print(text)
         return

@@ -8,5 +8,5 @@ The docstring of `protocol_NAME.py` is the written protocol. Import names from t
 | `networks` | `evaluate_model` scores a network |
 | `mask_files` | `PredictionFolder` scores mask files of any method |
 | `report` | `write_report` keeps the numbers |
-| `tables` | `results_table` compares results with each other and with papers |
+| `tables` | `make_tables` compares results with each other and with papers |
 """

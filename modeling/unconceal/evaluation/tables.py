@@ -28,114 +28,60 @@ MISSING = "–"
 # What `read_result` reads of a results.json. Optional keys may be null or absent.
 REQUIRED = {"name": str, "protocol": str, "results": dict, "sources": dict, "options": dict}
 OPTIONAL = {
-    "split": str,
-    "benchmark": str,
-    "division_seed": int,
-    "refine": str,
-    "data": str,
-    "weights": str,
-    "limit": int,
-    "command": str,
-    "date": str,
-    "git_commit": str,
+    **dict.fromkeys(("split", "benchmark", "refine", "data", "weights", "command", "date", "git_commit"), str),
+    **dict.fromkeys(("division_seed", "limit"), int),
 }
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A test split and its protocol.
-
-    Attributes:
-        title: Name for people.
-        protocol: Key of `PROTOCOLS`.
-        num_images: Number of images in the split.
-        source: The column `source` of these images in our data sets.
-        split: Name of the split in our data sets.
-        mean_of: Benchmarks whose figures are averaged. Such a benchmark is not scored: it has no source and no split.
-    """
+    """A test split and its protocol."""
 
     title: str
-    protocol: str
+    protocol: str  # key of `PROTOCOLS`
     num_images: int
-    source: str | None = None
-    split: str | None = None
-    mean_of: tuple[str, ...] = ()
+    source: str | None = None  # column `source` of these images in our data sets
+    split: str | None = None  # in our data sets
+    mean_of: tuple[str, ...] = ()  # benchmarks whose figures are averaged; then it has no source and no split
 
 
 @dataclass(frozen=True)
 class Published:
-    """A row of a paper's table, for one benchmark.
-
-    Attributes:
-        benchmark: Name of the benchmark.
-        method: Name in the paper.
-        backbone: Backbone, if stated.
-        source: Place of the row, such as "RUN, Table 1, common setting".
-        reference: The paper.
-        figures: Metric -> value, with the names and scales of our protocols.
-        notes: Facts to know before comparing.
-    """
+    """A row of a paper's table, for one benchmark."""
 
     benchmark: str
     method: str
     backbone: str | None
-    source: str
-    reference: str
-    figures: Mapping[str, float]
-    notes: tuple[str, ...] = ()
+    source: str  # place of the row, such as "RUN, Table 1, common setting"
+    reference: str  # the paper
+    figures: Mapping[str, float]  # metric -> value, with the names and scales of our protocols
+    notes: tuple[str, ...]  # facts to know before comparing
 
 
 @dataclass(frozen=True)
 class Result:
-    """A measured result.
+    """A measured result."""
 
-    Attributes:
-        path: The results.json.
-        name: Name of the method, chosen by the user.
-        protocol: Protocol that scored it.
-        figures: Metric -> value.
-        num_images: Number of scored images.
-        sources: Sources of the images, sorted.
-        split: Split of the data set, if any.
-        benchmark: Name of the benchmark, if given.
-        split_seed: Seed of the random split of the data, if there was one.
-        settings: Options that differ from those of a report, such as "min_max off".
-        stamps: Date and commit of the measurement.
-        weights: Digest of the model's weights, if there was a model (see `api.weights_digest`).
-        limit: Number of images, if only the first of the split were scored.
-        data: Folder or Hub id of the data.
-        date: Time of the measurement, ISO 8601.
-        command: Command of the measurement.
-    """
-
-    path: Path
-    name: str
+    path: Path  # the results.json
+    name: str  # of the method, chosen by the user
     protocol: Protocol
-    figures: Mapping[str, float]
+    figures: Mapping[str, float]  # metric -> value
     num_images: int
-    sources: tuple[str, ...]
+    sources: tuple[str, ...]  # of the images, sorted
+    settings: tuple[str, ...] = ()  # options that differ from those of a report, such as "min_max off"
+    stamps: tuple[str, ...] = ()  # date and commit of the measurement, in words
     split: str | None = None
     benchmark: str | None = None
-    split_seed: int | None = None
-    settings: tuple[str, ...] = ()
-    stamps: tuple[str, ...] = ()
-    weights: str | None = None
-    limit: int | None = None
-    data: str | None = None
-    date: str | None = None
+    split_seed: int | None = None  # of the random split, if there was one
+    weights: str | None = None  # digest of the model's weights, as `api.weights_digest`
+    limit: int | None = None  # number of images, if only the first of the split were scored
+    data: str | None = None  # folder or Hub id
+    date: str | None = None  # ISO 8601
     command: str | None = None
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of plain text; `to_markdown` escapes it.
-
-    Attributes:
-        title: Test set and protocol.
-        header: Titles of the columns.
-        rows: Cells of each row, as many as titles.
-        notes: Lines under the table.
-    """
+class Table(NamedTuple):
+    """A table of plain text; `to_markdown` escapes it."""
 
     title: str
     header: Sequence[str]
@@ -152,19 +98,6 @@ class _Test(NamedTuple):
     sources: tuple[str, ...] = ()
 
 
-def results_table(paths: Iterable[str | Path], with_papers: bool = True) -> str:
-    """Return Markdown tables of results, one for each test set.
-
-    Args:
-        paths: Files results.json, or folders that hold one.
-        with_papers: Whether to add the papers' rows.
-
-    Raises:
-        UserError: As `read_result` and `make_tables`.
-    """
-    return to_markdown(make_tables(map(read_result, paths), with_papers))
-
-
 @cache
 def load_papers() -> tuple[dict[str, Benchmark], list[Published]]:
     """Return the benchmarks by name, and the published rows."""
@@ -179,27 +112,19 @@ def load_papers() -> tuple[dict[str, Benchmark], list[Published]]:
 
 
 def _published_rows(paper: Mapping[str, Any], benchmarks: Mapping[str, Benchmark]) -> Iterator[Published]:
+    name, notes = paper["paper"], tuple(paper.get("notes", ()))
     about = ", ".join(filter(None, (paper["reference"], paper.get("url"))))
     for place, rows in paper["rows"].items():
         for row in rows:
+            method, backbone = row["method"], row.get("backbone")
             for benchmark in (key for key in row if key in benchmarks):
                 metrics = paper["figures"][benchmarks[benchmark].protocol]
-                yield Published(
-                    benchmark=benchmark,
-                    method=row["method"],
-                    backbone=row.get("backbone"),
-                    source=f"{paper['paper']}, {place}",
-                    reference=f"{paper['paper']} ({about})",
-                    figures=dict(zip(metrics, row[benchmark], strict=True)),
-                    notes=tuple(paper.get("notes", ())),
-                )
+                figures = dict(zip(metrics, row[benchmark], strict=True))
+                yield Published(benchmark, method, backbone, f"{name}, {place}", f"{name} ({about})", figures, notes)
 
 
 def read_result(path: str | Path) -> Result:
-    """Read a results.json.
-
-    Args:
-        path: The file, or the folder that holds it.
+    """Read a results.json, or the one in a folder.
 
     Raises:
         UserError: If there is no such file, or it is damaged or foreign.
@@ -209,29 +134,26 @@ def read_result(path: str | Path) -> Result:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(
-            f"cannot read {file} ({error.strerror}); "
-            f"expected a {RESULTS_FILE}, or a folder that unconceal evaluate --out wrote"
-        ) from error
+        expected = f"expected a {RESULTS_FILE}, or a folder that unconceal evaluate --out wrote"
+        raise UserError(f"cannot read {file} ({error.strerror}); {expected}") from error
     except (ValueError, RecursionError) as error:  # wrong JSON or wrong encoding
         raise UserError(f"{file} is damaged ({one_line(error)}); evaluate again") from error
     problem = _problem(data)
     if problem:
-        raise UserError(
-            f"{file} is not a {RESULTS_FILE} of unconceal evaluate: {problem}; evaluate again, or leave it out"
-        )
-    protocol = PROTOCOLS[data["protocol"]]
+        what = f"{file} is not a {RESULTS_FILE} of unconceal evaluate"
+        raise UserError(f"{what}: {problem}; evaluate again, or leave it out")
+    protocol, results = PROTOCOLS[data["protocol"]], data["results"]
     return Result(
         path=file,
         name=" ".join(data["name"].split()),
         protocol=protocol,
-        figures={metric: data["results"][metric] for metric in protocol.columns if metric in data["results"]},
-        num_images=data["results"]["num_images"],
+        figures={metric: results[metric] for metric in protocol.columns if metric in results},
+        num_images=results["num_images"],
         # Masks in a folder have no source: the folder tells test sets apart.
         sources=tuple(sorted({source or data.get("data") or "unnamed data" for source in data["sources"]})),
-        split_seed=data.get("division_seed"),  # the file keeps the option's old name
         settings=_settings(protocol, data["options"], data.get("refine")),
         stamps=(_stamp(data.get("date"), data.get("git_commit")),),
+        split_seed=data.get("division_seed"),  # the file keeps the option's old name
         **{key: data.get(key) for key in ("split", "benchmark", "weights", "limit", "data", "date", "command")},
     )
 
@@ -306,11 +228,7 @@ def make_tables(results: Iterable[Result], with_papers: bool = True) -> list[Tab
     """Make one table for each test set: benchmarks first, in their order.
 
     Results of one name on several random splits become one row: mean and sample standard deviation. A benchmark that
-    is a mean of others gets a row if all of these have one.
-
-    Args:
-        results: From `read_result`.
-        with_papers: Whether to add the papers' rows.
+    is a mean of others gets a row if all of these have one. `with_papers` adds the papers' rows.
 
     Raises:
         UserError: If two results need the same row, or a result names an unknown benchmark.
@@ -319,20 +237,18 @@ def make_tables(results: Iterable[Result], with_papers: bool = True) -> list[Tab
     tests: dict[_Test, dict[str, list[Result]]] = {}
     for result in results:
         benchmark = find_benchmark(result)
-        where = {} if benchmark else {"split": result.split, "sources": result.sources}
-        methods = tests.setdefault(_Test(result.protocol.name, benchmark, **where), {})
+        where = (None, ()) if benchmark else (result.split, result.sources)
+        methods = tests.setdefault(_Test(result.protocol.name, benchmark, *where), {})
         methods.setdefault(result.name, []).append(result)
     for test, methods in tests.items():
         for runs in methods.values():
             _check_one_row(runs, _title(test))
     for name, benchmark in benchmarks.items():
-        means = benchmark.mean_of and _mean_of_parts(
-            [tests.get(_Test(benchmark.protocol, part), {}) for part in benchmark.mean_of]
-        )
-        if means:
+        parts = [tests.get(_Test(benchmark.protocol, part), {}) for part in benchmark.mean_of]
+        if means := _means(parts):
             tests[_Test(benchmark.protocol, name)] = means
-    order = list(benchmarks)
-    in_order = sorted(tests, key=lambda test: order.index(test.benchmark) if test.benchmark else len(order))
+    order = [*benchmarks, None]
+    in_order = sorted(tests, key=lambda test: order.index(test.benchmark))
     return [_make_table(test, tests[test], published if with_papers else ()) for test in in_order]
 
 
@@ -351,11 +267,11 @@ def _check_one_row(runs: Sequence[Result], title: str):
         )
 
 
-def _mean_of_parts(parts: Sequence[Mapping[str, Sequence[Result]]]) -> dict[str, list[Result]]:
-    """Return the mean of each result over all benchmarks, by name."""
+def _means(parts: Sequence[Mapping[str, Sequence[Result]]]) -> dict[str, list[Result]]:
+    """Return the mean of each result over all parts, by name."""
     by_run = [{(run.name, run.split_seed): run for runs in part.values() for run in runs} for part in parts]
     means: dict[str, list[Result]] = {}
-    for key, first in by_run[0].items():
+    for key, first in by_run[0].items() if by_run else ():
         runs = [part[key] for part in by_run if key in part]
         if len(runs) == len(parts):
             mean = replace(
@@ -371,11 +287,8 @@ def _mean_of_parts(parts: Sequence[Mapping[str, Sequence[Result]]]) -> dict[str,
 
 def _common_figures(runs: Sequence[Result]) -> dict[str, list[float]]:
     """Return the values of each metric that all results have."""
-    return {
-        metric: [run.figures[metric] for run in runs]
-        for metric in runs[0].figures
-        if all(metric in run.figures for run in runs)
-    }
+    common = [metric for metric in runs[0].figures if all(metric in run.figures for run in runs)]
+    return {metric: [run.figures[metric] for run in runs] for metric in common}
 
 
 def _title(test: _Test) -> str:
@@ -391,9 +304,8 @@ def _make_table(test: _Test, methods: Mapping[str, Sequence[Result]], published:
     benchmark = load_papers()[0].get(test.benchmark)
     comparable = benchmark is not None and benchmark.protocol == test.protocol
     papers = [row for row in published if comparable and row.benchmark == test.benchmark]
-    shown = {
-        metric for row in (*papers, *(run for runs in methods.values() for run in runs)) for metric in row.figures
-    }
+    measured = [run for runs in methods.values() for run in runs]
+    shown = {metric for row in (*papers, *measured) for metric in row.figures}
     columns = {metric: column for metric, column in PROTOCOLS[test.protocol].columns.items() if metric in shown}
     rows = []
     for row in papers:
@@ -407,7 +319,7 @@ def _make_table(test: _Test, methods: Mapping[str, Sequence[Result]], published:
             f"Scored by the protocol {test.protocol}. The published figures follow the protocol {benchmark.protocol}, "
             "so none is shown."
         )
-    if any(len(runs) > 1 for runs in methods.values()):
+    if len(measured) > len(methods):
         notes.append("± is the sample standard deviation over the random splits.")
     if papers:
         notes.append(f"Published: {'; '.join(dict.fromkeys(row.reference for row in papers))}.")
@@ -416,9 +328,7 @@ def _make_table(test: _Test, methods: Mapping[str, Sequence[Result]], published:
     return Table(_title(test), ["method", *(column.title for column in columns.values()), "source"], rows, notes)
 
 
-def _measured_row(
-    runs: Sequence[Result], columns: Mapping[str, MetricColumn], benchmark: Benchmark | None
-) -> list[str]:
+def _measured_row(runs: Sequence[Result], columns: Mapping[str, MetricColumn], of: Benchmark | None) -> list[str]:
     """Return the row of one method: one result, or several random splits."""
     details = []
     if len(runs) > 1:
@@ -427,9 +337,9 @@ def _measured_row(
         details.append(f"random split, seed {runs[0].split_seed}")
     # A result on fewer or more images than the benchmark's is not comparable.
     num_images = sorted({run.num_images for run in runs})
-    if benchmark is None or num_images != [benchmark.num_images]:
+    if of is None or num_images != [of.num_images]:
         scored = " to ".join(str(number) for number in dict.fromkeys((num_images[0], num_images[-1])))
-        details.append(f"{scored} of {benchmark.num_images} images" if benchmark else f"{scored} images")
+        details.append(f"{scored} of {of.num_images} images" if of else f"{scored} images")
     details += runs[0].settings
     figures = {}
     for metric, values in _common_figures(runs).items():
