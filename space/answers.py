@@ -20,9 +20,14 @@ from uploads import Refused, keep_longer, read_header, read_image, upload_folder
 
 
 try:
-    import spaces  # lends a GPU to decorated functions on a ZeroGPU Space
+    import spaces
+
+    gpu = spaces.GPU(duration=120)  # lends a GPU to decorated functions on a ZeroGPU Space
 except ImportError:
-    spaces = None
+
+    def gpu(function):
+        return function
+
 
 MAX_FILES = 50  # of a batch
 MAX_BATCH_PIXELS = 500_000_000
@@ -31,15 +36,9 @@ STAGE_SIDE = 360
 THRESHOLD = 0.5
 MAX_BOXES = 50
 OUTPUTS = ("mask", "cutout")
-STAGE_MAPS = ("mask", "edge", "background", "uncertainty")
 REPORT_COLUMNS = ["file", "result", "width", "height", "seconds", "share"]
 DRAWN_BY_BROWSERS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "WEBP")
 NO_PROGRESS = gr.Progress()
-
-
-def gpu(function):
-    """Run a function on a lent GPU if on a ZeroGPU Space."""
-    return spaces.GPU(duration=120)(function) if spaces else function
 
 
 # ZeroGPU pickles the arguments of `gpu` functions for a forked process, so they take only names and images.
@@ -72,33 +71,23 @@ def preview_size(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def find_boxes(mask: np.ndarray) -> list[dict[str, int]]:
-    """Return a box around each part above the threshold, largest first.
+    """Return a box in pixels around each part above the threshold, largest first.
 
     Pixels that touch at corners belong to one part.
-
-    Returns:
-        Up to `MAX_BOXES` dictionaries of `x`, `y` (left, top), `width`, `height` and `area`, in pixels.
     """
     parts, count = ndimage.label(mask > THRESHOLD, np.ones((3, 3)))
     areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     places = ndimage.find_objects(parts)
     boxes = []
     for index in np.argsort(-areas, kind="stable")[:MAX_BOXES]:
-        rows, columns = places[index]
-        boxes.append(
-            {
-                "x": int(columns.start),
-                "y": int(rows.start),
-                "width": int(columns.stop - columns.start),
-                "height": int(rows.stop - rows.start),
-                "area": int(areas[index]),
-            }
-        )
+        y, x = places[index]
+        size = {"width": x.stop - x.start, "height": y.stop - y.start}
+        boxes.append({"x": x.start, "y": y.start, **size, "area": int(areas[index])})
     return boxes
 
 
 def result_folder() -> Path:
-    """Create a folder with an unguessable name for a result."""
+    """Create a folder with an unguessable name."""
     folder = upload_folder() / secrets.token_hex(16)
     folder.mkdir(parents=True)
     return folder
@@ -150,7 +139,6 @@ class Demo:
         return probs, mask, time.perf_counter() - started
 
     def report(self, name: str, probs: np.ndarray, seconds: float) -> dict:
-        """Describe a result in numbers."""
         return {
             "network": name,
             "model": self.catalog.describe(name),
@@ -190,23 +178,15 @@ class Demo:
         Each stage k, starting at the coarse k = 0, has images of mask, edge (from k = 1), background and uncertainty.
         Their captions are stage and kind, such as "2 edge".
         """
-        stages = self.stages(network, self.open(image, network))
         return [
-            (save(stage[kind], image, f"_{k}_{kind}"), f"{k} {kind}")
-            for k, stage in enumerate(stages)
-            for kind in STAGE_MAPS
-            if kind in stage
+            (save(drawn, image, f"_{k}_{kind}"), f"{k} {kind}")
+            for k, stage in enumerate(self.stages(network, self.open(image, network)))
+            for kind, drawn in stage.items()
         ]
 
     def stages(self, name: str, image: Image.Image) -> list[dict[str, Image.Image]]:
-        """Return the maps of each stage."""
-        find = self.catalog[name]
-        if not hasattr(find, "unfold"):
-            raise Refused(
-                "This checkpoint is too old to show stages. Save it again with the current version of Unconceal."
-            )
-        if not self.catalog.may_unfold(name):
-            raise Refused("This network finds its mask in one step. Only RUN has stages.")
+        if not self.catalog.unfolds(name):
+            raise Refused("Only RUN shows stages, if saved with the current version of Unconceal.")
         return predict_stages(name, image)
 
     def segment_batch(
@@ -253,7 +233,6 @@ class Demo:
     def _add(
         self, archive: zipfile.ZipFile, image: str, network: str, outputs: list[str], fine_edges: bool, taken: set[str]
     ) -> list:
-        """Add the results of one image and return its report row."""
         name = Path(image).name
         if name.startswith(("=", "+", "-", "@")):
             name = f"'{name}"  # otherwise a spreadsheet would run it as a formula
@@ -296,7 +275,7 @@ class Demo:
             "image": to_data_url(opened.resize(size, Image.Resampling.BOX), "JPEG"),
             "mask": to_data_url(mask.resize(size, Image.Resampling.BOX), "PNG"),
             "view": use_of(network).view,
-            "unfolds": self.catalog.may_unfold(network),
+            "unfolds": self.catalog.unfolds(network),
         }
         drawn = gr.skip() if read_header(image)[0] in DRAWN_BY_BROWSERS else save(opened, image)
         download = gr.update(value=save(mask, image, "_mask"), interactive=True)

@@ -46,7 +46,6 @@ from uploads import (
 
 
 HERE = Path(__file__).parent
-ON_SPACE = "SPACE_ID" in os.environ
 MAX_PIXELS = 50_000_000
 MAX_WAITING = 100  # requests in the queue; more are refused
 MAX_SESSIONS = 64  # visitors whose last result gradio keeps in memory
@@ -103,10 +102,7 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
                     elem_id="examples",
                 )
                 fine = gr.Checkbox(
-                    True,
-                    label="Fine edges",
-                    info="Refines the edges of large images in tiles. Takes longer.",
-                    elem_id="fine",
+                    True, label="Fine edges", info="Refines large images in tiles. Takes longer.", elem_id="fine"
                 )
                 run = gr.Button("Find it", variant="primary", elem_id="run")
             with gr.Column(scale=8, min_width=320, elem_id="answer"):
@@ -136,30 +132,22 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
                 run_batch = gr.Button("Find all", variant="primary", elem_id="run-batch")
             with gr.Column(scale=8, min_width=320):
                 archive = gr.File(label="All results (ZIP)", elem_id="archive", height=130, interactive=False)
+                widths = ["190px", "260px", "80px", "80px", "90px", "80px"]
                 report = gr.Dataframe(
                     headers=REPORT_COLUMNS,
                     label="Report",
-                    interactive=False,
+                    column_widths=widths,
                     wrap=True,
-                    column_widths=["190px", "260px", "80px", "80px", "90px", "80px"],
                     elem_id="report",
+                    interactive=False,
                     buttons=["copy"],
                 )
         with gr.Tab("API", id="program"):
-            limits = {
-                "MINUTES": f"{kept_seconds / 60:g}",
-                "MEGAPIXELS": f"{MAX_PIXELS / 1e6:g}",
-                "MEGABYTES": str(MAX_BYTES >> 20),
-            }
-            gr.Markdown(re.sub("|".join(limits), lambda found: limits[found[0]], read_part("program.md")))
+            limits = {"minutes": kept_seconds / 60, "megapixels": MAX_PIXELS / 1e6, "megabytes": MAX_BYTES >> 20}
+            gr.Markdown(read_part("program.md").format_map(limits))
 
-        show = {
-            "fn": demo.show,
-            "inputs": [image, network, fine],
-            "outputs": [viewer, mask, ask_cutout, image, seen],
-            "show_progress_on": viewer,
-            **busy,
-        }
+        asked, shown = [image, network, fine], [viewer, mask, ask_cutout, image, seen]
+        show = {"fn": demo.show, "inputs": asked, "outputs": shown, "show_progress_on": viewer, **busy}
         found = [gr.on([image.input, network.input, fine.input, run.click], trigger_mode="always_last", **show)]
         fetching = {"show_progress_on": viewer, "api_visibility": "private", "concurrency_limit": 8}
         found.append(url.submit(take_address, url, [image, viewer], **fetching).then(**show))
@@ -168,15 +156,8 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
             path, name = shown_examples[event.index]
             return str(path), name
 
-        chosen = examples.choose(
-            choose_example,
-            None,
-            [image, network],
-            queue=False,
-            show_progress="hidden",
-            api_visibility="private",
-        )
-        found.append(chosen.then(**show))
+        unseen = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        found.append(examples.choose(choose_example, None, [image, network], **unseen).then(**show))
 
         async def open_address(event: gr.EventData):
             known = event.network if event.network in sources else gr.skip()
@@ -191,8 +172,7 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
             lambda: (None, *[gr.update(interactive=False)] * 2, None),
             outputs=[viewer, mask, ask_cutout, seen],
             cancels=found,  # running requests belong to the image that was removed
-            queue=False,
-            api_visibility="private",
+            **unseen,
         )
 
         def unfold_seen(path: str | None, name: str) -> dict:
@@ -232,12 +212,8 @@ async def take_address(url: str) -> tuple:
     """Fetch an image and return new values of image and viewer."""
     try:
         path = await fetch(url, upload_folder())
-    except Refused as error:
-        return None, {"error": error.message}
-    try:
         await asyncio.to_thread(read_image, path)
     except Refused as error:
-        shutil.rmtree(Path(path).parent)
         return None, {"error": error.message}
     return path, gr.skip()
 
@@ -253,13 +229,6 @@ def thumbnail(path: Path) -> str:
 def read_part(name: str) -> str:
     """Return the text of a file in `page/`."""
     return (HERE / "page" / name).read_text(encoding="utf-8")
-
-
-def build_notice(reason: str) -> gr.Blocks:
-    """Lay out the page of a Space without a network."""
-    with gr.Blocks(title="Unconceal", analytics_enabled=False) as page:
-        gr.Markdown(f"# Unconceal\n\nThis Space is not set up yet: {reason}.")
-    return page
 
 
 THEME = gr.themes.Base(
@@ -307,16 +276,13 @@ def main() -> int:
     try:
         catalog = Catalog(choose_sources(pairs), max(1, args.held))
     except ValueError as error:
-        if ON_SPACE and not pairs:
-            build_notice(str(error)).launch(theme=THEME)
-            return 0
         print(f"error: {error}", file=sys.stderr)
         return 2
     page = build(Demo(catalog), max(1, args.kept))
     keep_swept(upload_folder(), max(1, args.kept))
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)  # no request skips the queue
     page.launch(
-        server_name=None if ON_SPACE else args.host,
+        server_name=None if "SPACE_ID" in os.environ else args.host,
         server_port=args.port,
         theme=THEME,
         css_paths=HERE / "page" / "style.css",

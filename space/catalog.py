@@ -2,28 +2,21 @@
 
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import gradio as gr
 import torch
 from transformers import Pipeline, pipeline
 
 
-@dataclass(frozen=True)
-class Use:
-    """Describe what a visitor looks for.
-
-    Attributes:
-        title: Text in the choice of networks.
-        view: First view of a result: "reveal", "overlay", "mask", "cutout" or "targets".
-        examples: File name pattern of its images in `examples/`.
-    """
+class Use(NamedTuple):
+    """Describe what a visitor looks for."""
 
     title: str
-    view: str
-    examples: str = ""
+    view: str  # of the first result: "reveal", "overlay", "mask", "cutout" or "targets"
+    examples: str = ""  # file name pattern in `examples/`
 
 
 # Keyed by the names in UNCONCEAL_MODELS. Any other name is shown as it is.
@@ -51,11 +44,11 @@ def choose_sources(pairs: list[str]) -> dict[str, str]:
     """Return the source of each network by name.
 
     Args:
-        pairs: NAME=ID. A bare ID is named "camouflaged". ID is a folder or OWNER/NAME[@REVISION] on the Hub. An empty
-            list means the network of the last run of scripts/demo.sh.
+        pairs: NAME=ID. A bare ID is named "camouflaged". ID is a folder or OWNER/NAME[@REVISION] on the Hub.
+            By default the network of the last run of scripts/demo.sh.
 
     Raises:
-        ValueError: If a pair is wrong or there is no network. The message is one line.
+        ValueError: If a pair is wrong or there is no network.
     """
     sources = {}
     for pair in pairs:
@@ -69,9 +62,7 @@ def choose_sources(pairs: list[str]) -> dict[str, str]:
         folder = Path(source).expanduser()
         if folder.is_dir():
             if not (folder / "config.json").is_file():
-                raise ValueError(
-                    f"got the folder {source} without config.json; give a folder written by save_pretrained"
-                )
+                raise ValueError(f"got the folder {source} without config.json; give one written by save_pretrained")
             source = str(folder)
         elif not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source):
             raise ValueError(f"got {source!r}, expected a folder or an id on the Hub; write owner/name[@revision]")
@@ -97,11 +88,7 @@ def choose_device() -> torch.device:
 class Catalog:
     """Networks by name, loaded on first use.
 
-    At most `num_held` stay in memory; the least recently used goes first.
-
-    Attributes:
-        sources: Folder or id of each, by name.
-        device: Device that runs them.
+    At most `num_held` stay in memory; the least recently used goes first. `sources` has the folder or id of each.
     """
 
     def __init__(self, sources: dict[str, str], num_held: int):
@@ -112,11 +99,7 @@ class Catalog:
         self._lock = Lock()
 
     def __getitem__(self, name: str) -> Pipeline:
-        """Return the network's pipeline, a `SoftMaskPipeline`.
-
-        Raises:
-            gr.Error: If there is no such network, or it cannot be loaded.
-        """
+        """Return the network's pipeline, a `SoftMaskPipeline`."""
         if name not in self.sources:
             names = ", ".join(self.sources)
             raise gr.Error(f"There is no such network here. Choose one of: {names}.", print_exception=False)
@@ -143,13 +126,10 @@ class Catalog:
             message = "This network cannot be loaded right now. The log of the Space says why."
             raise gr.Error(message, print_exception=False) from error
 
-    def may_unfold(self, name: str) -> bool:
-        """Return False if the network is known to have no stages.
-
-        The pipeline of an old checkpoint cannot tell. Asking it to unfold explains what to do.
-        """
+    def unfolds(self, name: str) -> bool:
+        """Return whether the network can show stages. Old checkpoints cannot."""
         find = self[name]
-        return not hasattr(find, "unfold") or getattr(find.model, "num_stages", 0) > 0
+        return hasattr(find, "unfold") and getattr(find.model, "num_stages", 0) > 0
 
     def describe(self, name: str) -> str:
         """Return the kind of network and its id on the Hub, but never a local path."""

@@ -15,6 +15,7 @@ import gradio as gr
 import httpx
 import safehttpx
 from gradio import utils
+from gradio.data_classes import ListFiles
 from gradio_client.utils import is_http_url_like, strip_invalid_filename_characters
 from PIL import Image, UnidentifiedImageError
 
@@ -183,7 +184,10 @@ def _file_name(url: str) -> str:
 
 
 class _Guarded:
-    """Accept only uploaded files and, where allowed, addresses fetched by `fetch`."""
+    """Accept only uploaded files and, where allowed, addresses fetched by `fetch`.
+
+    A function gets their paths. gradio decodes nothing, so limits are checked first.
+    """
 
     takes_addresses = False
     shown_as: str
@@ -203,41 +207,35 @@ class _Guarded:
             url_or_file_path = await fetch(given, self.GRADIO_CACHE)
         return await super().async_move_resource_to_block_cache(url_or_file_path)
 
+    def preprocess(self, payload) -> str | list[str] | None:
+        """Return the path of an upload, or the paths of many."""
+        if not payload:
+            return None
+        if isinstance(payload, ListFiles):
+            return [self.preprocess(file) for file in payload.root]
+        # Data URLs have no path, and gradio's own check misses files that a caller describes in an unusual way.
+        if not payload.path or upload_folder().resolve() not in Path(payload.path).resolve().parents:
+            raise Refused("Expected an uploaded file or a web address.")
+        return payload.path
+
 
 class ImageInput(_Guarded, gr.Image):
-    """Image input that returns the file undecoded, so limits are checked first."""
+    """Input of one image."""
 
     shown_as = "image"
     takes_addresses = True
 
-    def preprocess(self, payload) -> str | None:
-        return _uploaded(payload.path) if payload else None
-
 
 class ImageFiles(_Guarded, gr.File):
-    """Input of many files, returned undecoded."""
+    """Input of many images."""
 
     shown_as = "file"
-
-    def preprocess(self, payload) -> list[str]:
-        return [_uploaded(file.path) for file in (payload.root if payload else ())]
 
 
 class Download(_Guarded, gr.DownloadButton):
     """Download button whose file can be an input without another copy."""
 
     shown_as = "downloadbutton"
-
-    def preprocess(self, payload) -> str | None:
-        return _uploaded(payload.path) if payload else None
-
-
-def _uploaded(path: str | None) -> str:
-    # Data URLs have no path, and gradio's own check misses files that a caller describes in an unusual way.
-    folder = upload_folder().resolve()
-    if not path or folder not in Path(path).resolve().parents:
-        raise Refused("Expected an uploaded file or a web address.")
-    return path
 
 
 def upload_folder() -> Path:

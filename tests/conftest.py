@@ -11,7 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-pytest.register_assert_rewrite("common")
+pytest.register_assert_rewrite("common", "space_server")
 
 
 @pytest.fixture(scope="session")
