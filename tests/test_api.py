@@ -7,17 +7,16 @@ import shutil
 
 import numpy as np
 import pytest
+import test_refine
 import torch
 from common import SMALLEST_SRS, noise
 from PIL import Image
-from transformers import BertConfig, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers import BertConfig
 
 import unconceal
-from unconceal.api import Segmenter, cutout, load, overlay
+from unconceal.api import cutout, load, overlay
 from unconceal.models.configuration_srs import SrsConfig
 from unconceal.models.cutout import mask_to_image
-from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
 from unconceal.utils.errors import UserError
 from unconceal.utils.loading import LOADING_ERRORS
@@ -26,18 +25,7 @@ from unconceal.utils.loading import LOADING_ERRORS
 @pytest.fixture(scope="module")
 def bright():
     """Return a segmenter of bright objects."""
-
-    class BrightForImageSegmentation(PreTrainedModel):
-        config_class = PreTrainedConfig
-
-        def __init__(self):
-            super().__init__(PreTrainedConfig())
-            self.gain = torch.nn.Parameter(torch.tensor(8.0))
-
-        def forward(self, pixel_values):
-            return SemanticSegmenterOutput(logits=self.gain * pixel_values.mean(1, keepdim=True))
-
-    return Segmenter(BrightForImageSegmentation(), UnconcealImageProcessor(size=32))
+    return test_refine.segmenter(test_refine.bright)
 
 
 def test_package_offers_its_public_names_only():

@@ -34,11 +34,9 @@ def segment(checkpoint, capsys):
 
 def write_odd_kinds(folder):
     """Write files of every kind; return their displayed sizes by name."""
-    rgb, gray = noise(), noise().convert("L")
-    alpha = Image.linear_gradient("L").resize(rgb.size)
-    rgba, gray_alpha = rgb.copy(), gray.copy()
-    rgba.putalpha(alpha)
-    gray_alpha.putalpha(alpha)
+    rgb = noise()
+    rgba = rgb.copy()
+    rgba.putalpha(Image.linear_gradient("L").resize(rgb.size))
     exif = Image.Exif()
     exif[0x0112] = 6
     deep = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
@@ -46,8 +44,8 @@ def write_odd_kinds(folder):
     rgb.save(folder / "rotated.jpg", exif=exif)
     rgb.convert("CMYK").save(folder / "cmyk.jpg")
     rgba.save(folder / "rgba.png")
-    gray_alpha.save(folder / "gray_alpha.png")
-    gray.convert("1").save(folder / "one_bit.png")
+    rgba.convert("LA").save(folder / "gray_alpha.png")
+    rgb.convert("1").save(folder / "one_bit.png")
     rgb.convert("P").save(folder / "palette_transparent.png", transparency=3)
     Image.fromarray(deep).save(folder / "deep.png")
     Image.fromarray(deep.astype(np.float32) / 60000).save(folder / "float.tiff")

@@ -69,16 +69,9 @@ def refine_mask(
 ):
     """Refine the edges of a mask in place.
 
-    Outside the bands along its edges the mask stays bit for bit.
-
-    Args:
-        mask: (H, W) in [0, 1], the coarse mask at the size of the image.
-        logits: (1, 1, h, w), the network's output for the whole image.
-        image: RGB image of (H, W).
-        zooms: From `choose_zooms`.
-        processor: Image processor of the network.
-        predict_tiles: Returns the network's logits (N, 1, h, w) for N images of (h, w).
-        batch_size: Tiles in a forward pass.
+    Outside the bands along its edges the mask stays bit for bit. `mask`, (H, W) in [0, 1], is the coarse mask at the
+    size of the RGB `image`, `logits`, (1, 1, h, w), the network's output for the whole image. `predict_tiles` returns
+    the network's logits (N, 1, h, w) for N images of (h, w).
     """
     height, width = logits.shape[-2:]
     probs = logits.float().sigmoid()

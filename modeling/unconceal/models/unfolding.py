@@ -81,7 +81,7 @@ class Unfolding:
     Attributes:
         mask: (H, W), float32 in [0, 1].
         input_size: (width, height) at which the network sees the image.
-        stages: From the coarse start, k = 0, to the last stage, k = K.
+        stages: From the coarse start, k = 0, to the last stage.
     """
 
     mask: np.ndarray
