@@ -95,7 +95,7 @@ def unfold(
 ) -> Unfolding:
     """Return the maps of every stage for one image.
 
-    Maps are enlarged by nearest neighbor, to show their true resolution. They shrink by averaging.
+    Maps are enlarged by repeating positions, which shows their true resolution. They shrink by averaging.
 
     Args:
         model: A network that unfolds.
