@@ -273,7 +273,7 @@ def evaluate_network(args, accelerator, dataset, protocol, workers, options):
 
 def evaluate_files(args, dataset, protocol, workers, options):
     """Score mask files; return the same as `evaluate_network`."""
-    from ..evaluation.mask_files import PredictionFolder, count_changes
+    from ..evaluation.mask_files import PredictionFolder
 
     truth = args.truth if dataset is None else dataset
     max_pixels = args.max_pixels or MAX_PIXELS
@@ -281,12 +281,9 @@ def evaluate_files(args, dataset, protocol, workers, options):
         args.predictions, truth, args.truth_suffix, args.images, args.only_matched, max_pixels, args.limit
     )
     rows = folder.evaluate(protocol, workers, **options)
-    kept = {
-        "predictions": args.predictions,
-        "without_truth": folder.without_truth,
-        "without_prediction": folder.without_prediction,
-    }
-    return rows, folder.load_example, count_changes(rows), kept
+    changes = {f"num_{name}": sum(row[name] for row in rows) for name in ("converted", "resized", "mask_changed")}
+    unmatched = {"without_truth": folder.without_truth, "without_prediction": folder.without_prediction}
+    return rows, folder.load_example, changes, {"predictions": args.predictions, **unmatched}
 
 
 def run_table(args: argparse.Namespace):

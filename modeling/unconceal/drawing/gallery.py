@@ -73,10 +73,9 @@ def compare_curves(results: Sequence[Result]) -> Image.Image:
     curves = {}
     for result in results:
         if result.protocol.curves != titles:
-            raise UserError(
-                f"{result.path} was scored by {result.protocol.name}, whose curves are not those of "
-                f"{results[0].protocol.name} in {results[0].path}; draw them into two images"
-            )
+            first = f"{results[0].protocol.name} in {results[0].path}"
+            problem = f"{result.path} was scored by {result.protocol.name}, whose curves are not those of {first}"
+            raise UserError(f"{problem}; draw them into two images")
         if result.name in curves:
             raise UserError(f"two results are named {result.name!r}; give them different --name")
         file = result.path.with_name(CURVES_FILE)

@@ -13,7 +13,8 @@ the color of the error.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from itertools import cycle
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -50,27 +51,17 @@ LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00",
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """An image with its ground truth and its prediction.
-
-    Attributes:
-        id: Name.
-        caption: Text after the name, such as "IoU 0.812".
-        image: Any image, shown at the size of `target`; or None.
-        target: Ground truth, (height, width), boolean.
-        probs: Prediction, (height, width), floating in [0, 1] or uint8.
-        threshold: A pixel counts as predicted if `probs` is above it.
-    """
+    """An image with its ground truth and its prediction."""
 
     id: str
-    caption: str
-    image: Image.Image | None
-    target: np.ndarray
-    probs: np.ndarray
-    threshold: float = 0.5
+    caption: str  # after the name, such as "IoU 0.812"
+    image: Image.Image | None  # any image, shown at the size of `target`
+    target: np.ndarray  # (height, width), boolean
+    probs: np.ndarray  # (height, width), floating in [0, 1] or uint8
+    threshold: float = 0.5  # a pixel counts as predicted if `probs` is above it
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """Texts and cells of one image; all cells have one size."""
 
     id: str
@@ -82,16 +73,11 @@ class _Row:
 def draw_sheet(images: Iterable[ScoredImage], title: str) -> Image.Image:
     """Draw a row for each image: image, ground truth, prediction, errors.
 
-    Args:
-        images: Taken one by one; only their small cells are kept.
-        title: Title of the sheet.
-
-    Returns:
-        An RGB image. The column of images is left out if all are None.
+    Images are taken one by one; only their small cells are kept. The column of images is left out if all are None.
 
     Raises:
-        ValueError: If there are no images, sizes differ, or floating `probs` are outside [0, 1].
-        TypeError: If `target` is not boolean, or `probs` are not floating or uint8.
+        ValueError: If there are no images.
+        ValueError, TypeError: As `check_image`.
     """
     rows = list(map(_row, images))  # a loop variable would keep an image while the next one is loaded
     if not rows:
@@ -230,15 +216,13 @@ def draw_curves(
 ) -> Image.Image:
     """Draw precision over recall, and F over the threshold.
 
-    Each method has a line. A dot marks the threshold of its highest F, in both panels.
+    Each method has a line. A dot marks the threshold of its highest F, in both panels. The RGB image is 2400 pixels
+    wide.
 
     Args:
         curves: Name of the method -> its mean curves over the thresholds 255 to 0, by the keys of `titles`.
         titles: The protocol's `curves`: `precision_curve`, `recall_curve`, and F, the first of the others.
         title: Title, such as the data set.
-
-    Returns:
-        An RGB image, 2400 pixels wide.
 
     Raises:
         UserError: If matplotlib is not installed.
@@ -268,22 +252,13 @@ def _figure(curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping
     figure = Figure((12, 5.6 + 0.25 * len(labels)), 200, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1, wspace=0.04)
     left, right = figure.subplots(1, 2)
-    for index, values in enumerate(curves.values()):
-        style = {
-            "color": LINE_COLORS[index % len(LINE_COLORS)],
-            "linestyle": STYLES[index % len(STYLES)],
-            "linewidth": 1.8,
-            "marker": "o",
-            "markersize": 7,
-            "markeredgecolor": "white",
-            "markevery": [THRESHOLDS.index(highest_point(values[f])[0])],
-        }
+    dot = {"marker": "o", "markersize": 7, "markeredgecolor": "white"}
+    for values, color, line in zip(curves.values(), cycle(LINE_COLORS), cycle(STYLES), strict=False):
+        style = {"color": color, "linestyle": line, "linewidth": 1.8, **dot, "markevery": [np.argmax(values[f])]}
         left.plot(values[recall], values[precision], **style)
         right.plot(THRESHOLDS, values[f], **style)
-    for axes, x_title, y_title, end in (
-        (left, titles[recall], titles[precision], 1),
-        (right, "threshold (of 255)", f_title, 255),
-    ):
+    panels = (left, titles[recall], titles[precision], 1), (right, "threshold (of 255)", f_title, 255)
+    for axes, x_title, y_title, end in panels:
         axes.set_xlabel(x_title, fontsize=12)
         axes.set_ylabel(y_title, fontsize=12)
         axes.set_xlim(0, end * 1.01)
@@ -293,16 +268,9 @@ def _figure(curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping
         axes.spines[["top", "right"]].set_visible(False)
     right.set_xticks([0, 51, 102, 153, 204, 255])
     figure.suptitle(shortened(title, lambda line: len(line) <= 90), fontsize=14, parse_math=False)
-    legend = figure.legend(
-        right.lines,
-        labels,
-        loc="outside lower center",
-        title=f"highest {f_title} and its threshold (dot)",
-        title_fontsize=11,
-        fontsize=11,
-        frameon=False,
-        handlelength=3.5,
-    )
+    style = {"title_fontsize": 11, "fontsize": 11, "frameon": False, "handlelength": 3.5}
+    about = f"highest {f_title} and its threshold (dot)"
+    legend = figure.legend(right.lines, labels, loc="outside lower center", title=about, **style)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name may hold dollars
     return figure

@@ -20,21 +20,13 @@ THRESHOLDS = range(255, -1, -1)  # of the curves, in their order
 
 @dataclass(frozen=True)
 class MetricColumn:
-    """Column of a results table, for one number of `Protocol.summarize`.
+    """Column of a results table, for one number of `Protocol.summarize`."""
 
-    Attributes:
-        title: Name in the field's tables.
-        higher_is_better: Whether more is better.
-        scale: Factor for display.
-        digits: Digits after the point.
-        selects: Whether it may select the best checkpoint of a training.
-    """
-
-    title: str
+    title: str  # name in the field's tables
     higher_is_better: bool = True
-    scale: float = 1
-    digits: int = 3
-    selects: bool = True
+    scale: float = 1  # factor for display
+    digits: int = 3  # after the point
+    selects: bool = True  # whether it may select the best checkpoint of a training
 
     def format(self, value: float) -> str:
         """Format a value for a table."""

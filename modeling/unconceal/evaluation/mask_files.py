@@ -17,7 +17,6 @@ converts all others: it takes the brightest of the colors and reads a palette of
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -222,11 +221,6 @@ def read_prediction(
         probs = Image.fromarray(probs).resize(shape[::-1], Image.Resampling.BILINEAR)
         values = np.asarray(probs).clip(0, 1)
     return values, mode != "L", resized
-
-
-def count_changes(rows: list[Mapping[str, Any]]) -> dict[str, int]:
-    """Count converted predictions, resized predictions, and changed ground truths."""
-    return {f"num_{name}": sum(row[name] for row in rows) for name in ("converted", "resized", "mask_changed")}
 
 
 def _score_entry(
