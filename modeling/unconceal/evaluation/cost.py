@@ -1,7 +1,8 @@
 """Count and measure what networks and operators cost.
 
-Counts are parameters and multiply-adds. Measurements are seconds and peak memory, on random pixels. Each measurement runs
-in a fresh process, because the peak memory of a process never falls. Compare speeds within one run on one machine only.
+Counts are parameters and multiply-adds. Measurements are seconds and peak memory, on random pixels. Each measurement
+runs in a fresh process, because the peak memory of a process never falls. Compare speeds within one run on one machine
+only.
 """
 
 import json
@@ -159,9 +160,9 @@ def run_measurement(measurement: Measurement) -> dict[str, Any]:
     """Measure in a fresh process.
 
     Returns:
-        The fields of the measurement with `seconds` and `peak_gib`; or with `error`, if memory did not suffice. Operators
-        add `seconds_ref`, and `seconds_backward` and `seconds_backward_ref` for forward and backward. Peak memory is that
-        of the process on the CPU, and of torch's tensors on an accelerator.
+        The fields of the measurement with `seconds` and `peak_gib`; or with `error`, if memory did not suffice.
+        Operators add `seconds_ref`, and `seconds_backward` and `seconds_backward_ref` for forward and backward. Peak
+        memory is that of the process on the CPU, and of torch's tensors on an accelerator.
 
     Raises:
         RuntimeError: If the process fails for another reason.

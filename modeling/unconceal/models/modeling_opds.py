@@ -27,13 +27,11 @@ from transformers.utils.generic import can_return_tuple
 from .backbones import COARSEST_STRIDE, FINEST_STRIDE, UnconcealBackboneModel
 from .configuration_opds import OpdsConfig
 from .losses import structure_loss
-from .modeling_unconceal import padding_to, upsample, without_autocast
+from .modeling_unconceal import pad_edges, upsample, without_autocast
 
 
 # Added to the denominators of the factorization.
 EPSILON = 1e-6
-# All networks start from the same random bases.
-BASES_SEED = 0
 
 
 @dataclass
@@ -151,8 +149,8 @@ class OpdsPreTrainedModel(UnconcealBackboneModel):
     def _init_weights(self, module: nn.Module):
         """Initialize `module`: convolutions as PyTorch does, bases from a fixed seed."""
         if isinstance(module, OpdsMatrixFactorization):
-            # On the CPU, so that every device gets the same bases.
-            generator = torch.Generator("cpu").manual_seed(BASES_SEED)
+            # From one seed and on the CPU, so that all networks and devices get the same bases.
+            generator = torch.Generator("cpu").manual_seed(0)
             bases = torch.rand(module.bases.shape, generator=generator, device="cpu", dtype=torch.float32)
             init.copy_(module.bases, F.normalize(bases, dim=0))
         else:
@@ -160,19 +158,15 @@ class OpdsPreTrainedModel(UnconcealBackboneModel):
 
 
 class OpdsForImageSegmentation(OpdsPreTrainedModel):
-    """OPDS: encoder and progressive decoder.
-
-    The encoder starts with random weights; `from_backbone` and `load_backbone` load pretrained ones.
-    """
+    """OPDS: encoder and progressive decoder; `from_backbone` loads a pretrained encoder."""
 
     def __init__(self, config: OpdsConfig):
         super().__init__(config)
         self.backbone = self.make_backbone()
         channels, sizes = self.backbone.channels, config.decoder_hidden_sizes
         # A single head sees all features. A level sees its own, and features and mask of the level before.
-        is_single = len(sizes) == 1
-        before = [0] if is_single else [size + 1 for size in sizes[1:]] + [0]
-        own = [sum(channels)] if is_single else channels
+        own = [sum(channels)] if len(sizes) == 1 else channels
+        before = [*(size + 1 for size in sizes[1:]), 0]
         self.levels = nn.ModuleList(OpdsDecoderLevel(config, own[i] + before[i], sizes[i]) for i in range(len(sizes)))
         self.post_init()
 
@@ -199,37 +193,33 @@ class OpdsForImageSegmentation(OpdsPreTrainedModel):
             ValueError: If images, labels or the strides of the encoder do not fit.
         """
         self.check_pixel_values(pixel_values)
-        padding = padding_to(COARSEST_STRIDE, *pixel_values.shape[-2:])
         # 1. Features at strides 4, 8, 16 and 32.
-        features = self.encode(F.pad(pixel_values, padding, mode="replicate"))
-        all_hidden_states = self.keep_hidden_states(output_hidden_states, features)
+        padded, cropping = pad_edges(pixel_values, COARSEST_STRIDE)
+        features = self.encode(padded)
+        all_hidden_states = list(features)
+        if len(self.levels) == 1:  # one level sees all features
+            features = [torch.cat([upsample(feature_map, 2**i) for i, feature_map in enumerate(features)], dim=1)]
         # 2. The mask of each level, coarse to fine.
-        level_logits = []
-        if len(self.levels) == 1:
-            features = [upsample(feature_map, 2**i) for i, feature_map in enumerate(features)]
-            hidden_states, logits = self.levels[0](torch.cat(features, dim=1))
+        level_logits, known = [], []
+        for feature_map, level in zip(reversed(features), reversed(self.levels), strict=True):
+            if level_logits:
+                before = all_hidden_states[-1]
+                known = [upsample(before, 2), upsample(level_logits[-1].float(), 2).sigmoid().to(before.dtype)]
+            hidden_states, logits = level(torch.cat([feature_map, *known], dim=1))
             level_logits.append(logits)
-            if all_hidden_states is not None:
-                all_hidden_states += (hidden_states,)
-        else:
-            known = []
-            for feature_map, level in zip(reversed(features), reversed(self.levels), strict=True):
-                hidden_states, logits = level(torch.cat([feature_map, *known], dim=1))
-                probs = upsample(logits.float(), 2).sigmoid().to(hidden_states.dtype)
-                known = [upsample(hidden_states, 2), probs]
-                level_logits.append(logits)
-                if all_hidden_states is not None:
-                    all_hidden_states += (hidden_states,)
-        # 3. The finest mask at the input size. Negative padding, as a slice would tie an exported network to a size.
-        cropping = [-side for side in padding]
+            all_hidden_states.append(hidden_states)
+        # 3. The finest mask at the input size.
         logits = F.pad(upsample(level_logits[-1], FINEST_STRIDE), cropping)
 
         loss = None
         if labels is not None:
             loss = self.compute_loss(self.match_labels(labels, logits), logits, level_logits, cropping)
-        # Only on request: Pipeline cannot unbatch tuples.
-        level_logits = tuple(level_logits) if output_levels else None
-        return OpdsSegmentationOutput(loss, logits, level_logits, hidden_states=all_hidden_states)
+        return OpdsSegmentationOutput(
+            loss,
+            logits,
+            tuple(level_logits) if output_levels else None,  # on request: Pipeline cannot unbatch tuples
+            self.keep_hidden_states(output_hidden_states, all_hidden_states),
+        )
 
     def compute_loss(
         self, labels: torch.Tensor, logits: torch.Tensor, level_logits: list[torch.Tensor], cropping: list[int]

@@ -24,6 +24,7 @@ in turns. Every stage takes a closed form and a learned network for M (SOFS), th
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -35,15 +36,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones import COARSEST_STRIDE, FINEST_STRIDE, NUM_LEVELS, UnconcealBackboneModel
 from .configuration_run import RunConfig
-from .losses import (
-    ambiguity_coefficient,
-    ambiguity_loss,
-    contour_weights,
-    edge_dice_loss,
-    mask_edges,
-    structure_loss,
-)
-from .modeling_unconceal import ChannelLayerNorm, padding_to, upsample
+from .losses import ambiguity_coefficient, ambiguity_loss, contour_weights, edge_dice_loss, mask_edges, structure_loss
+from .modeling_unconceal import ChannelLayerNorm, pad_edges, padding_to, upsample
 from .selective_scan import selective_scan
 
 
@@ -81,13 +75,9 @@ class RunSegmentationOutput(ModelOutput):
 
 
 def uncertainty_filter(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (w, M~): certain pixels of a mask, and its hardened form.
+    """Return (w, M~) of a mask M, any shape, in [0, 1].
 
-    Args:
-        probs: M, any shape, in [0, 1].
-
-    Returns:
-        w, 0 for undecided pixels and otherwise 1; M~, with values near 0 or 1 moved closer to them.
+    w is 0 for undecided pixels and otherwise 1. M~ has values near 0 or 1 moved closer to them.
     """
     certain = ((probs <= 0.4) | (probs >= 0.6)).to(probs.dtype)
     hardened = torch.where((probs > 0.1) & (probs < 0.4), 0.1, probs)
@@ -171,16 +161,9 @@ class RunConvNormAct(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1):
+        padding = dilation * (kernel_size // 2)
         super().__init__(
-            nn.Conv2d(
-                in_channels,
-                out_channels,
-                kernel_size,
-                stride=stride,
-                padding=dilation * (kernel_size // 2),
-                dilation=dilation,
-                bias=False,
-            ),
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False),
             nn.GroupNorm(out_channels // 8, out_channels),
             nn.ReLU(),
         )
@@ -196,15 +179,12 @@ class RunNeck(nn.Module):
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
         """Map the encoder's features to (B, hidden_size, h, w), finest first."""
-        pyramid, above = [], None
-        for feature_map, lateral, fusion in reversed(
-            list(zip(feature_maps, self.laterals, self.fusions, strict=True))
-        ):
-            hidden_states = lateral(feature_map)
-            if above is not None:
-                hidden_states = hidden_states + upsample(above, 2)
-            above = fusion(hidden_states)
-            pyramid.insert(0, above)
+        pyramid = []
+        for i in reversed(range(len(feature_maps))):
+            hidden_states = self.laterals[i](feature_maps[i])
+            if pyramid:
+                hidden_states = hidden_states + upsample(pyramid[0], 2)
+            pyramid.insert(0, self.fusions[i](hidden_states))
         return pyramid
 
 
@@ -213,12 +193,8 @@ class RunCoarseHead(nn.Module):
 
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.branches = nn.ModuleList(
-            [
-                RunConvNormAct(hidden_size, hidden_size, kernel_size=1),
-                *(RunConvNormAct(hidden_size, hidden_size, kernel_size=3, dilation=rate) for rate in (6, 12, 18)),
-            ]
-        )
+        self.branches = nn.ModuleList([RunConvNormAct(hidden_size, hidden_size, kernel_size=1)])
+        self.branches += [RunConvNormAct(hidden_size, hidden_size, 3, dilation=rate) for rate in (6, 12, 18)]
         self.pooled = nn.Sequential(nn.Conv2d(hidden_size, hidden_size, kernel_size=1), nn.ReLU())
         self.merge = RunConvNormAct((len(self.branches) + 1) * hidden_size, hidden_size, kernel_size=1)
         self.mask_head = nn.Conv2d(hidden_size, 1, kernel_size=3, padding=1)
@@ -262,10 +238,8 @@ class RunScan2d(nn.Module):
         if self.window_size is None:
             mixed = self.scan(tokens)
         else:
-            # Windows are filled up with zeros. They add nothing to a state, which only fades.
-            size = self.window_size
-            padding = padding_to(size, height, width)
-            tokens = F.pad(tokens, padding)
+            size, padding = self.window_size, padding_to(self.window_size, height, width)
+            tokens = F.pad(tokens, padding)  # zeros add nothing to a state, which only fades
             mixed = join_windows(self.scan(split_windows(tokens, size)), tokens.shape, size)
             mixed = F.pad(mixed, [-side for side in padding])
         mixed = self.norm(mixed.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -285,15 +259,9 @@ class RunScan2d(nn.Module):
         steps = F.conv1d(steps.flatten(1, 2), self.step_proj.flatten(0, 1)[..., None], groups=4)  # (B, 4 D, L)
         steps = F.softplus(steps.float() + self.step_bias.float().view(-1, 1))
         # 3. One scan of all directions, each a group.
-        mixed = selective_scan(
-            sequences,
-            steps,
-            -self.log_decay.float().exp(),
-            inputs,
-            outputs,
-            self.skip.float(),
-        ).view(batch_size, 4, channels, height * width)
+        mixed = selective_scan(sequences, steps, -self.log_decay.float().exp(), inputs, outputs, self.skip.float())
         # 4. Back to the image.
+        mixed = mixed.view(batch_size, 4, channels, height * width)
         mixed = mixed[:, :2] + mixed[:, 2:].flip(-1)  # (B, 2, D, L)
         rows = mixed[:, 0].reshape(batch_size, channels, height, width)
         return rows + mixed[:, 1].reshape(batch_size, channels, width, height).transpose(2, 3)
@@ -356,17 +324,12 @@ class RunMaskStep(nn.Module):
         super().__init__()
         self.raw_proximity = nn.Parameter(torch.empty(()))
         self.raw_sparsity = nn.Parameter(torch.empty(()))
-        width = config.sparsity_hidden_size
-        # No biases: the gradient is zero if nothing is left to harden.
-        self.sparsity_gradient = nn.Sequential(
-            nn.Conv2d(1, width, kernel_size=3, padding=1, bias=False),
-            nn.ReLU(),
-            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
-            nn.ReLU(),
-            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
-            nn.ReLU(),
-            nn.Conv2d(width, 1, kernel_size=3, padding=1, bias=False),
-        )
+        # Four convolutions, without biases: the gradient is zero if nothing is left to harden.
+        widths = [1, *(config.sparsity_hidden_size,) * 3, 1]
+        layers = []
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False), nn.ReLU()]
+        self.sparsity_gradient = nn.Sequential(*layers[:-1])
 
     @property
     def proximity(self) -> torch.Tensor:
@@ -418,8 +381,7 @@ class RunReconstructionNetwork(nn.Module):
             skip = levels.pop()
             hidden_states = F.interpolate(hidden_states, size=skip.shape[-2:], mode="bilinear", align_corners=False)
             hidden_states = up(torch.cat([hidden_states, skip], dim=1))
-        foreground, correction = self.head(hidden_states).float().chunk(2, dim=1)
-        return foreground, correction
+        return self.head(hidden_states).float().chunk(2, dim=1)
 
 
 class RunBackgroundStep(nn.Module):
@@ -467,11 +429,7 @@ class RunStage(GradientCheckpointingLayer):
         self.edge_head = nn.Conv2d(size, 1, kernel_size=3, padding=1)
 
     def forward(
-        self,
-        neck_features: torch.Tensor,
-        hidden_states: torch.Tensor,
-        mask: torch.Tensor,
-        share: torch.Tensor,
+        self, neck_features: torch.Tensor, hidden_states: torch.Tensor, mask: torch.Tensor, share: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return features and the logits of M_k and E_k.
 
@@ -516,7 +474,7 @@ class RunPreTrainedModel(UnconcealBackboneModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Initialize `module`: convolutions as PyTorch does, scans as Mamba does."""
+        """Initialize convolutions as PyTorch does, scans as Mamba does."""
         if isinstance(module, RunScan2d):
             init.uniform_(module.token_proj, -(module.inner_size**-0.5), module.inner_size**-0.5)
             init.uniform_(module.step_proj, -(module.rank**-0.5), module.rank**-0.5)
@@ -543,8 +501,7 @@ class RunPreTrainedModel(UnconcealBackboneModel):
 class RunForImageSegmentation(RunPreTrainedModel):
     """RUN: encoder, neck, coarse mask, and K stages of unfolding.
 
-    The encoder starts with random weights; `from_backbone` and `load_backbone` load pretrained ones. The weight of the
-    ambiguity loss rises with `training_progress`.
+    `from_backbone` loads a pretrained encoder. The weight of the ambiguity loss rises with `training_progress`.
     """
 
     def __init__(self, config: RunConfig):
@@ -559,7 +516,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
 
     @property
     def num_stages(self) -> int:
-        """Number of unfolded stages, K in the paper."""
+        """Return the number of unfolded stages, K in the paper."""
         return self.config.num_stages
 
     @can_return_tuple
@@ -585,18 +542,14 @@ class RunForImageSegmentation(RunPreTrainedModel):
             ValueError: If images, labels or the strides of the encoder do not fit.
         """
         self.check_pixel_values(pixel_values)
-        height, width = pixel_values.shape[-2:]
-        padding = padding_to(COARSEST_STRIDE, height, width)
-        pixel_values = F.pad(pixel_values, padding, mode="replicate")
+        padded, cropping = pad_edges(pixel_values, COARSEST_STRIDE)
         # 1. The image in [0, 1], and the features of the encoder.
-        full_image = self.denormalize(pixel_values)  # C
-        pyramid = self.encode(pixel_values)
-        all_hidden_states = self.keep_hidden_states(output_hidden_states, pyramid)
-        pyramid = self.neck(pyramid)
+        full_image = self.denormalize(padded)  # C
+        features = self.encode(padded)
+        pyramid = self.neck(features)
         # 2. Start: M_0 from the deepest feature, M_{-1} = M_0, B_0 = (1 - M_0) C.
         hidden_states, coarse_logits = self.coarse_head(pyramid[-1])
-        if all_hidden_states is not None:
-            all_hidden_states += (hidden_states,)
+        all_hidden_states = [*features, hidden_states]
         before_previous = coarse_logits
         share = 1 - coarse_logits.float().sigmoid()  # B_0 / C
         mask_logits, edge_logits, backgrounds, reconstructions = [coarse_logits], [], [], []
@@ -622,8 +575,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
             )
             mask_logits.append(logits)
             edge_logits.append(edges)
-            if all_hidden_states is not None:
-                all_hidden_states += (hidden_states,)
+            all_hidden_states.append(hidden_states)
             # 5. ROBE: closed form, then the learned network.
             probs = logits.float().sigmoid()
             background, reconstruction = self.background_step(image, probs, background)
@@ -631,25 +583,23 @@ class RunForImageSegmentation(RunPreTrainedModel):
             reconstructions.append(reconstruction)
             share = background_share(background, image, probs)
             before_previous, level_before = previous, level
-        # 6. The last mask at the input size. Negative padding, as a slice would tie an exported network to a size.
-        padded_logits = upsample(mask_logits[-1], FINEST_STRIDE * 2**level_before)
-        logits = F.pad(padded_logits, [-side for side in padding])
+        # 6. The last mask at the input size.
+        logits = F.pad(upsample(mask_logits[-1], FINEST_STRIDE), cropping)
 
         loss = None
         if labels is not None:
-            loss = self.compute_loss(
-                self.match_labels(labels, logits), full_image, logits, mask_logits, edge_logits, reconstructions
-            )
-        output = RunSegmentationOutput(loss, logits, hidden_states=all_hidden_states)
-        if output_stages:  # not always, because Pipeline cannot unbatch tuples
-            output.mask_logits = tuple(mask_logits)
-            output.edge_logits = tuple(edge_logits)
-            output.backgrounds = tuple(backgrounds)
-            output.reconstructions = tuple(reconstructions)
-        return output
+            labels = self.match_labels(labels, logits)
+            loss = self.compute_loss(labels, full_image, logits, mask_logits, edge_logits, reconstructions)
+        stages = (mask_logits, edge_logits, backgrounds, reconstructions)
+        return RunSegmentationOutput(
+            loss,
+            logits,
+            *(tuple(maps) if output_stages else None for maps in stages),  # Pipeline cannot unbatch tuples
+            self.keep_hidden_states(output_hidden_states, all_hidden_states),
+        )
 
     def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the image in [0, 1] before normalization, in float32."""
+        """Return the image of normalized (B, 3, H, W) in [0, 1], in float32."""
         mean, std = (
             torch.tensor(values, device=pixel_values.device)[:, None, None]
             for values in (self.config.image_mean, self.config.image_std)
@@ -665,20 +615,11 @@ class RunForImageSegmentation(RunPreTrainedModel):
         edge_logits: list[torch.Tensor],
         reconstructions: list[torch.Tensor],
     ) -> torch.Tensor:
-        """Return the total loss, a scalar.
+        """Return the total loss, from C, labels (B, 1, H, W), and maps as in the output.
 
         DEVIATION: Edges are compared at the resolution of their stage; a cell is an edge if one of its pixels is. In
-            the
-        release, coarse stages must draw thin lines at full size. The release also computes the reconstruction error
-        between different stages and does not add it.
-
-        Args:
-            labels: (B, 1, H, W), in [0, 1].
-            image: C, padded like the maps of the stages.
-            logits: (B, 1, H, W), pre-sigmoid.
-            mask_logits: As in `RunSegmentationOutput`.
-            edge_logits: As in `RunSegmentationOutput`.
-            reconstructions: As in `RunSegmentationOutput`.
+        the release, coarse stages must draw thin lines at full size. The release also computes the reconstruction
+        error between different stages and does not add it.
         """
         config, num_stages = self.config, len(edge_logits)
         height, width = labels.shape[-2:]

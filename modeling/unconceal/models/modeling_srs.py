@@ -31,11 +31,11 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_srs import SrsConfig
 from .losses import bce_dice_loss
-from .modeling_unconceal import UnconcealPreTrainedModel, padding_to
+from .modeling_unconceal import UnconcealPreTrainedModel, pad_edges
 
 
 NUM_LEVELS = 4
-# Image sides are padded to a multiple of this, so that they can be halved three times.
+# Image sides are padded to a multiple of this: they are halved three times.
 PADDING_MULTIPLE = 2 ** (NUM_LEVELS - 1)
 
 
@@ -341,18 +341,6 @@ def upsample_aligned(hidden_states: torch.Tensor, factor: int) -> torch.Tensor:
     return F.interpolate(hidden_states, scale_factor=factor, mode="bilinear", align_corners=True)
 
 
-def pad_to_multiple(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Repeat the last row and column up to multiples of `PADDING_MULTIPLE`."""
-    # No branch on the size, so that an exported network takes any size.
-    return F.pad(pixel_values, padding_to(PADDING_MULTIPLE, *pixel_values.shape[-2:]), mode="replicate")
-
-
-def crop_to(hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Undo `pad_to_multiple` for an image of `height` x `width`."""
-    # Negative padding, as a slice would tie an exported network to a size.
-    return F.pad(hidden_states, [-side for side in padding_to(PADDING_MULTIPLE, height, width)])
-
-
 class SrsPreTrainedModel(UnconcealPreTrainedModel):
     """Checkpointing of the SRS networks.
 
@@ -401,15 +389,13 @@ class SrsForReconstruction(SrsPreTrainedModel):
             ValueError: If the channels or the size of the image do not fit.
         """
         self.check_pixel_values(pixel_values)
-        height, width = pixel_values.shape[-2:]
-        features = self.reconstruction_encoder(pad_to_multiple(pixel_values))
+        padded, cropping = pad_edges(pixel_values, PADDING_MULTIPLE)
+        features = self.reconstruction_encoder(padded)
         decoded = self.reconstruction_decoder(features)
-        reconstruction = crop_to(self.reconstruction_head(decoded[-1]), height, width)
+        reconstruction = F.pad(self.reconstruction_head(decoded[-1]), cropping)
         loss = F.mse_loss(reconstruction.float(), pixel_values.float())
         return SrsReconstructionOutput(
-            loss=loss,
-            reconstruction=reconstruction,
-            hidden_states=self.keep_hidden_states(output_hidden_states, (*features, *decoded)),
+            loss, reconstruction, self.keep_hidden_states(output_hidden_states, (*features, *decoded))
         )
 
 
@@ -468,8 +454,7 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
             ValueError: If images or labels do not fit.
         """
         self.check_pixel_values(pixel_values)
-        height, width = pixel_values.shape[-2:]
-        padded = pad_to_multiple(pixel_values)
+        padded, cropping = pad_edges(pixel_values, PADDING_MULTIPLE)
         # 1. Guidance from the reconstruction network.
         with torch.no_grad():
             guidance = self.reconstruction_encoder(padded)[-1]  # (B, G, H / 8, W / 8)
@@ -478,17 +463,14 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
         features[-1] = features[-1] + self.dynamic_conv(features[-1], guidance)
         # 3. Decoder and head.
         decoded = self.decoder(features)
-        logits = crop_to(self.head(decoded[-1]), height, width)
+        logits = F.pad(self.head(decoded[-1]), cropping)
 
         loss = None
         if labels is not None:
-            loss = bce_dice_loss(
-                logits, self.match_labels(labels, logits), self.config.bce_weight, self.config.dice_weight
-            )
+            labels = self.match_labels(labels, logits)
+            loss = bce_dice_loss(logits, labels, self.config.bce_weight, self.config.dice_weight)
         return SrsSegmentationOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=self.keep_hidden_states(output_hidden_states, (*features, *decoded)),
+            loss, logits, self.keep_hidden_states(output_hidden_states, (*features, *decoded))
         )
 
 

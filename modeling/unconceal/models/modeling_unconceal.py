@@ -22,8 +22,6 @@ SEGMENTATION = "AutoModelForImageSegmentation"
 class UnconcealPreTrainedModel(PreTrainedModel):
     """Base class of every network: saving with code, input checks, training hooks.
 
-    Subclasses override what differs. Training, drawing and the demo rely on these members, never on `hasattr`.
-
     Attributes:
         auto_classes: Auto model classes that open a checkpoint of this class.
         min_image_size: Smallest side of an image, in pixels.
@@ -52,22 +50,11 @@ class UnconcealPreTrainedModel(PreTrainedModel):
         return 0
 
     def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
-        """Return the image in [0, 1], or None if not needed.
-
-        Args:
-            pixel_values: (B, C, H, W), normalized.
-        """
+        """Return the image of normalized (B, C, H, W) in [0, 1], or None if not needed."""
         return None
 
     def load_backbone(self, source: str):
-        """Load pretrained weights into the encoder.
-
-        Args:
-            source: Folder or Hub id of a backbone.
-
-        Raises:
-            ValueError: If the network has no backbone.
-        """
+        """Raise `ValueError`, as this network has no backbone to load."""
         raise ValueError(
             f"got backbone {source}, but {type(self).__name__} has no backbone; train it from random weights."
         )
@@ -92,7 +79,7 @@ class UnconcealPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Initialize `module`: convolutions as PyTorch does, the rest as transformers does."""
+        """Initialize convolutions as PyTorch does, the rest as transformers does."""
         if isinstance(module, (nn.Conv1d, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
@@ -111,10 +98,7 @@ class UnconcealPreTrainedModel(PreTrainedModel):
     def keep_hidden_states(
         self, output_hidden_states: bool | None, hidden_states: Iterable[torch.Tensor]
     ) -> tuple[torch.Tensor, ...] | None:
-        """Return `hidden_states` if requested, otherwise None.
-
-        The configuration decides if `output_hidden_states` is None.
-        """
+        """Return `hidden_states` if requested; with None the configuration decides."""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return tuple(hidden_states) if output_hidden_states else None
@@ -159,10 +143,7 @@ def _reference(kind: type) -> str:
 
 
 def _checkpoint(layer: nn.Module, checkpoint: Callable, forward: Callable, *args):
-    """Run a layer under `checkpoint`; its batch norms learn once.
-
-    With gradients, the layer runs twice on the same batch. The second run must not update the statistics again.
-    """
+    """Run a layer under `checkpoint`; its batch norms learn in the first of two runs only."""
     momenta = [(m, m.momentum) for m in layer.modules() if isinstance(m, nn.BatchNorm2d)]
     has_run = False
 
@@ -184,7 +165,7 @@ class ChannelLayerNorm(nn.LayerNorm):
     """Layer norm over the channels of (B, C, H, W)."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the normalized (B, C, H, W)."""
+        """Map (B, C, H, W) to (B, C, H, W)."""
         return super().forward(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -196,21 +177,27 @@ def upsample(hidden_states: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def padding_to(multiple: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """Return padding at the right and bottom up to multiples, for `F.pad`.
-
-    Negated, it crops the padding again.
-    """
+    """Return padding at the right and bottom up to multiples, for `F.pad`."""
     # In an exported network `-size % multiple` would make the symbolic sizes grow with every layer.
     right, bottom = ((side + multiple - 1) // multiple * multiple - side for side in (width, height))
     return 0, right, 0, bottom
 
 
+def pad_edges(pixel_values: torch.Tensor, multiple: int) -> tuple[torch.Tensor, list[int]]:
+    """Repeat the last row and column of (B, C, H, W) up to multiples.
+
+    Also returns the negative padding with which `F.pad` crops again. A slice would tie an exported network to a size.
+    """
+    padding = padding_to(multiple, *pixel_values.shape[-2:])
+    return F.pad(pixel_values, padding, mode="replicate"), [-side for side in padding]
+
+
 def without_autocast(device_type: str) -> AbstractContextManager:
     """Return a context without autocast, for arithmetic in float32."""
-    # Nothing without need: the context would add a node to an exported program. Meta tensors have no autocast.
+    # The context would add a node to an exported program. Meta tensors have no autocast.
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
 
-__all__ = ["ChannelLayerNorm", "UnconcealPreTrainedModel", "padding_to", "upsample", "without_autocast"]
+__all__ = ["ChannelLayerNorm", "UnconcealPreTrainedModel", "pad_edges", "padding_to", "upsample", "without_autocast"]

@@ -27,6 +27,23 @@ BLOCK_WIDTH = 16
 
 
 @triton.jit
+def _places(channels, groups, num_states, length, BLOCK_CHANNELS: tl.constexpr, BLOCK_STATES: tl.constexpr):
+    """Return masks and offsets of a program's channels, states and states of channels."""
+    batch = tl.program_id(0).to(tl.int64)
+    width = channels // groups
+    blocks = tl.cdiv(width, BLOCK_CHANNELS)
+    group = tl.program_id(1) // blocks
+    within = tl.program_id(1) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    channel = group * width + within
+    index = tl.arange(0, BLOCK_STATES)
+    tile = channel[:, None] * num_states + index[None, :]
+    tile_mask = (within < width)[:, None] & (index < num_states)[None, :]
+    row = (batch * channels + channel) * length
+    projection = ((batch * groups + group) * num_states + index) * length
+    return within < width, index < num_states, tile_mask, row, projection, tile
+
+
+@triton.jit
 def _forward_kernel(
     x_ptr,
     delta_ptr,
@@ -45,18 +62,9 @@ def _forward_kernel(
     BLOCK_STATES: tl.constexpr,
 ):
     batch = tl.program_id(0).to(tl.int64)
-    width = channels // groups
-    blocks = tl.cdiv(width, BLOCK_CHANNELS)
-    group = tl.program_id(1) // blocks
-    within = tl.program_id(1) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    channel = group * width + within
-    channel_mask = within < width
-    index = tl.arange(0, BLOCK_STATES)
-    state_mask = index < num_states
-    tile = channel[:, None] * num_states + index[None, :]
-    tile_mask = channel_mask[:, None] & state_mask[None, :]
-    row = (batch * channels + channel) * length
-    projection = ((batch * groups + group) * num_states + index) * length
+    channel_mask, state_mask, tile_mask, row, projection, tile = _places(
+        channels, groups, num_states, length, BLOCK_CHANNELS, BLOCK_STATES
+    )
     A = tl.load(A_ptr + tile, mask=tile_mask, other=0.0)
     state = tl.zeros([BLOCK_CHANNELS, BLOCK_STATES], dtype=tl.float32)
     for segment in range(num_segments):
@@ -96,20 +104,11 @@ def _backward_kernel(
     BLOCK_STATES: tl.constexpr,
 ):
     batch = tl.program_id(0).to(tl.int64)
-    width = channels // groups
-    blocks = tl.cdiv(width, BLOCK_CHANNELS)
-    group = tl.program_id(1) // blocks
-    within = tl.program_id(1) % blocks * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    channel = group * width + within
-    channel_mask = within < width
-    index = tl.arange(0, BLOCK_STATES)
-    state_mask = index < num_states
-    tile = channel[:, None] * num_states + index[None, :]
-    tile_mask = channel_mask[:, None] & state_mask[None, :]
-    row = (batch * channels + channel) * length
-    projection = ((batch * groups + group) * num_states + index) * length
+    channel_mask, state_mask, tile_mask, row, projection, tile = _places(
+        channels, groups, num_states, length, BLOCK_CHANNELS, BLOCK_STATES
+    )
     # One part of the gradients of B and C for each block: atomic sums would have a random order.
-    part = ((batch * tl.num_programs(1) + tl.program_id(1)) * num_states + index) * length
+    part = ((batch * tl.num_programs(1) + tl.program_id(1)) * num_states + tl.arange(0, BLOCK_STATES)) * length
     A = tl.load(A_ptr + tile, mask=tile_mask, other=0.0)
     grad_A = tl.zeros([BLOCK_CHANNELS, BLOCK_STATES], dtype=tl.float32)
     grad = tl.zeros([BLOCK_CHANNELS, BLOCK_STATES], dtype=tl.float32)
@@ -191,30 +190,15 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y):
-        x, delta, A, B, C, starts = ctx.saved_tensors
+        x, _, A, B, *_ = ctx.saved_tensors
         grid, sizes, constants = _SelectiveScan._sizes(x, B)
         batch, groups, num_states, length = B.shape
         scratch = x.new_empty(batch, SEGMENT_STEPS, *A.shape)
         grad_x, grad_delta, grad_A = torch.empty_like(x), torch.empty_like(x), x.new_empty(batch, *A.shape)
         grad_B, grad_C = (x.new_empty(batch, groups, grid[1] // groups, num_states, length) for _ in range(2))
         with torch.cuda.device_of(x):
-            _backward_kernel[grid](
-                grad_y.contiguous(),
-                x,
-                delta,
-                A,
-                B,
-                C,
-                starts,
-                scratch,
-                grad_x,
-                grad_delta,
-                grad_A,
-                grad_B,
-                grad_C,
-                *sizes,
-                **constants,
-            )
+            grads = (grad_x, grad_delta, grad_A, grad_B, grad_C)
+            _backward_kernel[grid](grad_y.contiguous(), *ctx.saved_tensors, scratch, *grads, *sizes, **constants)
         return grad_x, grad_delta, grad_A.sum(0), grad_B.sum(2), grad_C.sum(2)
 
 
