@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from common import SMALLEST_SRS, noise
 from PIL import Image
+from save_tiny_models import TESTERS
 
 from unconceal import (
     RunConfig,
@@ -22,20 +23,6 @@ from unconceal.drawing.layout import FRAME, GAP, PAPER
 from unconceal.utils.errors import UserError
 
 
-TINY = {
-    "backbone_config": {
-        "model_type": "resnet",
-        "embedding_size": 8,
-        "hidden_sizes": [8, 16, 16, 32],
-        "depths": [1, 1, 1, 1],
-        "layer_type": "basic",
-    },
-    "hidden_size": 16,
-    "state_size": 4,
-    "window_size": 4,
-    "sparsity_hidden_size": 8,
-    "reconstruction_hidden_sizes": (8, 8, 16),
-}
 # 48 wide and 40 high, so that it is padded to 64 x 64 and ends inside a position at strides 32 and 16.
 SIZE = {"height": 40, "width": 48}
 ALL = {"mask", "edge", "background", "uncertainty", "reconstruction", "error"}
@@ -43,7 +30,7 @@ ALL = {"mask", "edge", "background", "uncertainty", "reconstruction", "error"}
 
 def make_segmenter(size=SIZE, **config):
     torch.manual_seed(0)
-    model = RunForImageSegmentation(RunConfig(**TINY, **config)).eval()
+    model = RunForImageSegmentation(RunConfig(**TESTERS["run"].tiny, **config)).eval()
     with torch.no_grad():  # as they start, near 0, they would draw every mask in one gray
         for name, parameter in model.named_parameters():
             if "mask_head" in name or "edge_head" in name:
@@ -299,8 +286,6 @@ def test_wrong_calls_are_one_line_and_write_nothing(command, tmp_path, arguments
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_limits_and_dtype_are_checked(command):
+def test_the_limit_on_pixels_holds(command):
     with pytest.raises(UserError, match="got 90x60, expected at most 5399 pixels"):
         command("--max-pixels", "5399")
-    with pytest.raises(UserError, match="got the dtype 'int8'"):
-        command("--dtype", "int8")
