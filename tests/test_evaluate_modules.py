@@ -29,16 +29,12 @@ def caches(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.config, "HF_METRICS_CACHE", str(folder / "metrics"))
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(folder / "modules"))
-        patch.setattr(evaluate.loading, "init_dynamic_modules", lambda: str(made(folder / "modules")))
+        modules = folder / "modules" / "evaluate_modules"
+        modules.mkdir(parents=True)
+        (modules / "__init__.py").touch()
+        patch.setattr(evaluate.loading, "init_dynamic_modules", lambda: str(modules))
         patch.syspath_prepend(str(folder / "modules"))
         yield
-
-
-def made(folder: Path) -> Path:
-    modules = folder / "evaluate_modules"
-    modules.mkdir(parents=True, exist_ok=True)
-    (modules / "__init__.py").touch()
-    return modules
 
 
 def expected(name: str, **options) -> dict:
@@ -91,18 +87,23 @@ def test_masks_of_all_kinds_give_equal_numbers():
     ("predictions", "references", "message"),
     [
         ([np.full((4, 4), 2.0, np.float32)], [np.ones((4, 4), bool)], r"expected \[0, 1\]"),
-        ([np.zeros((4, 4), np.float32)], [np.ones((4, 5), bool)], "size"),
         ([np.zeros((4, 4), np.int32)], [np.ones((4, 4), bool)], "prediction of mode I"),
         ([Image.new("RGB", (4, 4))], [np.ones((4, 4), bool)], "prediction of mode RGB"),
         ([np.zeros((4, 4), np.float32)], [np.full((4, 4), 300, np.int32)], "values from 300 to 300"),
         ([np.zeros((4, 4), np.float32)], [Image.new("RGB", (4, 4))], "reference of mode RGB"),
-        ([np.zeros((4, 4), np.float32)], [np.full((4, 4), 0.2, np.float32)], "reference of mode F"),
-        ([np.zeros((4, 4), np.float32)], [np.full((4, 4), np.nan, np.float32)], "reference of mode F"),
+        (
+            [np.zeros((4, 4), np.float32)],
+            [np.full((4, 4), 0.2, np.float32)],
+            "reference of mode F with values from 0.2",
+        ),
+        ([np.zeros((4, 4), np.float32)], [np.full((4, 4), np.nan, np.float32)], "reference of mode F with .* nan"),
     ],
 )
 def test_other_values_than_masks_are_rejected(predictions, references, message):
+    # Another id each time: a failed metric keeps its file locked, and the next one would wait.
+    metric = evaluate.load(str(FOLDER / "unconceal_lesion.py"), experiment_id=re.sub(r"\W", "", message))
     with pytest.raises(ValueError, match=message):
-        evaluate.load(str(FOLDER / "unconceal_lesion.py")).compute(predictions=predictions, references=references)
+        metric.compute(predictions=predictions, references=references)
 
 
 ALONE = """
@@ -117,7 +118,7 @@ for file in sys.argv[2:]:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # the next test is the quick one
 def test_modules_work_without_this_package(tmp_path):
     np.savez(tmp_path / "pairs.npz", probs=PROBS, targets=TARGETS)
     files = [str(FOLDER / f"unconceal_{name}.py") for name in PROTOCOLS]
