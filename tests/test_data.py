@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import load_dataset
+from huggingface_hub import DatasetCard
 from PIL import Image
 
 from unconceal.__main__ import main
@@ -54,12 +56,7 @@ def run(capsys):
 
 @pytest.fixture
 def load(tmp_path):
-    def load_folder(folder):
-        from datasets import load_dataset
-
-        return load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
-
-    return load_folder
+    return lambda folder: load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
 
 
 def write_image(path, size=(40, 36), seed=0, **options):
@@ -155,8 +152,6 @@ def test_sirst_lists_and_files_are_kept(sirst, tmp_path, run, load):
 
 
 def test_card_names_command_counts_and_left_out_pairs(sirst, tmp_path, run):
-    from huggingface_hub import DatasetCard
-
     write_mask(sirst / "masks" / "Misc_5_pixels0.png", size=(30, 36))
     out = tmp_path / "out"
     run("sirst", "--source", sirst, "--out", out, "--skip-unusable")

@@ -59,7 +59,7 @@ def recipe_file(tmp_path, scenes):
     for phase in recipe["phases"].values():
         phase["batch_size"] = 4
     recipe["phases"]["reconstruction"]["epochs"] = 1
-    recipe["phases"]["segmentation"]["epochs"] = 3
+    recipe["phases"]["segmentation"]["epochs"] = 2
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
@@ -121,7 +121,7 @@ def test_two_phases_leave_checkpoints_that_auto_classes_open(recipe_file, tmp_pa
     names = [name for name in second if name.startswith("reconstruction_encoder.")]
     assert names and all(torch.equal(first[name], second[name]) for name in names)
     rows = history(run / "segmentation" / "last")
-    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     assert rows[0]["learning_rate"] > rows[-1]["learning_rate"] > 0
     assert {"eval_iou", "eval_niou", "eval_f1"} <= rows[-1].keys()
@@ -134,6 +134,7 @@ def test_resumed_run_equals_an_unbroken_one(recipe_file, tmp_path):
         "phases.segmentation.ema_decay=0.9",
         "phases.segmentation.max_grad_norm=1.0",
         "phases.segmentation.evaluate_every=2",
+        "phases.segmentation.epochs=3",
     ]
     unbroken = tmp_path / "unbroken"
     train(load_recipe(recipe_file, [*settings, f"output_dir={unbroken}"]))
@@ -196,7 +197,7 @@ def test_reduced_precision_and_memory_under_accelerate_launch(recipe_file, tmp_p
 def test_two_processes_train_and_evaluate(recipe_file, scenes, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # any free port
-    printed = run_train(*launcher, ROOT / "scripts/train.py", recipe_file, "phases.segmentation.epochs=2")
+    printed = run_train(*launcher, ROOT / "scripts/train.py", recipe_file)
     rows = history(tmp_path / "run" / "segmentation" / "last")
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[-1]["eval_num_images"] == 3
@@ -210,11 +211,11 @@ def test_two_processes_train_and_evaluate(recipe_file, scenes, tmp_path):
 
 
 def test_metric_of_the_protocol_chooses_the_best_checkpoint(recipe_file, tmp_path):
-    settings = ["protocol=cod", "best_metric=mae", "phases.segmentation.epochs=4"]
+    settings = ["protocol=cod", "best_metric=mae", "phases.segmentation.epochs=3"]
     best = train(load_recipe(recipe_file, settings))
     rows = history(tmp_path / "run" / "segmentation" / "last")
     errors = {row["epoch"]: row["eval_mae"] for row in rows}
-    assert len(set(errors.values())) == 4
+    assert len(set(errors.values())) == 3
     assert history(best)[-1]["epoch"] == min(errors, key=errors.get)
     assert {f"eval_{name}" for name in PROTOCOLS["cod"].best_metrics} < rows[0].keys()
     assert all(isinstance(value, int | float) for value in rows[0].values()), "curves were logged"
@@ -242,7 +243,7 @@ def test_fine_tuning_starts_from_a_checkpoint(recipe_file, tmp_path):
     [
         ("data.path=nowhere", "data set nowhere does not exist"),
         ("data.eval_split=test", "has no split test; it has train, val"),
-        ("model.depths=[1,1,1]", "expected 4 entries each"),
+        ("model.depths=[1,1,1]", "expected 4 entries"),
         ("phases.reconstruction.init_from=nowhere", "cannot start from nowhere"),
         ("processor.size={height: 16, width: 16}", "at least 32x32"),
         ("processor.size=5", "recipe: processor"),
@@ -482,4 +483,4 @@ def test_unfinished_seed_is_resumed_on_request_only(recipe_file, tmp_path):
         train_seeds(recipe, [0, 1])
     assert not (tmp_path / "seeds" / "seed-0" / "recipe.yaml").exists(), "a run began before all folders were checked"
     train_seeds(recipe, [1], resume=True)
-    assert len(history(tmp_path / "seeds" / "seed-1" / "segmentation" / "last")) == 3
+    assert len(history(tmp_path / "seeds" / "seed-1" / "segmentation" / "last")) == 2

@@ -59,7 +59,7 @@ def find_pack(images: Path, masks: Path, source: str, split: str | None = None) 
 
 
 def find_subfolder(parent: Path, names: Sequence[str]) -> Path:
-    """Return the first existing subfolder of some names in any case, or the first name."""
+    """Return the first existing subfolder, in any case; otherwise the first name."""
     there = {path.name.lower(): path for path in sorted(parent.iterdir()) if path.is_dir()}
     return next((there[name.lower()] for name in names if name.lower() in there), parent / names[0])
 

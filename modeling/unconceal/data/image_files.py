@@ -34,13 +34,13 @@ def decoding(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Ite
 
 
 def read_image(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image file of any kind as RGB; errors are those of `decoding`."""
+    """Read an image file as RGB, with the errors of `decoding`."""
     with decoding(source, max_pixels) as image:
         return to_rgb(image)
 
 
 def read_upright(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image file upright, in its own mode; errors are those of `decoding`."""
+    """Read an image file upright, with the errors of `decoding`."""
     with decoding(source, max_pixels) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)  # not in place, it would copy every image

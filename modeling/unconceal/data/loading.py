@@ -14,7 +14,7 @@ from .write import COLUMNS
 
 
 def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
-    """Open splits of a prepared data set: a folder or an id on the Hub.
+    """Open splits of a folder or a Hub data set.
 
     Raises:
         UserError: If the data set, a split or a column is missing.

@@ -27,7 +27,7 @@ class UnusablePair(UserError):
 
 
 def is_object(gray: np.ndarray, full_scale: int = 255) -> np.ndarray:
-    """Return where gray values are object: above half of full scale, the value of white."""
+    """Return where gray values are above half of full scale."""
     return gray > full_scale * 127 / 255
 
 

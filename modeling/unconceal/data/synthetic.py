@@ -100,7 +100,7 @@ def _fractal(shape: Shape, slope: float) -> np.ndarray:
 
 
 def _blob(rng: Rng, shape: Shape, center, radii, angle: float, roughness: float) -> np.ndarray:
-    """Return an irregular ellipse: 1 at the center, 0 on the outline, negative outside."""
+    """Return an irregular ellipse: 1 in the center, negative outside."""
     rows, columns = _grid(shape)
     along, across = _turn(rows - center[0], columns - center[1], angle)
     along, across = along / radii[0], across / radii[1]
@@ -281,7 +281,7 @@ def _polar(radius: float | np.ndarray, angle: float | np.ndarray) -> np.ndarray:
 
 
 def _upward(angle: float) -> np.ndarray:
-    """Return the direction that leans by an angle from upright to the right."""
+    """Return the upright direction, turned clockwise by an angle."""
     return np.array([np.sin(angle), -np.cos(angle)])
 
 
@@ -609,7 +609,7 @@ def _blurred(image: Image.Image, radius: float) -> np.ndarray:
 
 
 def _clutter(rng: Rng, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """Return grounds with things before them (H, W, 3), and the grounds' tints (3, 3)."""
+    """Return a cluttered scene (H, W, 3) and its tints (3, 3)."""
     unit = _unit(shape)
     zones = np.digitize(_noise(rng, shape, _gaussian(shape, rng.uniform(5, 20) * unit)), sorted(rng.normal(0, 0.7, 2)))
     tints = np.stack([_tint(rng) for _ in range(3)])
