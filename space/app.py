@@ -49,18 +49,6 @@ HERE = Path(__file__).parent
 MAX_PIXELS = 50_000_000
 MAX_WAITING = 100  # requests in the queue; more are refused
 MAX_SESSIONS = 64  # visitors whose last result gradio keeps in memory
-DOWNLOAD = """
-(file) => {
-  const name = file.orig_name || "cutout.png";
-  Object.assign(document.createElement("a"), { href: file.url, download: name }).click();
-}
-"""
-CHOOSE_EXAMPLE = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("button");
-  if (button) trigger("choose", { index: Number(button.dataset.index) });
-});
-"""
 
 
 def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
@@ -96,7 +84,7 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
                         for path, name in shown_examples
                     ],
                     html_template=read_part("examples.html"),
-                    js_on_load=CHOOSE_EXAMPLE,
+                    js_on_load=read_part("examples.js"),
                     apply_default_css=False,
                     visible=bool(shown_examples),
                     elem_id="examples",
@@ -132,11 +120,10 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
                 run_batch = gr.Button("Find all", variant="primary", elem_id="run-batch")
             with gr.Column(scale=8, min_width=320):
                 archive = gr.File(label="All results (ZIP)", elem_id="archive", height=130, interactive=False)
-                widths = ["190px", "260px", "80px", "80px", "90px", "80px"]
                 report = gr.Dataframe(
                     headers=REPORT_COLUMNS,
                     label="Report",
-                    column_widths=widths,
+                    column_widths=["190px", "260px", "80px", "80px", "90px", "80px"],
                     wrap=True,
                     elem_id="report",
                     interactive=False,
@@ -180,9 +167,8 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
             return gr.update(stages={"answer": demo.show_stages(path, name), "at": time.time()})
 
         viewer.unfold(unfold_seen, [seen, network], viewer, show_progress="hidden", **busy)
-        ask_cutout.click(demo.show_cutout, [seen, mask, network], cutout, show_progress_on=ask_cutout, **busy).success(
-            None, cutout, js=DOWNLOAD, api_visibility="private"
-        )
+        cut = ask_cutout.click(demo.show_cutout, [seen, mask, network], cutout, show_progress_on=ask_cutout, **busy)
+        cut.success(None, cutout, js=read_part("download.js"), api_visibility="private")
         run_batch.click(
             demo.segment_batch,
             [images, batch_network, outputs, batch_fine],

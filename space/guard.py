@@ -24,7 +24,6 @@ class Guard:
         self.app = app
 
     async def __call__(self, scope, receive, send):
-        """Forward a request or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -6,6 +6,7 @@ import ipaddress
 import math
 import os
 import secrets
+import shutil
 import socket
 import warnings
 from pathlib import Path
@@ -172,8 +173,7 @@ async def _save(response: httpx.Response, path: Path) -> str:
                     raise Refused(f"The file at this address is larger than {MAX_BYTES // 2**20} MB.")
                 file.write(chunk)
     except BaseException:
-        path.unlink(missing_ok=True)
-        path.parent.rmdir()
+        shutil.rmtree(path.parent)
         raise
     return str(path)
 
