@@ -16,14 +16,7 @@ from common import modules_beyond_transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from save_tiny_models import TESTERS, save_tiny_models
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageSegmentation,
-    AutoModelForSemanticSegmentation,
-    AutoProcessor,
-    pipeline,
-)
+from transformers import AutoProcessor, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -98,28 +91,14 @@ def test_every_way_works_without_the_package(saved, tmp_path):
     assert done.stdout.count("threads: 1\n") == 2  # numba, which pymatting imports, gives torch every core
 
 
-def test_an_environment_that_is_not_bare_is_rejected(saved, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bare_environment.py", str(saved[0])])
-    with pytest.raises(SystemExit, match="got installed unconceal, "):
-        bare_environment.main()
-
-
 # ---- with the package, which needs no trust_remote_code --------------------------------------------------------
 
 
-def test_auto_classes(folder, image, expected):
-    model_class = TESTERS[folder.name].model_class
-    assert type(AutoConfig.from_pretrained(folder)) is model_class.config_class
-    for auto_class in (AutoImageProcessor, AutoProcessor):
-        processor = auto_class.from_pretrained(folder)
-        assert type(processor) is UnconcealImageProcessor
-        assert torch.equal(processor(image).pixel_values, expected["pixel_values"])
-    for auto_class in (AutoModel, AutoModelForImageSegmentation, AutoModelForSemanticSegmentation):
-        model = auto_class.from_pretrained(folder)
-        assert type(model) is model_class
-        assert not model.training
-        with torch.no_grad():
-            assert torch.equal(model(expected["pixel_values"]).logits, expected["logits"])
+@pytest.mark.parametrize("auto_class", [AutoImageProcessor, AutoProcessor])
+def test_auto_classes_open_the_processor(folder, image, expected, auto_class):  # common.py opens the networks
+    processor = auto_class.from_pretrained(folder)
+    assert type(processor) is UnconcealImageProcessor
+    assert torch.equal(processor(image).pixel_values, expected["pixel_values"])
 
 
 @pytest.mark.parametrize("options", [{}, {"device_map": "auto", "dtype": torch.bfloat16}])
