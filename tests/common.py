@@ -15,7 +15,6 @@ import transformers
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -135,6 +134,23 @@ class PretrainedTester:
         with torch.no_grad():
             return getattr(model(pixel_values=pixel_values), self.main_output)
 
+    def check_gradients(self, **changes):
+        """Check that the loss gives every parameter a gradient.
+
+        A narrow layer behind a ReLU can have none by chance, but not for every seed.
+        """
+        silent = None
+        for seed in range(8):
+            model = self.make_model(seed=seed, **changes)
+            model(**self.make_inputs()).loss.backward()
+            gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+            assert [name for name, grad in gradients.items() if grad is None or not grad.isfinite().all()] == []
+            now_silent = {name for name, grad in gradients.items() if not grad.any()}
+            silent = now_silent if silent is None else silent & now_silent
+            if not silent:
+                return
+        raise AssertionError(f"no gradient for any seed: {silent}")
+
     # ---- configuration ----------------------------------------------------------------------------------------------
 
     def test_configuration_survives_files_copies_and_pickles(self, tmp_path):
@@ -193,8 +209,8 @@ class PretrainedTester:
         assert any(tensor.is_meta for tensor in tensors_of(offloaded).values()), "everything is in memory"
         torch.testing.assert_close(self.predict(offloaded, pixel_values), prediction, atol=1e-4, rtol=1e-4)
 
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    def test_loaded_in_half_precision(self, dtype, tmp_path):
+    def test_loaded_in_half_precision(self, tmp_path):
+        dtype = torch.float16  # `test_half_precision_is_near_float32` runs in bfloat16
         model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
         model.save_pretrained(tmp_path / "single")
         half = self.model_class.from_pretrained(tmp_path / "single", dtype=dtype)
@@ -207,25 +223,8 @@ class PretrainedTester:
                 assert tensor.dtype == (expected if tensor.is_floating_point() else torch.int64), name
         exact, prediction = self.predict(model, pixel_values), self.predict(half, pixel_values.to(dtype))
         assert prediction.dtype == dtype
-        # bfloat16 keeps 8 bits, float16 11. Some thirty layers of random weights lose about half.
-        error = (prediction.float() - exact).square().mean().sqrt() / exact.std()
-        assert error < (0.2 if dtype == torch.bfloat16 else 0.03)
-
-    def test_missing_and_unknown_weights_are_reported(self, tmp_path):
-        model = self.make_model()
-        model.save_pretrained(tmp_path)
-        state = load_file(tmp_path / "model.safetensors")
-        kernels = sorted(name for name, tensor in state.items() if tensor.ndim == 4 and tensor.numel() > 1)
-        kept = state.pop(kernels[0])
-        save_file({**state, "unknown": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
-        torch.manual_seed(1)
-        loaded, report = self.model_class.from_pretrained(tmp_path, output_loading_info=True)
-        assert report["missing_keys"] == {kernels[0]}
-        assert report["unexpected_keys"] == {"unknown"}
-        new = loaded.state_dict()
-        assert all(torch.equal(new[name], tensor) for name, tensor in state.items())
-        assert not torch.equal(new[kernels[0]], kept)
-        assert 0.3 < new[kernels[0]].std() / kept.std() < 3, "initialized by another rule"
+        # float16 keeps 11 bits. Some thirty layers of random weights lose about half.
+        assert (prediction.float() - exact).square().mean().sqrt() < 0.03 * exact.std()
 
     def test_saving_what_was_loaded_writes_the_same_files(self, tmp_path):
         model = self.make_model()
@@ -347,15 +346,11 @@ class ModelTester(PretrainedTester):
         without_axis = model(**inputs).loss
         assert torch.equal(model(inputs["pixel_values"], labels=inputs["labels"][:, None]).loss, without_axis)
 
-    @pytest.mark.parametrize("shape", [(2, 33, 46), (2, 33), (1, 33, 47), (2, 3, 33, 47)])
-    def test_wrong_labels_are_rejected(self, shape):
-        if not self.needs_labels:
-            pytest.skip("this network ignores labels")
-        with says("labels", "(2, 1, 33, 47)", "got", str(shape)):
-            self.make_model()(self.make_inputs()["pixel_values"], labels=torch.zeros(shape))
-
-    def test_wrong_images_are_rejected(self):
-        model = self.make_model()
+    def test_wrong_labels_and_images_are_rejected(self):
+        model, pixel_values = self.make_model(), self.make_inputs()["pixel_values"]
+        for shape in ((2, 33, 46), (2, 33), (1, 33, 47), (2, 3, 33, 47)) if self.needs_labels else ():
+            with says("labels", "(2, 1, 33, 47)", "got", str(shape)):
+                model(pixel_values, labels=torch.zeros(shape))
         channels, smallest = model.config.num_channels, model.min_image_size
         for shape in ((2, channels + 1, 64, 64), (channels, 64, 64)):
             with says("pixel_values", str(channels), "got", str(shape)):
@@ -421,18 +416,7 @@ class ModelTester(PretrainedTester):
             assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == rest
 
     def test_every_parameter_has_a_gradient(self):
-        # A narrow layer behind a ReLU can have no gradient by chance, but not for every seed.
-        silent = None
-        for seed in range(8):
-            model = self.make_model(seed=seed)
-            model(**self.make_inputs()).loss.backward()
-            gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-            assert [name for name, grad in gradients.items() if grad is None or not grad.isfinite().all()] == []
-            now_silent = {name for name, grad in gradients.items() if not grad.any()}
-            silent = now_silent if silent is None else silent & now_silent
-            if not silent:
-                break
-        assert not silent
+        self.check_gradients()
 
     def test_steps_on_one_image_lower_the_loss(self):
         model, inputs = self.make_model().train(), self.make_inputs(batch_size=1)
@@ -447,7 +431,7 @@ class ModelTester(PretrainedTester):
         assert losses[-1] < 0.95 * losses[0], losses
 
     @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
-    @pytest.mark.parametrize("options", [None, {"use_reentrant": False}, {"use_reentrant": True}])
+    @pytest.mark.parametrize("options", [{"use_reentrant": False}, {"use_reentrant": True}])
     def test_gradient_checkpointing_gives_the_same_numbers(self, options):
         model = self.make_model().train()
         start = {name: value.clone() for name, value in model.state_dict().items()}
@@ -531,6 +515,7 @@ class ModelTester(PretrainedTester):
 
     # ---- compilers --------------------------------------------------------------------------------------------------
 
+    @pytest.mark.thorough  # test_export.py traces every network, too
     def test_compiled_equals_eager(self):
         model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
         compiled = torch.compile(model, backend="eager", fullgraph=True)

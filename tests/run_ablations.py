@@ -10,15 +10,14 @@ from unconceal import RunConfig, RunForImageSegmentation
 from unconceal.models.modeling_run import RunConvNormAct, RunStage, mask_minimizer
 
 
-class ConvBlock(nn.Module):
+PARTS = ("background", "residual_sparsity", "state_space", "unfolding")
+
+
+class ConvBlock(nn.Sequential):
     """Residual block of two 3x3 convolutions."""
 
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.layers = nn.Sequential(*(RunConvNormAct(hidden_size, hidden_size, kernel_size=3) for _ in range(2)))
-
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states + self.layers(hidden_states)
+        return hidden_states + super().forward(hidden_states)
 
 
 class MaskStepWithoutSparsity(nn.Module):
@@ -55,47 +54,20 @@ class DecoderStage(RunStage):
         return hidden_states, self.mask_head(hidden_states), self.edge_head(hidden_states)
 
 
-class RunWithoutStateSpace(RunForImageSegmentation):
-    """RUN with convolutions instead of state-space blocks."""
-
-    def __init__(self, config: RunConfig):
-        super().__init__(config)
-        for stage in self.stages:
-            stage.small_field, stage.large_field = ConvBlock(config.hidden_size), ConvBlock(config.hidden_size)
-        self.post_init()
-
-
-class RunWithoutResidualSparsity(RunForImageSegmentation):
-    """RUN without the residual sparsity of the mask."""
-
-    def __init__(self, config: RunConfig):
-        super().__init__(config)
-        self.mask_step = MaskStepWithoutSparsity(self.mask_step)
-        self.post_init()
-
-
-class RunWithoutBackground(RunForImageSegmentation):
-    """RUN without the background network (ROBE)."""
-
-    def __init__(self, config: RunConfig):
-        super().__init__(config)
-        self.background_step = CutOutBackground()
-        self.post_init()
-
-
-class RunWithoutUnfolding(RunForImageSegmentation):
-    """RUN as a plain decoder, the baseline."""
-
-    def __init__(self, config: RunConfig):
-        super().__init__(config)
-        self.mask_step, self.background_step = PreviousMask(), CutOutBackground()
-        self.stages = nn.ModuleList(DecoderStage(config) for _ in self.stages)
-        self.post_init()
-
-
-ABLATIONS = {
-    "background": RunWithoutBackground,
-    "residual_sparsity": RunWithoutResidualSparsity,
-    "state_space": RunWithoutStateSpace,
-    "unfolding": RunWithoutUnfolding,
-}
+def run_without(part: str, config: RunConfig) -> RunForImageSegmentation:
+    """Build RUN with random weights, without one of `PARTS`. Without unfolding it is a plain decoder."""
+    model = RunForImageSegmentation(config)
+    if part == "state_space":
+        for stage in model.stages:
+            for name in ("small_field", "large_field"):
+                layers = [RunConvNormAct(config.hidden_size, config.hidden_size, kernel_size=3) for _ in range(2)]
+                setattr(stage, name, ConvBlock(*layers))
+    if part == "residual_sparsity":
+        model.mask_step = MaskStepWithoutSparsity(model.mask_step)
+    if part in ("background", "unfolding"):
+        model.background_step = CutOutBackground()
+    if part == "unfolding":
+        model.mask_step = PreviousMask()
+        model.stages = nn.ModuleList(DecoderStage(config) for _ in model.stages)
+    model.post_init()
+    return model

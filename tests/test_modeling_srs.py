@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from common import ModelTester, batch_norms
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
@@ -208,64 +207,19 @@ def test_dynamic_conv_uses_the_guidance_of_each_image():
     assert difference[[0, 2]].max() == 0
 
 
-# ---- the paper's network --------------------------------------------------------------------------------------------
-
-
-def on_meta(model_class):
-    with torch.device("meta"):
-        return model_class(SrsConfig()).eval()
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def count_multiply_adds(model: nn.Module) -> float:
-    """Count for one image of 256x256, in units of 1e9."""
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, 256, 256, device="meta"))
-    return counter.get_total_flops() / 2e9
-
-
-def test_reconstruction_network_has_the_published_size():
-    model = on_meta(SrsForReconstruction)
-    assert count_parameters(model) == 734_250
-    assert count_parameters(model.reconstruction_encoder) == 482_000
-    assert count_multiply_adds(model) == pytest.approx(5.43, abs=0.005)
-
-
-def test_segmentation_network_has_the_published_size():
-    model = on_meta(SrsForImageSegmentation)
-    assert count_parameters(model) - count_parameters(model.reconstruction_encoder) == 9_874_220
-    assert count_parameters(model.reconstruction_encoder) == 482_000
-    assert count_parameters(model.dynamic_conv) == 1_184_930
-    # The published network convolves once: 45.94, and 1.58 for the encoder. Ours convolves twice.
-    second_conv = 256 * 256 * 9 * 32 * 32 / 1e9
-    assert count_multiply_adds(model) == pytest.approx(45.94 + 1.58 + second_conv, abs=0.02)
-
-
 # ---- the configuration ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_sizes": (8, 8, 16)}, r"`hidden_sizes` and `depths`: got \(8, 8, 16\) .* expected 4 entries"),
-        ({"depths": (1, 1, 1, 1, 1)}, r"got .*\(1, 1, 1, 1, 1\), expected 4 entries"),
-        ({"reconstruction_hidden_sizes": (8,)}, r"`reconstruction_hidden_sizes` and .* got \(8,\)"),
-        ({"reconstruction_depths": (1, 1)}, r"`reconstruction_depths`: got .*\(1, 1\), expected 4 entries"),
+        ({"hidden_sizes": (8, 8, 16)}, r"`hidden_sizes`: got \(8, 8, 16\), expected 4 entries"),
+        ({"depths": (1, 1, 1, 1, 1)}, r"`depths`: got \(1, 1, 1, 1, 1\), expected 4 entries"),
         ({"attention_reduction_ratio": 0}, r"`attention_reduction_ratio`: got 0, expected a number of 1 or more"),
-        ({"depths": (1, 1, 0, 1)}, r"`depths`: got \(1, 1, 0, 1\), expected at least 1 each"),
-        ({"reconstruction_depths": (1, 1, 1, 0)}, r"`reconstruction_depths`: got .* expected at least 1 each"),
-        ({"hidden_sizes": (8, 8, 10, 16)}, r"`hidden_sizes\[1:\]`: got \(8, 8, 10, 16\), expected multiples of 4"),
-        (
-            {"reconstruction_hidden_sizes": (8, 9, 8, 8)},
-            r"`reconstruction_hidden_sizes\[1:\]`: got",
-        ),
-        (
-            {"attention_reduction_ratio": 9},
-            r"\(8, 8, 16, 16\), expected at least `attention_reduction_ratio` \(9\)",
-        ),
+        ({"reconstruction_depths": (1, 1, 1, 0)}, r"`reconstruction_depths`: got .* of at least 1"),
+        ({"hidden_sizes": (8, 8, 10, 16)}, r"`hidden_sizes`: got \(8, 8, 10, 16\), .* multiples of 4 from the second"),
+        ({"reconstruction_hidden_sizes": (8, 9, 8, 8)}, r"`reconstruction_hidden_sizes`: got"),
+        ({"attention_reduction_ratio": 9}, r"at least `attention_reduction_ratio` \(9\)"),
         ({"hidden_sizes": (8, 8, 16, 12)}, r"`hidden_sizes\[-1\]`: got 12, expected a multiple of .* \(8\)"),
         ({"stem_size": "8"}, "stem_size.*\n.*expected int, got str"),
         ({"depths": 3}, "depths"),

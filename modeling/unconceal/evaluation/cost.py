@@ -1,8 +1,7 @@
 """Count and measure what networks and operators cost.
 
-Counts are parameters and multiply-adds. Measurements are seconds and peak memory, on random pixels. Each measurement
-runs in a fresh process, because the peak memory of a process never falls. Compare speeds within one run on one machine
-only.
+Counts are parameters and multiply-adds. Measurements are seconds and peak memory, on random pixels. Each runs in a
+fresh process, because the peak memory of a process never falls. Compare speeds within one run on one machine only.
 """
 
 import json
@@ -11,8 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +38,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "opds": lambda: OpdsForImageSegmentation(OpdsConfig()),
     "opds-single-head": lambda: OpdsForImageSegmentation(OpdsConfig(decoder_hidden_sizes=[128])),
 }
-# Longest scan whose backward pass is compared. The reference's backward pass takes time by the square of the length.
-MAX_BACKWARD_LENGTH = 576
 
 
 @dataclass(frozen=True)
@@ -70,31 +66,26 @@ def count_parts(model: str, image_size: int) -> list[Part]:
     """
     with torch.device("meta"):
         network = MODELS[model]()
-        counts = _multiply_adds(network, image_size)
+        adds = _multiply_adds(network, image_size)
         if model == "srs":
-            return _count_srs(network, counts, image_size)
-    whole = Part("whole", network.num_parameters(), counts[""], {"opds": (28.0, 129.2)}.get(model, (None, None)))
-    encoder = Part("encoder", network.backbone.num_parameters(), counts["backbone"])
-    rest = (whole.parameters - encoder.parameters, whole.multiply_adds - encoder.multiply_adds)
-    return [whole, encoder, Part("without encoder", *rest, {"run": (55.65, 156)}.get(model, (None, None)))]
-
-
-def _count_srs(network: SrsForImageSegmentation, counts: dict[str, int], image_size: int) -> list[Part]:
-    reconstruction = SrsForReconstruction(network.config)
-    guide, dynamic = network.reconstruction_encoder, network.dynamic_conv
-    whole, own = _num_parameters(network), _num_parameters(network) - _num_parameters(guide)
-    guide_count = counts["reconstruction_encoder"]
+            reconstruction = SrsForReconstruction(network.config)
+            adds_of_reconstruction = _multiply_adds(reconstruction, image_size)[""]
+    whole = Part("whole", network.num_parameters(), adds[""], {"opds": (28.0, 129.2)}.get(model, (None, None)))
+    if model != "srs":
+        encoder = Part("encoder", network.backbone.num_parameters(), adds["backbone"])
+        rest = (whole.parameters - encoder.parameters, whole.multiply_adds - encoder.multiply_adds)
+        return [whole, encoder, Part("without encoder", *rest, {"run": (55.65, 156)}.get(model, (None, None)))]
+    guide, dynamic = (
+        sum(parameter.numel() for parameter in module.parameters())
+        for module in (network.reconstruction_encoder, network.dynamic_conv)
+    )
+    guide_adds = adds["reconstruction_encoder"]
     return [
-        Part(
-            "reconstruction network",
-            _num_parameters(reconstruction),
-            _multiply_adds(reconstruction, image_size)[""],
-            (0.734, 5.43),
-        ),
-        Part("its encoder", _num_parameters(guide), guide_count, (0.482, 1.58)),
-        Part("segmentation network", own, counts[""] - guide_count, (9.87, 45.94)),
-        Part("its dynamic convolution", _num_parameters(dynamic), counts["dynamic_conv"], (1.18, 0.61)),
-        Part("inference: encoder and segmentation", whole, counts[""], (None, 47.5)),
+        Part("reconstruction network", reconstruction.num_parameters(), adds_of_reconstruction, (0.734, 5.43)),
+        Part("its encoder", guide, guide_adds, (0.482, 1.58)),
+        Part("segmentation network", whole.parameters - guide, adds[""] - guide_adds, (9.87, 45.94)),
+        Part("its dynamic convolution", dynamic, adds["dynamic_conv"], (1.18, 0.61)),
+        Part("inference: encoder and segmentation", whole.parameters, adds[""], (None, 47.5)),
     ]
 
 
@@ -107,10 +98,6 @@ def scan_multiply_adds(length: int, channels: int, states: int) -> int:
     return length * channels * (3 * states + 2)
 
 
-def _num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _multiply_adds(model: nn.Module, image_size: int) -> dict[str, int]:
     """Count the multiply-adds of the model, under "", and of its children that are called."""
     pixel_values = torch.empty(1, model.config.num_channels, image_size, image_size, device="meta")
@@ -121,11 +108,11 @@ def _multiply_adds(model: nn.Module, image_size: int) -> dict[str, int]:
         _, right, _, bottom = padding_to(scan.window_size or 1, height, width)  # windows beyond the border are scanned
         scans.append(scan_multiply_adds((height + bottom) * (width + right), 4 * scan.inner_size, scan.state_size))
 
-    hooks = [each.register_forward_hook(count_scan) for each in model.modules() if isinstance(each, RunScan2d)]
+    for module in model.modules():
+        if isinstance(module, RunScan2d):
+            module.register_forward_hook(count_scan)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(pixel_values)
-    for hook in hooks:
-        hook.remove()
     counts = {module: sum(operations.values()) // 2 for module, operations in counter.get_flop_counts().items()}
     children = {name: counts.get(f"{type(model).__name__}.{name}", 0) for name, _ in model.named_children()}
     return {"": counts["Global"] + sum(scans), **children}
@@ -156,59 +143,49 @@ class Measurement:
     steps: int = 3
 
 
-def run_measurement(measurement: Measurement) -> dict[str, Any]:
+def run_measurement(case: Measurement) -> dict[str, Any]:
     """Measure in a fresh process.
 
     Returns:
-        The fields of the measurement with `seconds` and `peak_gib`; or with `error`, if memory did not suffice.
-        Operators add `seconds_ref`, and `seconds_backward` and `seconds_backward_ref` for forward and backward. Peak
-        memory is that of the process on the CPU, and of torch's tensors on an accelerator.
+        The fields of the measurement with `seconds` and `peak_gib`, and for operators `seconds_ref`; or with `error`,
+        if memory did not suffice. Peak memory is that of the process on the CPU, and of tensors on an accelerator.
 
     Raises:
         RuntimeError: If the process fails for another reason.
     """
-    command = [sys.executable, "-m", __name__, json.dumps(asdict(measurement))]
+    command = [sys.executable, "-m", __name__, json.dumps(asdict(case))]
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode == 0:
-        return {**asdict(measurement), **json.loads(answer.stdout.splitlines()[-1])}
+        return {**asdict(case), **json.loads(answer.stdout.splitlines()[-1])}
     # The kernel ends a process that needs too much memory with signal 9.
     words = ("OutOfMemoryError", "not enough memory", "can't allocate memory")
     if answer.returncode == -9 or any(word in answer.stderr for word in words):
-        return {**asdict(measurement), "error": "out of memory"}
-    raise RuntimeError(f"{measurement} failed:\n{answer.stderr}")
+        return {**asdict(case), "error": "out of memory"}
+    raise RuntimeError(f"{case} failed:\n{answer.stderr}")
 
 
-def measure(measurement: Measurement) -> dict[str, float]:
+def measure(case: Measurement) -> dict[str, float]:
     """Measure in this process; see `run_measurement`."""
     torch.manual_seed(0)
-    tasks = {"inference": _inference, "training": _training, "dynamic_conv": _dynamic_conv, "scan": _scan}
-    steps = tasks[measurement.task](measurement)
-    seconds = {name: _median_seconds(step, measurement) for name, step in steps.items()}
-    return {**seconds, "peak_gib": _peak_bytes(measurement.device) / 2**30}
+    steps = {"inference": _network, "training": _network, "dynamic_conv": _dynamic_conv, "scan": _scan}[case.task](
+        case
+    )
+    seconds = {name: _median_seconds(step, case) for name, step in steps.items()}
+    return {**seconds, "peak_gib": _peak_bytes(case.device) / 2**30}
 
 
-def _inference(measurement: Measurement) -> dict[str, Callable]:
-    model = MODELS[measurement.model]().eval().to(measurement.device)
-    pixel_values = _random_images(measurement)
-
-    def step():
-        with torch.inference_mode(), _autocast(measurement):
-            model(pixel_values)
-
-    return {"seconds": step}
-
-
-def _training(measurement: Measurement) -> dict[str, Callable]:
-    model = MODELS[measurement.model]().train().to(measurement.device)
-    if measurement.gradient_checkpointing:
+def _network(case: Measurement) -> dict[str, Callable]:
+    model = MODELS[case.model]().train(case.task == "training").to(case.device)
+    pixel_values = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=case.device)
+    if case.task == "inference":
+        return {"seconds": lambda: _infer(case, model, pixel_values)}
+    if case.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    pixel_values = _random_images(measurement)
     labels = (torch.rand_like(pixel_values[:, 0]) < 0.1).float()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-4)
 
     def step():
-        with _autocast(measurement):
+        with _autocast(case):
             loss = model(pixel_values, labels=labels).loss
         loss.backward()
         optimizer.step()
@@ -217,69 +194,47 @@ def _training(measurement: Measurement) -> dict[str, Callable]:
     return {"seconds": step}
 
 
-def _dynamic_conv(measurement: Measurement) -> dict[str, Callable]:
-    config, device = SrsConfig(), measurement.device
+def _dynamic_conv(case: Measurement) -> dict[str, Callable]:
+    config, side = SrsConfig(), case.image_size // 8
     channels, guides = config.hidden_sizes[-1], config.reconstruction_hidden_sizes[-1]
-    conv = SrsDynamicConv(channels, guides, config.attention_reduction_ratio).to(device)
-    batch_size, side = measurement.batch_size, measurement.image_size // 8
-    hidden_states = torch.randn(batch_size, channels, side, side, device=device, requires_grad=True)
-    guidance = torch.randn(batch_size, guides, side, side, device=device)
-    return _compare(conv, lambda *inputs: srs_dynamic_conv_ref(conv, *inputs), (hidden_states, guidance), measurement)
-
-
-def _scan(measurement: Measurement) -> dict[str, Callable]:
-    config, device, batch_size = RunConfig(), measurement.device, measurement.batch_size
-    groups, length = 4, measurement.image_size**2
-    channels = groups * config.expand * config.hidden_size
-    x, delta = torch.randn(2, batch_size, channels, length, device=device)
-    B, C = torch.randn(2, batch_size, groups, config.state_size, length, device=device)
-    A = -torch.arange(1.0, config.state_size + 1, device=device).repeat(channels, 1)
-    D = torch.ones(channels, device=device)
-    inputs = [each.requires_grad_() for each in (x, delta.sigmoid() / 10, A, B, C, D)]
-    steps = _compare(selective_scan, selective_scan_ref, inputs, measurement)
-    if length > MAX_BACKWARD_LENGTH:
-        del steps["seconds_backward"], steps["seconds_backward_ref"]
-    return steps
-
-
-def _compare(
-    function: Callable, reference: Callable, inputs: Sequence[torch.Tensor], measurement: Measurement
-) -> dict[str, Callable]:
-    """Return the steps that measure an operator and its reference."""
-
-    def forward(operator: Callable):
-        with torch.inference_mode(), _autocast(measurement):
-            operator(*inputs)
-
-    def backward(operator: Callable):
-        with _autocast(measurement):
-            output = operator(*inputs)
-        output.sum().backward()
-
+    conv = SrsDynamicConv(channels, guides, config.attention_reduction_ratio).to(case.device)
+    inputs = [torch.randn(case.batch_size, size, side, side, device=case.device) for size in (channels, guides)]
     return {
-        "seconds": lambda: forward(function),
-        "seconds_ref": lambda: forward(reference),
-        "seconds_backward": lambda: backward(function),
-        "seconds_backward_ref": lambda: backward(reference),
+        "seconds": lambda: _infer(case, conv, *inputs),
+        "seconds_ref": lambda: _infer(case, srs_dynamic_conv_ref, conv, *inputs),
     }
 
 
-def _random_images(measurement: Measurement) -> torch.Tensor:
-    side = measurement.image_size
-    return torch.randn(measurement.batch_size, 3, side, side, device=measurement.device)
+def _scan(case: Measurement) -> dict[str, Callable]:
+    config, batch_size, length, groups = RunConfig(), case.batch_size, case.image_size**2, 4
+    channels = groups * config.expand * config.hidden_size
+    x, delta = torch.randn(2, batch_size, channels, length, device=case.device)
+    B, C = torch.randn(2, batch_size, groups, config.state_size, length, device=case.device)
+    A = -torch.arange(1.0, config.state_size + 1, device=case.device).repeat(channels, 1)
+    D = torch.ones(channels, device=case.device)
+    inputs = (x, delta.sigmoid() / 10, A, B, C, D)
+    return {
+        "seconds": lambda: _infer(case, selective_scan, *inputs),
+        "seconds_ref": lambda: _infer(case, selective_scan_ref, *inputs),
+    }
 
 
-def _autocast(measurement: Measurement) -> AbstractContextManager:
-    dtype = getattr(torch, measurement.dtype)
-    return torch.autocast(torch.device(measurement.device).type, dtype=dtype, enabled=dtype != torch.float32)
+def _infer(case: Measurement, function: Callable, *inputs):
+    with torch.inference_mode(), _autocast(case):
+        function(*inputs)
 
 
-def _median_seconds(step: Callable, measurement: Measurement) -> float:
+def _autocast(case: Measurement) -> torch.autocast:
+    dtype = getattr(torch, case.dtype)
+    return torch.autocast(torch.device(case.device).type, dtype, enabled=dtype != torch.float32)
+
+
+def _median_seconds(step: Callable, case: Measurement) -> float:
     seconds = []
-    for _ in range(measurement.steps + 1):
+    for _ in range(case.steps + 1):
         start = time.perf_counter()
         step()
-        if measurement.device != "cpu":
+        if case.device != "cpu":
             torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])

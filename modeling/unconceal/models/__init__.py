@@ -3,7 +3,7 @@
 Every other module here travels to the Hub with the weights, so it imports only its siblings.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from transformers import (
     AutoConfig,
@@ -26,14 +26,8 @@ from .modeling_run import RunForImageSegmentation
 from .modeling_srs import SrsForImageSegmentation, SrsForReconstruction
 
 
-@dataclass(frozen=True)
-class Network:
-    """Hold the classes of a network.
-
-    Attributes:
-        config_class: Configuration class.
-        tasks: Model class of each training task.
-    """
+class Network(NamedTuple):
+    """Hold the configuration class, and the model class of each training task."""
 
     config_class: type[PreTrainedConfig]
     tasks: dict[str, type[PreTrainedModel]]
@@ -46,23 +40,15 @@ NETWORKS = {
 }
 
 
-def _register(network: Network):
-    config_class, segmentation = network.config_class, network.tasks["segmentation"]
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+# One class under both names, otherwise transformers logs a fallback.
+_PROCESSORS = dict.fromkeys(("pil", "torchvision"), UnconcealImageProcessor)
+for _config_class, _tasks in NETWORKS.values():
+    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
+    _default = _tasks["segmentation"]
     # With a tuple, the `architectures` of the checkpoint choose the class.
-    model_classes = (segmentation, *(one for one in network.tasks.values() if one is not segmentation))
-    AutoModel.register(config_class, model_classes, exist_ok=True)
-    AutoModelForImageSegmentation.register(config_class, segmentation, exist_ok=True)
-    AutoModelForSemanticSegmentation.register(config_class, segmentation, exist_ok=True)
-    AutoImageProcessor.register(
-        config_class,
-        # One class under both names, otherwise transformers logs a fallback.
-        image_processor_classes={"pil": UnconcealImageProcessor, "torchvision": UnconcealImageProcessor},
-        exist_ok=True,
-    )
-
-
-for _network in NETWORKS.values():
-    _register(_network)
+    AutoModel.register(_config_class, tuple(dict.fromkeys([_default, *_tasks.values()])), exist_ok=True)
+    AutoModelForImageSegmentation.register(_config_class, _default, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(_config_class, _default, exist_ok=True)
+    AutoImageProcessor.register(_config_class, image_processor_classes=_PROCESSORS, exist_ok=True)
 
 __all__ = ["NETWORKS", "Network"]

@@ -22,9 +22,7 @@ LEVELS_IN_WORDS = f"{NUM_LEVELS} levels, at strides 4, 8, 16 and 32"
 def make_backbone_config(
     given: dict | PreTrainedConfig | None, num_channels: int, default: str = MscanConfig.model_type
 ) -> PreTrainedConfig:
-    """Return the configuration of an encoder with four output levels.
-
-    Without a choice of levels, the last four are set.
+    """Return the configuration of an encoder, by default with its last four levels.
 
     Args:
         given: Fields with a `model_type`, or a configuration, which is copied.
@@ -59,9 +57,7 @@ def make_backbone_config(
                 f"`backbone_config`: {given.model_type} has {len(stages)} ({', '.join(stages)}), expected "
                 f"{LEVELS_IN_WORDS}; choose another backbone."
             )
-        given.out_indices = (
-            list(range(-NUM_LEVELS, 0)) if not names else [names.index(n) for n in stages[-NUM_LEVELS:]]
-        )
+        given.out_indices = [names.index(name) for name in stages[-NUM_LEVELS:]] or list(range(-NUM_LEVELS, 0))
     return given
 
 
@@ -114,10 +110,7 @@ class UnconcealBackboneModel(UnconcealPreTrainedModel):
         return model
 
     def load_backbone(self, source: str):
-        """Load pretrained weights into the encoder, every one of them.
-
-        Args:
-            source: As in `from_backbone`.
+        """Load every weight of the encoder; `source` is as in `from_backbone`.
 
         Raises:
             OSError: If there is no such checkpoint.
@@ -134,13 +127,9 @@ class UnconcealBackboneModel(UnconcealPreTrainedModel):
             loaded, report = kind.from_pretrained(
                 source, config=config, output_loading_info=True, ignore_mismatched_sizes=True
             )
-            own = tuple(f"{name}." for name, _ in self.backbone.named_children())
-            unused = {
-                key
-                for key in report["unexpected_keys"]
-                if key.removeprefix(f"{kind.base_model_prefix}.").startswith(own)
-            }
-            lacking = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]} | unused
+            own, prefix = tuple(f"{name}." for name, _ in self.backbone.named_children()), f"{kind.base_model_prefix}."
+            lacking = {key for key in report["unexpected_keys"] if key.removeprefix(prefix).startswith(own)}
+            lacking |= report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
         if lacking:
             raise ValueError(
                 f"got {source}, whose weights do not fit {kind.__name__}: {len(lacking)} are missing, unknown or of "

@@ -16,9 +16,7 @@ SIZES = {
 
 @strict
 class MscanConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Architecture of MSCAN, the base size by default.
-
-    `from_size` gives the other sizes.
+    """Architecture of MSCAN, the base size by default; `from_size` gives others.
 
     Args:
         num_channels: Image channels.
@@ -50,15 +48,7 @@ class MscanConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "MscanConfig":
-        """Return the configuration of a published size: tiny, small, base or large.
-
-        Args:
-            size: Name of the size.
-            kwargs: Further arguments of the class.
-
-        Raises:
-            ValueError: If the size is unknown.
-        """
+        """Return the configuration of a published size: tiny, small, base or large."""
         if size not in SIZES:
             raise ValueError(f"got MSCAN size {size!r}, expected one of {', '.join(SIZES)}.")
         return cls(**{**SIZES[size], **kwargs})

@@ -53,18 +53,13 @@ class OpdsConfig(PreTrainedConfig):
         check_backbone_config(self)
 
     def validate_sizes(self):
-        """Reject impossible sizes."""
+        """Reject impossible sizes and loss weights."""
         check_at_least(self, 1, "num_channels", "num_bases", "train_steps", "eval_steps")
         sizes = self.decoder_hidden_sizes
-        if len(sizes) not in (1, NUM_LEVELS) or any(size < 8 or size % 8 for size in sizes):
+        num_levels, weights = len(sizes), self.level_weights
+        if num_levels not in (1, NUM_LEVELS) or any(size < 8 or size % 8 for size in sizes):
             raise ValueError(f"`decoder_hidden_sizes`: got {sizes}, expected {NUM_LEVELS} multiples of 8, or one.")
-
-    def validate_loss_weights(self):
-        """Reject negative weights, and a finest level without loss."""
         check_at_least(self, 0, "bce_weight", "iou_weight")
-        weights, num_levels = self.level_weights, len(self.decoder_hidden_sizes)
-        if not num_levels:
-            return  # `validate_sizes` rejects it
         if len(weights) != num_levels or not all(0 <= w < float("inf") for w in weights) or not weights[0]:
             raise ValueError(
                 f"`level_weights`: got {weights}, expected {num_levels} numbers of 0 or more, one for each of "

@@ -34,11 +34,11 @@ class RunConfig(PreTrainedConfig):
         image_mean: Mean that the image processor subtracts from each channel. The closed forms need it to restore the
             image in [0, 1].
         image_std: Standard deviation by which the image processor divides each channel.
-        bce_weight: Weight of the cross-entropy in the mask loss.
-        iou_weight: Weight of the soft IoU in the mask loss.
-        edge_weight: Weight of the edges' Dice loss.
-        reconstruction_weight: Weight of the reconstruction's mean squared error.
-        ambiguity_weight: Weight of the final mask's ambiguity at the end of training. It rises from 0.
+        bce_weight: Loss weight of the cross-entropy of masks.
+        iou_weight: Loss weight of the soft IoU of masks.
+        edge_weight: Loss weight of the Dice loss of edges.
+        reconstruction_weight: Loss weight of the mean squared error of reconstructions.
+        ambiguity_weight: Loss weight of the final mask's ambiguity at the end of training. It rises from 0.
         stage_weight_decay: Ratio of the loss weights of a stage and the next. The last stage has weight 1.
     """
 
@@ -83,7 +83,7 @@ class RunConfig(PreTrainedConfig):
         check_backbone_config(self)
 
     def validate_sizes(self):
-        """Reject impossible sizes."""
+        """Reject impossible sizes and loss weights."""
         check_at_least(self, 1, "num_channels", "state_size", "expand", "window_size", "sparsity_hidden_size")
         levels = list(self.stage_levels)
         if not levels or levels != sorted(levels, reverse=True) or levels[0] >= NUM_LEVELS or levels[-1] != 0:
@@ -91,26 +91,21 @@ class RunConfig(PreTrainedConfig):
                 f"`stage_levels`: got {levels}, expected falling levels from at most {NUM_LEVELS - 1} to 0, such as "
                 "(3, 2, 1, 0)."
             )
-        if len(self.reconstruction_hidden_sizes) != 3:
-            raise ValueError(
-                f"`reconstruction_hidden_sizes`: got {self.reconstruction_hidden_sizes}, expected 3 entries."
-            )
-        for name in ("hidden_size", "reconstruction_hidden_sizes"):
-            sizes = getattr(self, name)
-            if any(size < 8 or size % 8 for size in ([sizes] if isinstance(sizes, int) else sizes)):
-                raise ValueError(f"`{name}`: got {sizes}, expected multiples of 8.")
+        if self.hidden_size < 8 or self.hidden_size % 8:
+            raise ValueError(f"`hidden_size`: got {self.hidden_size}, expected a multiple of 8.")
+        sizes = self.reconstruction_hidden_sizes
+        if len(sizes) != 3 or any(size < 8 or size % 8 for size in sizes):
+            raise ValueError(f"`reconstruction_hidden_sizes`: got {sizes}, expected 3 multiples of 8.")
         for name in ("image_mean", "image_std"):
-            if len(getattr(self, name)) != self.num_channels:
+            values = getattr(self, name)
+            if len(values) != self.num_channels:
                 raise ValueError(
-                    f"`{name}`: got {getattr(self, name)}, expected a value for each of {self.num_channels} channels."
+                    f"`{name}`: got {values}, expected one value for each of {self.num_channels} channels."
                 )
         if min(self.image_std) <= 0:
             raise ValueError(f"`image_std`: got {self.image_std}, expected values above 0.")
-
-    def validate_loss_weights(self):
-        """Reject negative weights."""
-        check_at_least(self, 0, "bce_weight", "iou_weight", "edge_weight")
-        check_at_least(self, 0, "reconstruction_weight", "ambiguity_weight", "stage_weight_decay")
+        check_at_least(self, 0, "bce_weight", "iou_weight", "edge_weight", "reconstruction_weight")
+        check_at_least(self, 0, "ambiguity_weight", "stage_weight_decay")
 
 
 RunConfig.register_for_auto_class()

@@ -53,24 +53,18 @@ class SrsConfig(PreTrainedConfig):
         check_at_least(self, 1, "num_channels", "stem_size", "reconstruction_stem_size", "attention_reduction_ratio")
         for prefix in ("", "reconstruction_"):
             hidden_sizes, depths = getattr(self, f"{prefix}hidden_sizes"), getattr(self, f"{prefix}depths")
-            if len(hidden_sizes) != 4 or len(depths) != 4:
+            if len(depths) != 4 or min(depths) < 1:
+                raise ValueError(f"`{prefix}depths`: got {depths}, expected 4 entries of at least 1.")
+            ratio = self.attention_reduction_ratio
+            if len(hidden_sizes) != 4 or min(hidden_sizes) < ratio or any(size % 4 for size in hidden_sizes[1:]):
                 raise ValueError(
-                    f"`{prefix}hidden_sizes` and `{prefix}depths`: got {hidden_sizes} and {depths}, "
-                    "expected 4 entries each."
+                    f"`{prefix}hidden_sizes`: got {hidden_sizes}, expected 4 entries of at least "
+                    f"`attention_reduction_ratio` ({ratio}), multiples of 4 from the second on."
                 )
-            if min(depths) < 1:
-                raise ValueError(f"`{prefix}depths`: got {depths}, expected at least 1 each.")
-            if any(size % 4 for size in hidden_sizes[1:]):
-                raise ValueError(f"`{prefix}hidden_sizes[1:]`: got {hidden_sizes}, expected multiples of 4.")
-            if min(hidden_sizes) < self.attention_reduction_ratio:
-                raise ValueError(
-                    f"`{prefix}hidden_sizes`: got {hidden_sizes}, expected at least `attention_reduction_ratio` "
-                    f"({self.attention_reduction_ratio})."
-                )
-        if self.hidden_sizes[-1] % self.reconstruction_hidden_sizes[-1]:
+        last, guides = self.hidden_sizes[-1], self.reconstruction_hidden_sizes[-1]
+        if last % guides:
             raise ValueError(
-                f"`hidden_sizes[-1]`: got {self.hidden_sizes[-1]}, expected a multiple of "
-                f"`reconstruction_hidden_sizes[-1]` ({self.reconstruction_hidden_sizes[-1]})."
+                f"`hidden_sizes[-1]`: got {last}, expected a multiple of `reconstruction_hidden_sizes[-1]` ({guides})."
             )
 
 

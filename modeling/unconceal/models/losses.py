@@ -22,14 +22,7 @@ def dice_loss(logits: torch.Tensor, labels: torch.Tensor, smooth: float = 1e-5) 
 def bce_dice_loss(
     logits: torch.Tensor, labels: torch.Tensor, bce_weight: float = 0.5, dice_weight: float = 1.0
 ) -> torch.Tensor:
-    """Return the weighted sum of cross-entropy and `dice_loss`, for SRS.
-
-    Args:
-        logits: (B, 1, H, W), pre-sigmoid.
-        labels: (B, 1, H, W), in [0, 1].
-        bce_weight: Weight of the cross-entropy.
-        dice_weight: Weight of the Dice loss.
-    """
+    """Return the weighted sum of cross-entropy and `dice_loss`, with its arguments, for SRS."""
     bce = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
     return bce_weight * bce + dice_weight * dice_loss(logits, labels)
 
@@ -63,8 +56,8 @@ def structure_loss(
         logits: (B, 1, H, W), pre-sigmoid.
         labels: (B, 1, H, W), in [0, 1].
         weights: (B, 1, H, W), positive.
-        bce_weight: Weight of the cross-entropy.
-        iou_weight: Weight of the soft IoU.
+        bce_weight: Factor of the cross-entropy.
+        iou_weight: Factor of the soft IoU.
     """
     logits, labels = logits.float(), labels.float()
     bce = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
@@ -88,11 +81,7 @@ def mask_edges(labels: torch.Tensor) -> torch.Tensor:
 def edge_dice_loss(logits: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
     """Return one minus the Dice coefficient of edges, averaged over images.
 
-    The denominator has squares, and the fraction is smoothed by 1.
-
-    Args:
-        logits: (B, 1, H, W), pre-sigmoid.
-        edges: (B, 1, H, W), in [0, 1].
+    Shapes as in `dice_loss`. The denominator has squares, and the fraction is smoothed by 1.
     """
     probs, edges = logits.float().sigmoid().flatten(1), edges.float().flatten(1)  # (B, H * W)
     both = (probs * edges).sum(1)
@@ -100,22 +89,14 @@ def edge_dice_loss(logits: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
 
 
 def ambiguity_loss(logits: torch.Tensor) -> torch.Tensor:
-    """Return the mean of 1 - (2p - 1)^2 (UAL of ZoomNet).
-
-    It is 1 for an undecided mask and 0 for a certain one.
-
-    Args:
-        logits: (B, 1, H, W), pre-sigmoid.
-    """
+    """Return the mean of 1 - (2p - 1)^2 (UAL of ZoomNet): 0 if certain, 1 if undecided."""
     return (1 - (2 * logits.float().sigmoid() - 1).square()).mean()
 
 
 def ambiguity_coefficient(progress: float) -> float:
-    """Return the weight of `ambiguity_loss`, rising from 0 to 1.
+    """Return the weight of `ambiguity_loss`, a half cosine from 0 to 1.
 
-    It follows a half cosine. In the release of RUN it falls back to 0 at the start of each epoch.
-
-    Args:
-        progress: Share of the training that is done, in [0, 1].
+    `progress` is the share of the training that is done. In the release of RUN the weight falls back to 0 at the start
+    of each epoch.
     """
     return (1 - math.cos(math.pi * progress)) / 2

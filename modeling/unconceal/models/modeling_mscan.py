@@ -132,10 +132,7 @@ class MscanStage(nn.Module):
         self.norm = ChannelLayerNorm(channels)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Map (B, C_in, H, W) to half its size.
-
-        The first stage quarters the size.
-        """
+        """Map (B, C_in, H, W) to half its size, in the first stage to a quarter."""
         hidden_states = self.embedding(hidden_states)
         for block in self.blocks:
             hidden_states = block(hidden_states)
@@ -159,7 +156,7 @@ class MscanPreTrainedModel(UnconcealPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Initialize `module`, convolutions from N(0, 2 / fan-out) as published."""
+        """Initialize convolutions from N(0, 2 / fan-out), as published."""
         if isinstance(module, nn.Conv2d):
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
             init.normal_(module.weight, std=math.sqrt(2 / fan_out))
@@ -185,9 +182,8 @@ class MscanBackbone(BackboneMixin, MscanPreTrainedModel):
         in_channels = config.num_channels
         for channels, depth, mlp_ratio in zip(config.hidden_sizes, config.depths, config.mlp_ratios, strict=True):
             embedding = MscanDownsampling if len(self.stages) else MscanStem
-            blocks = [
-                MscanBlock(channels, mlp_ratio, next(rates), config.layer_scale_init_value) for _ in range(depth)
-            ]
+            scale = config.layer_scale_init_value
+            blocks = [MscanBlock(channels, mlp_ratio, next(rates), scale) for _ in range(depth)]
             self.stages.append(MscanStage(embedding(in_channels, channels), blocks, channels))
             in_channels = channels
         self.post_init()

@@ -72,7 +72,7 @@ class SrsSegmentationOutput(ModelOutput):
 
 
 class SrsConvNormAct(nn.Sequential):
-    """Convolution (with bias, same size), batch norm, ReLU."""
+    """Convolution of equal size, batch norm, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
         super().__init__(

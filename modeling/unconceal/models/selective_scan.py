@@ -51,7 +51,7 @@ BACKEND = os.environ.get("UNCONCEAL_SCAN_BACKEND")
 class _Plan(NamedTuple):
     """How the work of a scan is divided.
 
-    Args:
+    Attributes:
         rows: Sequences of the batch that run together, or None for all.
         num_chunks: Chunks of a sequence. All chunks step at the same time, in two passes if there are several.
         segment: Steps whose states exist at the same time.
@@ -85,28 +85,24 @@ CPU_CACHE = 2**18
 
 
 def _check_shapes(x, delta, A, B, C, D):
-    if x.ndim != 3:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected (batch, channels, length)")
+    def check(name, tensor, fits, expected):
+        if not fits:
+            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected {expected}")
+
+    check("x", x, x.ndim == 3, "(batch, channels, length)")
     batch, channels, length = x.shape
-    if A.ndim != 2 or A.shape[0] != channels:
-        raise ValueError(f"A: got shape {tuple(A.shape)}, expected ({channels}, states)")
-    if B.ndim != 4 or channels % B.shape[1] != 0:
-        raise ValueError(
-            f"B: got shape {tuple(B.shape)}, expected (batch, groups, states, length), groups a divisor of {channels}"
-        )
+    check("delta", delta, delta.shape == x.shape, tuple(x.shape))
+    check("A", A, A.ndim == 2 and A.shape[0] == channels, f"({channels}, states)")
+    is_grouped = B.ndim == 4 and channels % B.shape[1] == 0
+    check("B", B, is_grouped, f"(batch, groups, states, length), groups a divisor of {channels}")
     projection = (batch, B.shape[1], A.shape[1], length)
-    for name, tensor, expected in (
-        ("delta", delta, (batch, channels, length)),
-        ("B", B, projection),
-        ("C", C, projection),
-        ("D", D, (channels,)),
-    ):
-        if tensor is not None and tensor.shape != expected:
-            raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, expected {tuple(expected)}")
+    check("B", B, B.shape == projection, projection)
+    check("C", C, C.shape == projection, projection)
+    check("D", D, D is None or D.shape == (channels,), (channels,))
 
 
 def _make_plan(batch, step, length, device, traced):
-    """Divide the scan of (batch, length) states of `step` elements."""
+    # A step has `step` elements.
     if traced:
         if length > MAX_TRACED_LENGTH:
             raise ValueError(
@@ -130,12 +126,7 @@ def _make_plan(batch, step, length, device, traced):
 
 
 def _time_major(z, plan):
-    """Reorder to (chunk length, batch * chunks, groups, width).
-
-    Args:
-        z: (batch, groups, width, length).
-        plan: The chunks.
-    """
+    """Reorder (batch, groups, width, length) to (chunk length, batch * chunks, groups, width)."""
     batch, groups, width, length = z.shape
     chunk = plan.segment * plan.num_segments
     # Copying a transposed matrix is fast; copying a permuted tensor of more dimensions is slow.
@@ -158,11 +149,8 @@ def _batch_major(z, plan, batch, length):
 def _carry(decay, end, plan, reverse=False):
     """Return the state before each chunk, or after it in reverse.
 
-    Args:
-        decay: Factor of a chunk on the state before it, exp(A sum delta), (rows, groups, states, width).
-        end: State after each chunk if it starts at zero; shape as `decay`, like the result.
-        plan: The chunks.
-        reverse: Whether the last chunk comes first.
+    All are (rows, groups, states, width). `decay` is the factor of a chunk on the state before it, exp(A sum delta).
+    `end` is the state after a chunk that starts at zero.
     """
     decay, end = (z.unflatten(0, (z.shape[0] // plan.num_chunks, plan.num_chunks)) for z in (decay, end))
     if reverse:
@@ -188,7 +176,7 @@ class _Steps(NamedTuple):
 
 
 def _workspace(count, state, plan):
-    """Return reusable memory for segments: allocating costs more than the arithmetic."""
+    # Reusable memory for segments: allocating costs more than the arithmetic.
     if plan.traced:
         return [None] * count
     buffers = (state.new_empty(plan.segment, *state.shape) for _ in range(count))
@@ -201,13 +189,11 @@ def _outer(per_width, other, out):
 
 
 def _decays(delta, A, out):
-    """Return exp(delta A)."""
     decays = _outer(delta, A, out).exp_()
     return _Steps(decays, decays.unbind()) if out is None else out
 
 
 def _total_decay(delta, A):
-    """Return the factor of a chunk on the state before it."""
     return (delta.sum(0).unsqueeze(-2) * A).exp_()
 
 
@@ -266,7 +252,7 @@ def _scan_rows(x, delta, A, B, C, plan):
 
 
 def _scan_rows_backward(grad_y, x, delta, A, B, C, starts, plan):
-    """Return the gradients of x, delta, A, B and C."""
+    """Return the gradients of A, x, delta, B and C."""
     batch, length = x.shape[0], x.shape[-1]
     grad_y, x, delta, B, C = (_time_major(z, plan) for z in (grad_y, x, delta, B, C))
     delta_x = delta * x
@@ -297,11 +283,8 @@ def _scan_rows_backward(grad_y, x, delta, A, B, C, starts, plan):
         parts.append((grad_delta_x, grad_delta, grad_B, grad_C))
     grad_delta_x, grad_delta, grad_B, grad_C = (torch.cat(part[::-1]) for part in zip(*parts, strict=True))
     grad_delta.addcmul_(grad_delta_x, x)
-    grad_x = grad_delta_x.mul_(delta)
-    grad_x, grad_delta, grad_B, grad_C = (
-        _batch_major(z, plan, batch, length) for z in (grad_x, grad_delta, grad_B, grad_C)
-    )
-    return grad_x, grad_delta, grad_A, grad_B, grad_C
+    grads = (_batch_major(z, plan, batch, length) for z in (grad_delta_x.mul_(delta), grad_delta, grad_B, grad_C))
+    return grad_A, *grads
 
 
 def _split_rows(plan, *tensors):
@@ -314,9 +297,8 @@ def _cat_rows(parts):
 
 def _scan(x, delta, A, B, C, plan):
     """Return y and, for each split of the batch, states before segments."""
-    y, starts = zip(
-        *(_scan_rows(x, delta, A, B, C, plan) for x, delta, B, C in _split_rows(plan, x, delta, B, C)), strict=True
-    )
+    parts = [_scan_rows(x, delta, A, B, C, plan) for x, delta, B, C in _split_rows(plan, x, delta, B, C)]
+    y, starts = zip(*parts, strict=True)
     return _cat_rows(y), starts
 
 
@@ -339,15 +321,15 @@ class _SelectiveScan(torch.autograd.Function):
                 _scan_rows_backward(*part[:3], A, *part[3:], start.unbind(), ctx.plan)
                 for part, start in zip(_split_rows(ctx.plan, grad_y, x, delta, B, C), starts, strict=True)
             ]
-        grad_x, grad_delta, grad_A, grad_B, grad_C = zip(*parts, strict=True)
-        return _cat_rows(grad_x), _cat_rows(grad_delta), sum(grad_A), _cat_rows(grad_B), _cat_rows(grad_C), None
+        grad_A, *grads = zip(*parts, strict=True)
+        grad_x, grad_delta, grad_B, grad_C = map(_cat_rows, grads)
+        return grad_x, grad_delta, sum(grad_A), grad_B, grad_C, None
 
 
 def _exported_scan(x, delta, A, B, C):
-    """Scan by a loop operator, exported as the Scan of ONNX.
+    """Scan by a loop operator, which ONNX calls Scan.
 
-    The steps of a plan would be thousands of nodes, which take minutes to export and run slowly. Shapes as in
-    `_SelectiveScan`.
+    The steps of a plan would be thousands of nodes, which take minutes to export and run slowly.
     """
 
     def step(state, now):
@@ -363,7 +345,7 @@ def _exported_scan(x, delta, A, B, C):
 
 
 def _portable_scan(x, delta, A, B, C):
-    """Scan by operations of PyTorch alone. Shapes as in `selective_scan`."""
+    """Scan by operations of PyTorch alone; shapes as in `selective_scan`."""
     groups, batch = B.shape[1], x.shape[0]
     x, delta = (z.unflatten(1, (groups, -1)) for z in (x, delta))
     A = A.unflatten(0, (groups, -1)).mT.contiguous()
