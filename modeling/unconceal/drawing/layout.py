@@ -20,7 +20,7 @@ INK, FRAME, PAPER = (20, 20, 20), (150, 150, 150), (255, 255, 255)
 def overlay(
     image: Image.Image, mask: np.ndarray, color: tuple[int, int, int] = (255, 0, 80), alpha: float = 0.6
 ) -> Image.Image:
-    """Tint the masked part of any image; return RGB of the displayed size.
+    """Tint the masked part of an image as it is displayed.
 
     Args:
         image: Any image.

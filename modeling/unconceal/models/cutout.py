@@ -22,7 +22,7 @@ def mask_to_image(mask: np.ndarray) -> Image.Image:
 
 
 def make_cutout(image: Image.Image, opacity: Image.Image) -> Image.Image:
-    """Return an RGB image as RGBA, in the colors of the object alone.
+    """Return RGBA of an RGB image, in the object's colors alone.
 
     `opacity` is 8-bit gray, of the same size.
     """

@@ -39,7 +39,7 @@ def check_refine(refine: str):
 
 
 def choose_zooms(refine: str, image_size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, ...]:
-    """Return the zooms of the tiles of an image, multiples of the network's size.
+    """Return the zooms of tiles, multiples of the network's size.
 
     Args:
         refine: "auto": each zoom up to the size of the image. "always": also the first zoom, for any image larger than
@@ -116,7 +116,7 @@ def _highest(values: torch.Tensor, reach: int) -> torch.Tensor:
 def _blended_tiles(
     image: Image.Image, wanted: torch.Tensor, tile_size: tuple[int, int], predict_tiles: Callable, batch_size: int
 ) -> torch.Tensor | None:
-    """Predict tiles that hold a `wanted` pixel; return logits (1, 1, H, W).
+    """Predict tiles with a `wanted` pixel; return logits (1, 1, H, W).
 
     They are 0 outside these tiles. None if there is no such tile.
     """
