@@ -48,7 +48,7 @@ shared: dict[str, Catalog] = {}
 
 @gpu
 def predict_mask(name: str, image: Image.Image, refine: str) -> tuple[np.ndarray, Image.Image]:
-    """Return the soft mask (H, W), float32 in [0, 1], also as 8-bit gray."""
+    """Return the soft mask, (H, W) in [0, 1], and its image."""
     found = shared["catalog"][name](image, refine=refine)
     return found["probs"].numpy(), found["mask"]
 
@@ -71,7 +71,7 @@ def preview_size(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def find_boxes(mask: np.ndarray) -> list[dict[str, int]]:
-    """Return a box in pixels around each part above the threshold, largest first.
+    """Return a box around each part above the threshold, largest first.
 
     Pixels that touch at corners belong to one part.
     """
@@ -108,7 +108,7 @@ def to_data_url(image: Image.Image, kind: str) -> str:
 
 
 class Demo:
-    """Requests of the page and of programs. Each method is one request and keeps nothing."""
+    """Requests of the page and of programs, which keep nothing."""
 
     def __init__(self, catalog: Catalog):
         self.catalog = shared["catalog"] = catalog
@@ -197,7 +197,7 @@ class Demo:
         fine_edges: bool = True,
         progress: gr.Progress = NO_PROGRESS,
     ) -> tuple[str, list[list]]:
-        """Find the object in many images and return a ZIP and a report.
+        """Find the object in many images. Return ZIP and report.
 
         `outputs` is a list of "mask", "cutout" or both. The report is also in the ZIP, as report.csv. Its columns are
         file, result, width, height, seconds and share of the object. Unreadable images are listed and skipped.

@@ -132,7 +132,7 @@ class Catalog:
         return hasattr(find, "unfold") and getattr(find.model, "num_stages", 0) > 0
 
     def describe(self, name: str) -> str:
-        """Return the kind of network and its id on the Hub, but never a local path."""
+        """Return the kind of network and its id, never a local path."""
         kind = self[name].model.config.model_type.partition("_")[0].upper()
         source = self.sources[name]
         return kind if Path(source).is_dir() else f"{kind}, {source}"

@@ -38,7 +38,6 @@ gradio_client = pytest.importorskip("gradio_client", reason="the demo needs the 
 pytest.importorskip("gradio", reason="the demo needs the extra `space`")
 
 pytest_plugins = "space_server"  # has the fixtures `models` and `server`
-pytestmark = pytest.mark.xdist_group("space")
 META = {"meta": {"_type": "gradio.FileData"}}
 
 

@@ -18,7 +18,6 @@ pytest.importorskip("gradio", reason="the demo needs the extra `space`")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytest_plugins = "space_server"  # has the fixtures `models` and `server`
 pytestmark = [
-    pytest.mark.xdist_group("space"),
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium"),
 ]
