@@ -3,6 +3,7 @@
 import gc
 import sys
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,9 +44,8 @@ def cells_of(sheet, sizes, columns=CELL_NAMES):
     for cell_width, cell_height in reversed(sizes):
         top = bottom - GAP - cell_height
         lefts = [GAP + index * (width + GAP) for index in range(len(columns))]
-        rows.append(
-            dict(zip(columns, (cut(sheet, left, top, cell_width, cell_height) for left in lefts), strict=True))
-        )
+        cells = (cut(sheet, left, top, cell_width, cell_height) for left in lefts)
+        rows.append(dict(zip(columns, cells, strict=True)))
         bottom = top - LINE_HEIGHT
     return rows[::-1]
 
@@ -81,9 +81,6 @@ def make_scored(width=CELL, height=200, image=True, seed=0, **options):
     return ScoredImage("id", "IoU", image, rng.random((height, width)) > 0.5, rng.random((height, width)), **options)
 
 
-# ---- the sheet ---------------------------------------------------------------------------------------------------
-
-
 def test_cells_at_the_size_of_the_image():
     scored = make_scored()
     (cells,) = cells_of(draw_sheet([scored], "title"), [(CELL, 200)])
@@ -91,20 +88,14 @@ def test_cells_at_the_size_of_the_image():
     np.testing.assert_array_equal(cells["ground truth"], np.where(scored.target, 255, 0)[..., None].repeat(3, -1))
     np.testing.assert_array_equal(cells["prediction"], np.rint(scored.probs * 255)[..., None].repeat(3, -1))
     predicted = scored.probs > 0.5
-    expected = np.select(
-        [predicted & scored.target, predicted & ~scored.target, ~predicted & scored.target],
-        [FOUND, FALSE, MISSED],
-        REST,
-    )
+    expected = np.where(scored.target, np.where(predicted, FOUND, MISSED), np.where(predicted, FALSE, REST))
     # Random pixels are connected, so there are hardly any rings; rings only cover REST.
     drawn = kinds_of(cells["errors"])
     np.testing.assert_array_equal(drawn[expected != REST], expected[expected != REST])
     is_rest = (expected == REST) & (drawn == REST)
     assert is_rest.sum() > 0.9 * (expected == REST).sum()
-    gray = np.asarray(scored.image.convert("L"))[is_rest]
-    np.testing.assert_array_equal(
-        cells["errors"][is_rest], (WHITE_BEHIND * (gray / 255)).astype(np.uint8)[:, None].repeat(3, -1)
-    )
+    behind = (WHITE_BEHIND * (np.asarray(scored.image.convert("L"))[is_rest] / 255)).astype(np.uint8)
+    np.testing.assert_array_equal(cells["errors"][is_rest], behind[:, None].repeat(3, -1))
 
 
 def test_without_an_image_the_rest_is_dark():
@@ -122,14 +113,14 @@ def test_small_images_are_enlarged_by_nearest_neighbor():
 
 
 @pytest.mark.parametrize("kind", [FALSE, MISSED, FOUND])
-@pytest.mark.parametrize(("row", "column"), [(0, 0), (1499, 1777), (2999, 3999), (2987, 1), (12, 3987)])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (749, 888), (1499, 1999), (1493, 1)])
 def test_one_pixel_survives_shrinking(kind, row, column):
-    target, probs = np.zeros((3000, 4000), bool), np.zeros((3000, 4000), np.uint8)
+    target, probs = np.zeros((1500, 2000), bool), np.zeros((1500, 2000), np.uint8)
     target[row, column] = kind != FALSE
     probs[row, column] = 0 if kind == MISSED else 128
     sheet = draw_sheet([ScoredImage("id", "", None, target, probs)], "")
     (cells,) = cells_of(sheet, [(CELL, 240)], CELL_NAMES[1:])
-    position = -(-(row + 1) * 240 // 3000) - 1, -(-(column + 1) * 320 // 4000) - 1  # the cell pixel over it
+    position = -(-(row + 1) * 240 // 1500) - 1, -(-(column + 1) * 320 // 2000) - 1  # the cell pixel over it
     assert (cells["errors"][position] == COLORS[kind]).all()
     truth, prediction = np.zeros((240, 320)), np.zeros((240, 320))
     truth[position] = 0 if kind == FALSE else 255
@@ -150,7 +141,7 @@ def test_errors_hide_found_pixels_and_the_more_frequent_error_wins():
 
 @pytest.mark.parametrize("is_there", [False, True])
 def test_errors_of_any_number_under_a_pixel_keep_their_kind(is_there):
-    target = np.full((CELL * 15, CELL * 15), is_there)  # 225 under each, more than int8 can count
+    target = np.full((CELL * 12, CELL * 12), is_there)  # 144 under each, more than int8 can count
     kinds = kinds_of(errors_of(target, np.where(target, np.uint8(0), np.uint8(255))))
     assert (kinds == (MISSED if is_there else FALSE)).all()
 
@@ -227,18 +218,15 @@ def test_a_found_target_under_an_error_has_a_white_ring():
 def test_the_image_column_is_left_out_without_images():
     scored = [make_scored(image=False, seed=seed) for seed in range(2)]
     rows = cells_of(draw_sheet(scored, "title"), [(CELL, 200)] * 2, CELL_NAMES[1:])
-    assert all(cell is not None for row in rows for cell in row.values())
+    assert not any(cell is None for row in rows for cell in row.values())
     rows = cells_of(draw_sheet([scored[0], make_scored()], "title"), [(CELL, 200)] * 2)
     assert [row["image"] is None for row in rows] == [True, False]
     assert all(row[name] is not None for row in rows for name in CELL_NAMES[1:])
 
 
 def test_images_are_shown_at_the_size_of_the_ground_truth():
-    for mode in ("L", "RGBA", "I;16"):
-        image = Image.new("RGB", (10, 70), (200, 200, 200))
-        image = Image.new("I;16", (10, 70), 200 * 257) if mode == "I;16" else image.convert(mode)
-        scored = make_scored()
-        scored = ScoredImage("id", "", image, scored.target, scored.probs)
+    for mode, gray in (("L", 200), ("RGBA", (200, 200, 200, 255)), ("I;16", 200 * 257)):
+        scored = replace(make_scored(), image=Image.new(mode, (10, 70), gray))
         (cells,) = cells_of(draw_sheet([scored], ""), [(CELL, 200)])
         assert (cells["image"] == 200).all()
 
@@ -247,7 +235,7 @@ def test_images_are_taken_one_by_one():
     taken = []
 
     def scored_images():
-        for seed in range(4):
+        for seed in range(2):
             gc.collect()
             assert not any(reference() is not None for reference in taken)
             scored = make_scored(seed=seed)
@@ -256,15 +244,11 @@ def test_images_are_taken_one_by_one():
             del scored
 
     sheet = draw_sheet(scored_images(), "title")
-    rows = cells_of(sheet, [(CELL, 200)] * 4)
-    for seed, row in enumerate(rows):
+    for seed, row in enumerate(cells_of(sheet, [(CELL, 200)] * 2)):
         np.testing.assert_array_equal(row["image"], np.asarray(make_scored(seed=seed).image))
-    np.testing.assert_array_equal(
-        np.asarray(draw_sheet([make_scored(seed=seed) for seed in range(4)], "title")), sheet
-    )
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 3000), (3000, 2), (1, 20000), (20000, 1), (7, 5)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3000), (20000, 1), (7, 5)])
 def test_extreme_sizes(shape):
     target, probs = np.zeros(shape, bool), np.zeros(shape)
     target[0, 0] = True
@@ -294,37 +278,19 @@ def test_shortened():
     assert shortened("a\n b\udcff", lambda line: True) == "a b?"
 
 
-@pytest.mark.parametrize(
-    ("changed", "error", "words"),
-    [
-        ({"probs": np.zeros((2, 3))}, ValueError, "resize the prediction"),
-        ({"probs": np.full((2, 2), 1.5)}, ValueError, "expected \\[0, 1\\]"),
-        ({"probs": np.full((2, 2), np.nan)}, ValueError, "expected \\[0, 1\\]"),
-        ({"probs": np.zeros((2, 2), int)}, TypeError, "expected floating"),
-        ({"target": np.zeros((2, 2))}, TypeError, "expected bool"),
-    ],
-)
-def test_unusable_predictions_are_rejected(changed, error, words):
-    scored = {"target": np.zeros((2, 2), bool), "probs": np.zeros((2, 2)), **changed}
-    with pytest.raises(error, match=words):
-        draw_sheet([ScoredImage("id", "", None, **scored)], "title")
-
-
-@pytest.mark.parametrize("scored", [[], iter(())])
-def test_a_sheet_without_images_is_rejected(scored):
+def test_what_cannot_be_drawn_is_rejected():
+    with pytest.raises(ValueError, match="resize the prediction"):
+        draw_sheet([ScoredImage("id", "", None, np.zeros((2, 2), bool), np.zeros((2, 3)))], "title")
     with pytest.raises(ValueError, match="^no image to draw$"):
-        draw_sheet(scored, "title")
-
-
-# ---- curves ------------------------------------------------------------------------------------------------------
+        draw_sheet(iter(()), "title")
+    with pytest.raises(ValueError, match="^no curve to draw$"):
+        draw_curves({}, segmentation.CURVES, "")
 
 
 def curves_of(seed=0):
     rng = np.random.default_rng(seed)
-    names = segmentation.CURVES
-    return dict(zip(names, np.sort(rng.random((3, 256)), axis=1).tolist(), strict=True)) | {
-        "f1_curve": rng.random(256).tolist()
-    }
+    recall, precision, f1 = np.sort(rng.random(256)), np.sort(rng.random(256)), rng.random(256)
+    return {"precision_curve": precision.tolist(), "recall_curve": recall.tolist(), "f1_curve": f1.tolist()}
 
 
 def test_highest_point_is_at_its_threshold():
@@ -385,7 +351,7 @@ def test_image_of_curves():
     assert dict(matplotlib.rcParams) == settings
 
 
-@pytest.mark.parametrize("name", ["_hidden", "$a$", "$\\frac$", "a\nb", "x" * 500, "W" * 30, "bytes\udcff"])
+@pytest.mark.parametrize("name", ["_hidden", "$\\frac$", "a\nb", "x" * 500, "W" * 30, "bytes\udcff"])
 def test_names_of_all_kinds(name):
     methods = {name: curves_of(), "other": curves_of(1), "third" + name: curves_of(2)}
     image = draw_curves(methods, segmentation.CURVES, name)
@@ -394,11 +360,6 @@ def test_names_of_all_kinds(name):
     assert first == shortened(name, lambda text: len(text) <= 40)
     pixels = np.asarray(image)
     assert (pixels[:, :5] == 255).all() and (pixels[:, -5:] == 255).all()
-
-
-def test_a_drawing_without_curves_is_rejected():
-    with pytest.raises(ValueError, match="^no curve to draw$"):
-        draw_curves({}, segmentation.CURVES, "")
 
 
 def test_without_matplotlib(monkeypatch):
