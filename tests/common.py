@@ -257,7 +257,7 @@ class PretrainedTester:
 
 
 class ModelTester(PretrainedTester):
-    """Further tests for every network: labels, loss, training, compilers, Hub.
+    """Further tests for every network: labels, loss, training, Hub.
 
     Inherit as `class TestX(ModelTester)`, set `model_class`, `tiny` and `hidden_shapes`, and others if they differ.
     """
@@ -512,14 +512,3 @@ class ModelTester(PretrainedTester):
             opened = getattr(transformers, auto_class).from_pretrained(tmp_path)
             assert type(opened) is self.model_class
             assert torch.equal(self.predict(aligned(opened), pixel_values), prediction)
-
-    # ---- compilers --------------------------------------------------------------------------------------------------
-
-    @pytest.mark.thorough  # test_export.py traces every network, too
-    def test_compiled_equals_eager(self):
-        model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
-        compiled = torch.compile(model, backend="eager", fullgraph=True)
-        torch.testing.assert_close(
-            self.predict(compiled, pixel_values), self.predict(model, pixel_values), atol=1e-6, rtol=1e-5
-        )
-        torch.compiler.reset()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import modules_beyond_transformers
+from common import SMALLEST_SRS, modules_beyond_transformers
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction, UnconcealImageProcessor
@@ -16,7 +16,6 @@ from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction, 
 MODELS = Path(__file__).parents[1] / "modeling" / "unconceal" / "models"
 FILES = sorted(MODELS.rglob("*.py"))
 ALLOWED = sys.stdlib_module_names | {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
-TINY = {"depths": (1, 1, 1, 1), "reconstruction_depths": (1, 1, 1, 1)}
 
 
 def faults(path: Path) -> list[str]:
@@ -71,7 +70,7 @@ def test_fresh_process_hides_other_packages():
 @pytest.mark.parametrize("model_class", [SrsForImageSegmentation, SrsForReconstruction])
 def test_saved_folder_holds_every_named_class(model_class, tmp_path):
     torch.manual_seed(0)
-    model_class(SrsConfig(**TINY)).save_pretrained(tmp_path)
+    model_class(SrsConfig(**SMALLEST_SRS)).save_pretrained(tmp_path)
     UnconcealImageProcessor().save_pretrained(tmp_path)
     for file_name, auto_classes in (
         ("config.json", {"AutoConfig", *model_class.auto_classes}),

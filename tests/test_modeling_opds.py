@@ -45,6 +45,13 @@ class TestOpdsForImageSegmentation(ModelTester):
         enlarged = F.interpolate(output.level_logits[-1], scale_factor=4, mode="bilinear", align_corners=False)
         torch.testing.assert_close(output.logits, enlarged[:, :, :33, :70])
 
+    def test_compiled_equals_eager(self):
+        model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        prediction = self.predict(model, pixel_values)
+        torch.testing.assert_close(self.predict(compiled, pixel_values), prediction, atol=1e-6, rtol=1e-5)
+        torch.compiler.reset()
+
     def test_bases_do_not_depend_on_the_seed(self):
         one = self.make_model(seed=1).state_dict()
         other = self.make_model(seed=2).state_dict()

@@ -143,9 +143,8 @@ def test_converted_base_has_every_tensor_and_equal_features():
         features = model(image).feature_maps
     expected = published_features(state, image, BASE["depths"])
     assert [tuple(f.shape) for f in features] == [(1, 64, 17, 25), (1, 128, 9, 13), (1, 320, 5, 7), (1, 512, 3, 4)]
-    for ours, theirs in zip(features, expected, strict=True):
-        assert theirs.std() > 0.1
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert min(theirs.std() for theirs in expected) > 0.1
+    torch.testing.assert_close(list(features), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("wrapped", ["imagenet", "segnext"])
@@ -167,8 +166,8 @@ def test_heads_are_dropped_and_reported(wrapped, tmp_path):
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         features = model(image).feature_maps
-    for ours, theirs in zip(features, published_features(state, image, TINY["depths"]), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    expected = published_features(state, image, TINY["depths"])
+    torch.testing.assert_close(list(features), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -231,16 +230,13 @@ def test_returns_the_named_features():
     assert torch.equal(as_tuple[0][0], output.feature_maps[0])
 
 
-def test_opens_by_its_class_and_by_automodel(tmp_path):
-    model = make_backbone(out_indices=[0, 3])
+def test_opens_by_automodel_with_its_named_features(tmp_path):
+    model, pixel_values = make_backbone(out_indices=[0, 3]), torch.randn(1, 3, 64, 64)
     model.save_pretrained(tmp_path)
-    pixel_values = torch.randn(1, 3, 64, 64)
-    for opened in (MscanBackbone.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
-        assert type(opened) is MscanBackbone
-        for ours, theirs in zip(
-            aligned(opened)(pixel_values).feature_maps, model(pixel_values).feature_maps, strict=True
-        ):
-            assert torch.equal(ours, theirs)
+    opened = AutoModel.from_pretrained(tmp_path)
+    assert type(opened) is MscanBackbone
+    features = (one(pixel_values).feature_maps for one in (aligned(opened), model))
+    torch.testing.assert_close(*features, atol=0, rtol=0)
 
 
 def test_drop_path_drops_whole_images_in_training():
@@ -271,17 +267,16 @@ def test_initial_convolutions_depend_on_fan_out():
 
 
 @pytest.mark.parametrize(
-    ("changes", "parts"),
+    ("changes", "message"),
     [
-        ({"depths": (1, 1)}, ["depths", "one entry for each stage", "(1, 1)"]),
-        ({"hidden_sizes": (7, 8, 8, 8)}, ["hidden_sizes", "even", "(7, 8, 8, 8)"]),
-        ({"drop_path_rate": 1.0}, ["drop_path_rate", "below 1", "1.0"]),
+        ({"depths": (1, 1)}, r"depths.*\(1, 1\).*one entry for each stage"),
+        ({"hidden_sizes": (7, 8, 8, 8)}, r"hidden_sizes.*\(7, 8, 8, 8\).* even"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate.*1.0.*below 1"),
     ],
 )
-def test_wrong_configurations_are_rejected(changes, parts):
-    with pytest.raises((StrictDataclassError, ValueError)) as caught:
+def test_wrong_configurations_are_rejected(changes, message):
+    with pytest.raises(StrictDataclassError, match=message):
         MscanConfig(**{**TINY, **changes})
-    assert [part for part in parts if part not in str(caught.value)] == []
 
 
 def test_unknown_size_and_wrong_images_are_rejected():

@@ -47,13 +47,7 @@ def gpu_case(backend, missing):
 
 CPU = pytest.param(Case("cpu", "torch"), id="cpu-torch")
 TRACED = pytest.param(Case("cpu", "torch", "traced"), id="cpu-torch-traced")
-PLANS = [
-    *(
-        pytest.param(Case("cpu", "torch", plan), id=f"cpu-torch-{plan}")
-        for plan in ("one_chunk", "many_chunks", "cuda")
-    ),
-    TRACED,
-]
+PLANS = [pytest.param(Case("cpu", "torch", plan), id=plan) for plan in ("one_chunk", "many_chunks", "cuda")] + [TRACED]
 INTERPRETED = pytest.param(
     Case("cpu", "triton"),
     id="cpu-triton",
@@ -105,8 +99,7 @@ def make_inputs(batch=2, channels=8, length=37, groups=4, states=4, with_d=True,
         normal(batch, groups, states, length),
         normal(batch, groups, states, length),
     ]
-    if with_d:
-        inputs.append(normal(channels))
+    inputs += [normal(channels)] if with_d else []
     return [z.to(device).requires_grad_() for z in inputs]
 
 
@@ -145,7 +138,7 @@ def long_inputs(length):
 
 
 @on(CPU, TRACED, *GPU)
-@pytest.mark.parametrize("length", [576, 2304, 9216])
+@pytest.mark.parametrize("length", [576, 2304])
 def test_long(case, length):
     inputs, expected = long_inputs(length)
     assert_same(case, [z.detach().to(case.device).requires_grad_() for z in inputs], expected=expected)
@@ -154,15 +147,14 @@ def test_long(case, length):
 @everywhere
 @pytest.mark.parametrize("with_d", [True, False])
 @pytest.mark.parametrize("states", [1, 16])
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(("groups", "batch"), [(1, 3), (4, 1)])
 def test_sizes(case, groups, batch, states, with_d):
     torch.manual_seed(0)
     assert_same(case, make_inputs(batch, 32, 20, groups, states, with_d, device=case.device))
 
 
 @everywhere
-@pytest.mark.parametrize("width", [1, 3, 8, 24])
+@pytest.mark.parametrize("width", [1, 3, 24])
 def test_widths(case, width):
     torch.manual_seed(0)
     assert_same(case, make_inputs(channels=3 * width, length=20, groups=3, states=5, device=case.device))
@@ -208,8 +200,7 @@ def test_inputs_stay_as_they_are(case):
     inputs = make_inputs(batch=1, channels=1, length=1, groups=1, states=1, device=case.device)
     before = [z.detach().clone() for z in inputs]
     run_with_grads(case.scan, inputs)
-    for name, got, want in zip(NAMES[1:], inputs, before, strict=True):
-        assert torch.equal(got, want), name
+    torch.testing.assert_close(inputs, before, atol=0, rtol=0)
 
 
 # The kernels compute in float32.
@@ -236,8 +227,7 @@ def test_autocast_changes_nothing(case):
     expected = run_with_grads(case.scan, inputs)
     with torch.autocast(case.device, dtype=torch.bfloat16):
         got = run_with_grads(case.scan, inputs)
-    for name, g, e in zip(NAMES, got, expected, strict=True):
-        assert torch.equal(g, e), name
+    torch.testing.assert_close(got, expected, atol=0, rtol=0)
 
 
 @everywhere
@@ -265,10 +255,10 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@on(CPU, TRACED, INTERPRETED, *GPU)
+@on(CPU, TRACED, *GPU)
 def test_states_of_all_steps_never_exist_at_once(case):
-    # The width 17 is no multiple of the blocks of a kernel. The interpreter is slow.
-    states, channels, length = 16, 68, 144 if case == ("cpu", "triton", "default") else 2304
+    # The width 17 is no multiple of the blocks of a kernel.
+    states, channels, length = 16, 68, 2304
     inputs = make_inputs(1, channels, length, 4, states, device=case.device)
     with LargestTensor() as largest:
         run_with_grads(case.scan, inputs)
@@ -302,11 +292,12 @@ def test_export_with_dynamic_length(case):
     shapes = ({0: batch, 2: length}, {0: batch, 2: length}, {0: batch, 3: length}, {0: batch, 3: length})
     # The example is shorter than a chunk: a count of 1 could be taken for a constant.
     exported = torch.export.export(model, scan_inputs(2, 4, case.device), dynamic_shapes=shapes).module()
-    for rows, steps in ((1, 1), (3, 15), (2, 16), (1, 17), (2, 300), (1, 3000)):
+    for rows, steps in ((1, 1), (3, 16), (2, 17), (1, 1000)):
         inputs = scan_inputs(rows, steps, case.device)
         torch.testing.assert_close(exported(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough  # test_export.py compiles RUN
 @on(CPU, *GPU_TORCH)
 def test_compile_with_gradients(case):
     torch.manual_seed(0)
@@ -320,8 +311,7 @@ def test_compile_with_gradients(case):
         torch.testing.assert_close(y, expected_y, rtol=1e-4, atol=1e-5)
         grad_y = torch.randn_like(y)
         got, expected = (torch.autograd.grad(z, wanted, grad_y) for z in (y, expected_y))
-        for g, e in zip(got, expected, strict=True):
-            torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_too_long_for_a_compiled_program():
@@ -376,9 +366,9 @@ def test_triton_runs_only_on_request(monkeypatch):
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process runs the cases")
 def test_triton_kernels_in_the_interpreter():
     # In a separate process, because triton reads the variable on import. All cases would take minutes.
-    chosen = "cpu-triton and (test_widths or test_not_contiguous or test_states_of_all_steps)"
+    chosen = "cpu-triton and (test_widths or test_not_contiguous)"
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-k", chosen, "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-n", "0", __file__, "-k", chosen, "-p", "no:cacheprovider"],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
