@@ -5,18 +5,17 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from common import SMALLEST_SRS
+from common import modules_beyond_transformers
 from hub_server import HubServer
 from huggingface_hub import ModelCard, RepoCard
-from save_tiny_models import save_tiny_models
-from test_loading import run_bare
+from PIL import Image
+from save_tiny_models import PROCESSOR, TESTERS, make_image, make_tiny_model
 
-from unconceal import SrsConfig, SrsForReconstruction, UnconcealImageProcessor
 from unconceal.__main__ import main
 from unconceal.api import load, weights_digest
 from unconceal.data.builders import build_synthetic
@@ -104,12 +103,6 @@ class Client:
         assert (status, len(said.splitlines())) == (2, 1), said
         return said
 
-    def run_fresh(self, code: str, token: str | None = None, cwd: Path | None = None):
-        """Run code in its own process, with an empty cache."""
-        environment = self.hub.environment(self.root / f"fresh{time.monotonic_ns()}", token)
-        done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=cwd, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
@@ -120,7 +113,11 @@ def client(tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {path.name: path for path in save_tiny_models(folder)}
+    for name in TESTERS:
+        make_tiny_model(name).save_pretrained(folder / name)
+        PROCESSOR.save_pretrained(folder / name)
+        (folder / name / "notes.txt").touch()
+    return {name: folder / name for name in TESTERS}
 
 
 @pytest.fixture
@@ -152,47 +149,36 @@ def data(tmp_path_factory) -> Path:
 # ---- what arrives ---------------------------------------------------------------------------------------------------
 
 
-def test_pushed_models_open_in_a_bare_process(client, models):
+def test_pushed_models_open_by_the_code_on_their_cards_without_this_package(client, models, tmp_path):
+    photo = make_image()
+    photo.save(tmp_path / "photo.jpg")
+    code = f"import sys\nsys.modules.update(dict.fromkeys({modules_beyond_transformers()}))\n"
     for name, folder in models.items():
-        assert "(private)" in client.push("model", folder, f"org/{name}", "--tag", "v1")
+        assert "(public)" in client.push("model", folder, f"org/{name}", "--tag", "v1", "--public")
         sent = client.hub.files(f"org/{name}", revision="v1")
         assert sent["model.safetensors"] == (folder / "model.safetensors").read_bytes()
         assert {"config.json", "preprocessor_config.json", f"modeling_{name}.py"} <= set(sent)
         assert {"pipeline_unconceal.py", "refine.py", "cutout.py"} <= set(sent)
-        assert "expected.safetensors" not in sent, "foreign files are sent"
-    # The check reads its expectations from the repository.
-    client.run(
-        "from huggingface_hub import HfApi\n"
-        + "".join(
-            f"HfApi().upload_file(repo_id='org/{name}', path_or_fileobj={str(file)!r}, path_in_repo={file.name!r})\n"
-            for name, folder in models.items()
-            for file in (folder / "expected.safetensors", *folder.glob("*.png"))
+        assert "notes.txt" not in sent, "foreign files are sent"
+        three_lines, parts = re.findall(r"```python\n(.*?)```", sent["README.md"].decode(), re.DOTALL)
+        assert len([line for line in three_lines.splitlines() if line.strip()]) == 3
+        code += (
+            f"{three_lines}\n{parts}\nassert (mask.size, mask.mode) == ({photo.size}, 'L'), mask\n"
+            f"mask.save('{name}.png')\nimport numpy\n"
+            "assert abs(probs.numpy() * 255 - numpy.asarray(mask)).max() < 0.51\n"
         )
-    )
-    done = run_bare([f"org/{name}" for name in models], client.hub.environment(client.root / "bare"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    for name in models:
-        assert f"ok: org/{name}: AutoModel, equal logits" in done.stdout
-
-
-def test_code_on_the_card_runs(client, models, tmp_path):
-    assert "(public)" in client.push("model", models["opds"], "org/opds-card", "--public")
-    card = client.hub.files("org/opds-card")["README.md"].decode()
-    three_lines, parts = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len([line for line in three_lines.splitlines() if line.strip()]) == 3
-    code = (
-        "import numpy\nfrom PIL import Image\n"
-        f"photo = Image.open({str(next(models['opds'].glob('*.png')))!r})\n"
-        "photo.save('photo.jpg')\n"
-        f"{three_lines}\nassert (mask.size, mask.mode) == (photo.size, 'L'), mask\n"
-        f"{parts}\nassert probs.shape == (photo.height, photo.width)\n"
-        "assert abs(probs.numpy() * 255 - numpy.asarray(mask)).max() < 0.51\n"
-    )
-    client.run_fresh(code, token=None, cwd=tmp_path)  # it is public
+    # In a fresh process with an empty cache and no token.
+    environment = client.hub.environment(tmp_path / "home", token=None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name, folder in models.items():
+        expected = load(folder, "cpu").segment(tmp_path / "photo.jpg")
+        assert expected.std() > 0.01, "too flat to tell"
+        assert np.abs(np.asarray(Image.open(tmp_path / f"{name}.png")) - 255 * expected).max() < 0.51
     client.run(
         "from unconceal.hub.cards import is_on_hub\n"
-        "assert is_on_hub('org/opds-card', 'model')\n"
-        "assert not is_on_hub('org/opds-card', 'dataset') and not is_on_hub('data/mine', 'dataset')"
+        "assert is_on_hub('org/opds', 'model')\n"
+        "assert not is_on_hub('org/opds', 'dataset') and not is_on_hub('data/mine', 'dataset')"
     )
 
 
@@ -212,7 +198,7 @@ assert row["mask"].mode == "L" and set(np.unique(row["mask"])) == {0, 255}
 downloaded = load_dataset("org/scenes", split="val")
 assert np.array_equal(np.asarray(downloaded[0]["mask"]), np.asarray(row["mask"]))
 """
-    client.run_fresh(code, token="hf_test")
+    client.run(code)
 
 
 def test_space_is_pushed_without_hidden_files_and_leftovers(client, space):
@@ -251,7 +237,7 @@ def test_interrupted_push_is_completed_by_the_same_command(client, models):
     after = count_uploads()
     assert after == before + 1
 
-    client.push(*command)
+    assert "(private)" in client.push(*command)
     assert "nothing has changed" in client.push(*command)
     assert count_uploads() == after, "uploaded files were sent again"
     assert hub.files("org/cut", revision="v1") == hub.files("org/cut")
@@ -334,20 +320,14 @@ def test_models_that_are_refused(models, tmp_path):
         stage_model(tmp_path / "absent", "org/net", out)
     with refuse("without config.json"):
         stage_model(tmp_path, "org/net", out)
-    reconstruction = tmp_path / "reconstruction"
-    SrsForReconstruction(SrsConfig(**SMALLEST_SRS)).save_pretrained(reconstruction)
-    UnconcealImageProcessor().save_pretrained(reconstruction)
-    with refuse("trained to segment"):
-        stage_model(reconstruction, "org/net", out)
-    with refuse("cannot read recipe"):
-        stage_model(models["srs"], "org/net", out, recipe=tmp_path / "absent.yaml")
-    with refuse("cannot read"):
-        stage_model(models["srs"], "org/net", out, results=[tmp_path])
-    with refuse("cannot read"):
-        stage_model(models["srs"], "org/net", out, card=tmp_path / "absent.md")
-    (tmp_path / "bare.md").write_text("# Net")
-    with refuse("no header"):
-        stage_model(models["srs"], "org/net", out, card=tmp_path / "bare.md")
+    for options, says in (
+        ({"recipe": tmp_path / "absent.yaml"}, "cannot read recipe"),
+        ({"results": [tmp_path]}, "cannot read"),
+        ({"card": tmp_path / "absent.md"}, "cannot read"),
+        ({"card": models["srs"] / "notes.txt"}, "no header"),
+    ):
+        with refuse(says):
+            stage_model(models["srs"], "org/net", out, **options)
 
 
 def write_results(folder: Path, model: Path, **changes) -> Path:
@@ -440,9 +420,31 @@ def test_card_of_a_model_without_record_says_so(models, tmp_path):
     stage_model(models["srs"], "org/net", tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert text.count("Not on record.") == 2
-    assert "None were measured." in text
-    assert "no license was stated" in text
-    assert "no medical device" in text
+    for part in ("None were measured.", "no license was stated", "no medical device"):
+        assert part in text
+    assert "split again" not in text and "random weights" not in text
+
+
+def test_card_says_what_the_recipe_leaves_open(models, tmp_path):
+    """Which images chose the checkpoint, and whether the pretrained encoder was there."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "network: run\noutput_dir: x\ndata: {path: x, split_seed: 3}\nphases: {segmentation: {epochs: 1, "
+        "init_backbone_from: microsoft/resnet-50, init_backbone_required: false}}\n"
+    )
+
+    def stage(split_seed: int | None) -> str:
+        results = write_results(tmp_path / f"results{split_seed}", models["run"], division_seed=split_seed)
+        out = tmp_path / f"out{split_seed}"
+        out.mkdir()
+        stage_model(models["run"], "org/net", out, recipe, [results])
+        return (out / "README.md").read_text()
+
+    text = stage(None)
+    assert "split again at random (seed 3): the `val` of the data set is not the one that chose" in text
+    assert "If the Hub could not be reached, the encoder started from random weights" in text
+    assert "expect less on other images" not in text
+    assert "expect less on other images" in stage(3)
 
 
 def test_data_set_without_an_open_license_needs_a_statement(data, tmp_path):

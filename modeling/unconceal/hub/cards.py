@@ -220,12 +220,11 @@ def _phase_table(training: Training) -> str:
 
 
 def _result_facts(results: Sequence[Result], recipe: Recipe | None) -> dict[str, Any]:
-    # After a random split, the images that chose the checkpoint are not those of the split of this name.
-    chosen_on = recipe.data.eval_split if recipe and recipe.data.split_seed is None else None
+    chosen_on = (recipe.data.eval_split, recipe.data.split_seed) if recipe else None
     protocols = {result.protocol.name: sys.modules[result.protocol.score_image.__module__] for result in results}
     return {
         "tables": to_markdown(make_tables(results, with_papers=False)),
-        "chosen_on": chosen_on if any(result.split == chosen_on for result in results) else None,
+        "has_chosen": recipe and any((result.split, result.split_seed) == chosen_on for result in results),
         "commands": [without_folders(result.command) for result in results if result.command],
         "protocols": {name: inspect.getdoc(module) for name, module in protocols.items()},
     }
