@@ -27,7 +27,7 @@ MISSING = "–"
 
 
 def format_cell(column, value) -> str:
-    """Return a number as its protocol shows it; a pair is mean and deviation."""
+    """Format a number; a pair is mean and standard deviation."""
     if value is None:
         return MISSING
     if isinstance(value, str):
@@ -57,7 +57,7 @@ def record(name: str) -> str:
 
 
 def papers(network: str) -> str:
-    """Return the figures that the network's own paper prints for one pass at one scale."""
+    """Return the figures of the paper for one pass and one scale."""
     benchmarks, published = load_papers()
     own = [row for row in published if row.source.startswith(network) and row.method.startswith(network)]
     own = [row for row in own if "multiple" not in row.source]  # variants with several scales or passes
@@ -77,7 +77,7 @@ def papers(network: str) -> str:
 
 
 def recipes(network: str) -> str:
-    """Return the recipes of a network or of all, each with the first sentence of its header."""
+    """Return recipes with the first sentence of their header."""
     lines = []
     for path in sorted(ROOT.glob(f"configs/{'*' if network == 'all' else network}/*.yaml")):
         text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Send a model, a data set or a Space to the Hub: the same as `unconceal push`."""
+"""Send models, data sets or Spaces: the same as `unconceal push`."""
 
 import sys
 from pathlib import Path
