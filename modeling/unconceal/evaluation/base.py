@@ -62,8 +62,8 @@ class Protocol:
         """Metrics for checkpoint selection -> whether higher is better."""
         return {name: column.higher_is_better for name, column in self.columns.items() if column.selects}
 
+    def summarize(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         """Return the numbers of a data set, from rows in any order.
-        """Return the numbers of a data set and `num_images`, from rows in any order.
 
         Raises:
             ValueError: If there are no rows.
@@ -130,8 +130,8 @@ def threshold_curves(beta_squared: float = 1) -> FmeasureV2:
     return FmeasureV2({"f": f, "precision": PrecisionHandler(True, False), "recall": RecallHandler(True, False)})
 
 
+def mean_scores(rows: list[Mapping[str, Any]], names: Iterable[str], prefix: str = "") -> dict[str, float]:
     """Return the mean of each score over images, as `prefix` + name."""
-    """Return the mean over images of each score, with `prefix` before its name."""
     return {f"{prefix}{name}": fmean(row[name] for row in rows) for name in names}
 
 
