@@ -1,6 +1,6 @@
 """A small Hugging Face Hub on 127.0.0.1, for tests without internet.
 
-    hub = HubServer(tmp_path / "hub")
+    hub = HubServer()
     hub.start()
     subprocess.run([sys.executable, "-c", code], env=hub.environment(tmp_path / "home"))
 
@@ -33,13 +33,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote
 
+from huggingface_hub.utils.sha import git_hash
 
-MAX_REGULAR_SIZE = 10 * 1000**2
-_LARGE = (
-    "7z arrow bin bz2 ckpt ftz gz h5 joblib mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth rar "
-    "safetensors tar tflite tgz wasm xz zip zst"
-)
-LFS_SUFFIXES = tuple(f".{name}" for name in re.findall(r"\w+", _LARGE))
+
+LFS_SUFFIXES = (".bin", ".parquet", ".png", ".pt", ".safetensors")  # some of the Hub's
 PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 ORGANIZATION = "org"  # every user belongs to it
 
@@ -96,22 +93,29 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class File:
-    """File of a commit; its bytes are in the store."""
+    content: bytes
+    is_lfs: bool = False
 
-    sha256: str
-    size: int
-    blob_id: str  # hash of git; for a large file, hash of its pointer
-    is_lfs: bool
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def blob_id(self) -> str:
+        """Return git's hash; for a large file the hash of its pointer."""
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.content)}\n"
+        return git_hash(pointer.encode() if self.is_lfs else self.content)
 
     @property
     def etag(self) -> str:
         return self.sha256 if self.is_lfs else self.blob_id
 
     @property
-    def lfs(self) -> dict:
-        """Return the details of large files in listings."""
-        details = {"oid": self.sha256, "sha256": self.sha256, "size": self.size, "pointerSize": 134}
-        return {"lfs": details} if self.is_lfs else {}
+    def facts(self) -> dict:
+        """Return size and hashes as in listings."""
+        size = len(self.content)
+        lfs = {"lfs": {"oid": self.sha256, "sha256": self.sha256, "size": size, "pointerSize": 134}}
+        return {"size": size, **(lfs if self.is_lfs else {})}
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Repo:
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    lfs_sizes: dict[str, int] = field(default_factory=dict)  # of uploaded files, in a commit or not
+    uploads: dict[str, bytes] = field(default_factory=dict)  # SHA-256 -> large file, in a commit or not
 
     def at(self, revision: str) -> Commit:
         """Return the commit of a branch, a tag or an abbreviated id."""
@@ -170,12 +174,10 @@ class HubServer:
         requests: "METHOD /path" of all requests in order, without queries.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self):
         self.users = {"hf_test": "tester"}  # token -> name
         self.requests: list[str] = []
         self._repos: dict[tuple[str, str], Repo] = {}
-        self._store = Path(root) / "objects"
-        self._store.mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()
         self._connections: set[socket.socket] = set()
         self._num_bytes_read = 0
@@ -248,7 +250,7 @@ class HubServer:
         """Return path -> content, without access checks."""
         with self._lock:
             commit = self._repos[repo_type, repo_id].at(revision)
-        return {path: self._read(file) for path, file in commit.files.items()}
+        return {path: file.content for path, file in commit.files.items()}
 
     # ---- who may do what --------------------------------------------------------------------------------------------
 
@@ -305,9 +307,9 @@ class HubServer:
         is_private, sdk = call.json.get("visibility") == "private", call.json.get("sdk")
         repo = self._repos[repo_type, repo_id] = Repo(repo_type, repo_id, is_private, sdk)
         attributes = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
-        files = {".gitattributes": self._add(attributes.encode())}
+        files = {".gitattributes": File(attributes.encode())}
         if repo_type == "space":
-            files["README.md"] = self._add(f"---\ntitle: {repo_id}\nsdk: {sdk}\n---\n".encode())
+            files["README.md"] = File(f"---\ntitle: {repo_id}\nsdk: {sdk}\n---\n".encode())
         self._record(repo, "main", files)
         return {"url": url, "name": repo_id, "private": is_private}
 
@@ -347,7 +349,7 @@ class HubServer:
             "lastModified": commit.date,
             "private": repo.is_private,
             "tags": [],
-            "siblings": [{"rfilename": p, "size": file.size, "blobId": file.blob_id, **file.lfs} for p, file in files],
+            "siblings": [{"rfilename": path, "blobId": file.blob_id, **file.facts} for path, file in files],
             **({"sdk": repo.sdk} if repo.type == "space" else {}),
         }
 
@@ -370,24 +372,24 @@ class HubServer:
         headers |= {"ETag": f'"{file.etag}"', "Content-Type": "application/octet-stream"}
         headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(call.fields['path'].rpartition('/')[2])}"
         if file.is_lfs:
-            headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(file.size)}
-        content = self._read(file)
+            headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(file.content))}
+        content, size = file.content, len(file.content)
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", call.headers.get("Range") or "")
         if not asked:
             return Reply(content, 200, headers)
-        start, stop = int(asked[1]), min(int(asked[2] or file.size) + 1, file.size)
-        return Reply(content[start:stop], 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{file.size}"})
+        start, stop = int(asked[1]), min(int(asked[2] or size) + 1, size)
+        return Reply(content[start:stop], 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{size}"})
 
     # ---- writing ----------------------------------------------------------------------------------------------------
 
     def _validate_yaml(self, call: Call) -> dict:
-        warnings = _check_card(call.json["content"], call.json.get("repoType", "model"))
-        return {"errors": [], "warnings": [{"message": message} for message in warnings]}
+        _check_card(call.json["content"], call.json.get("repoType", "model"))
+        return {"errors": [], "warnings": []}
 
     def _preupload(self, call: Call) -> dict:
         answers = []
         for asked in call.json["files"]:
-            is_large = asked["size"] > MAX_REGULAR_SIZE or asked["path"].endswith(LFS_SUFFIXES)
+            is_large = asked["path"].endswith(LFS_SUFFIXES)
             present = call.commit.files.get(asked["path"])
             answer = {"path": asked["path"], "uploadMode": "lfs" if is_large else "regular", "shouldIgnore": False}
             answers.append({**answer, "oid": present and present.etag})
@@ -397,7 +399,7 @@ class HubServer:
         repo, objects = call.repo, []
         for asked in call.json["objects"]:
             objects.append({"oid": asked["oid"], "size": asked["size"]})
-            if asked["oid"] not in repo.lfs_sizes:
+            if asked["oid"] not in repo.uploads:
                 upload = {"href": f"{self.url}/lfs/{repo.type}/{repo.id}/{asked['oid']}"}
                 objects[-1] |= {"authenticated": True, "actions": {"upload": upload}}
         return {"transfer": "basic", "objects": objects}
@@ -405,7 +407,7 @@ class HubServer:
     def _lfs_upload(self, call: Call) -> dict:
         if hashlib.sha256(call.body).hexdigest() != call.fields["oid"]:
             raise Refusal(400, "The content does not match its hash")
-        call.repo.lfs_sizes[call.fields["oid"]] = self._add(call.body).size
+        call.repo.uploads[call.fields["oid"]] = call.body
         return {}
 
     def _commit(self, call: Call) -> dict:
@@ -431,32 +433,22 @@ class HubServer:
                 content = base64.b64decode(content, validate=True)
             if path == "README.md":
                 _check_card(content.decode(), repo.type)
-            files[path] = self._add(content)
+            files[path] = File(content)
         elif key == "lfsFile":
-            size = repo.lfs_sizes.get(value["oid"])
-            if size is None or value.get("size", size) != size:
+            if value["oid"] not in repo.uploads:
                 raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {path}")
-            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{value['oid']}\nsize {size}\n"
-            files[path] = File(value["oid"], size, _blob_id(pointer.encode()), is_lfs=True)
+            files[path] = File(repo.uploads[value["oid"]], is_lfs=True)
         elif files.pop(path, None) is None:  # a deletion
             raise Refusal(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
 
     def _record(self, repo: Repo, branch: str, files: dict[str, File]) -> Commit:
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-        oid = hashlib.sha1(f"{repo.type} {repo.id} {branch} {len(repo.commits)} {date} {files}".encode()).hexdigest()
+        oid = hashlib.sha1(f"{repo.type} {repo.id} {branch} {len(repo.commits)} {date}".encode()).hexdigest()
         commit = repo.commits[oid] = Commit(oid, date, files)
         repo.branches[branch] = oid
         return commit
 
     # ---- bytes ------------------------------------------------------------------------------------------------------
-
-    def _add(self, content: bytes) -> File:
-        file = File(hashlib.sha256(content).hexdigest(), len(content), _blob_id(content), is_lfs=False)
-        (self._store / file.sha256).write_bytes(content)
-        return file
-
-    def _read(self, file: File) -> bytes:
-        return (self._store / file.sha256).read_bytes()
 
     def _count(self, num_bytes: int) -> None:
         """Count bytes of a body, and stop where `fail_after` said."""
@@ -532,30 +524,20 @@ def _json(value, status: int = 200, headers: dict[str, str] | None = None) -> Re
     return Reply(json.dumps(value).encode(), status, {"Content-Type": "application/json", **(headers or {})})
 
 
-def _blob_id(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
 def _entries(commit: Commit) -> Iterator[dict]:
     """Yield folders and files in the form of listings."""
     folders = {str(folder) for path in commit.files for folder in Path(path).parents} - {"."}
     for path in sorted({*folders, *commit.files}):
         entry = {"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0}
         if file := commit.files.get(path):
-            entry = {"type": "file", "oid": file.blob_id, "size": file.size, **file.lfs}
+            entry = {"type": "file", "oid": file.blob_id, **file.facts}
         yield {**entry, "path": path}
 
 
-def _check_card(text: str, repo_type: str) -> list[str]:
-    """Return warnings about a card; refuse some of what the Hub refuses."""
-    metadata = re.match(r"---\r?\n(.*?)^---\s*$", text, re.DOTALL | re.MULTILINE)
-    if metadata is None and not text.startswith("---"):
-        return ["empty or missing yaml metadata in repo card"]
-    summary = metadata and re.search(r"^short_description: *(.*)$", metadata[1], re.MULTILINE)
-    if metadata is None:
-        fault = "the metadata have no closing ---"
-    elif summary and repo_type == "space" and len(summary[1].strip("'\" ")) > 60:
-        fault = '"short_description" length must be less than or equal to 60 characters long'
-    else:
-        return []
+def _check_card(text: str, repo_type: str) -> None:
+    """Refuse one thing that the Hub refuses in a card."""
+    summary = re.search(r"^short_description: *(.*)$", text.partition("\n---")[0], re.MULTILINE)
+    if not summary or repo_type != "space" or len(summary[1]) <= 60:
+        return
+    fault = '"short_description" length must be less than or equal to 60 characters long'
     raise Refusal(400, "Invalid metadata in README.md", errors=[{"message": fault}], warnings=[])

@@ -52,62 +52,52 @@ for line in sys.stdin:
 class Client:
     """A Hub, and a process to push from."""
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.hub = HubServer(root / "hub")
-
-    def __enter__(self) -> "Client":
+    def __init__(self, home: Path):
+        self.hub = HubServer()
         self.hub.start()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT],
-            env=self.hub.environment(self.root / "home"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
+        environment = self.hub.environment(home)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-c", CLIENT], env=environment, **pipes)
 
-    def __exit__(self, *_):
+    def close(self):
         try:
             self.process.kill()
             self.process.communicate()
         finally:
             self.hub.stop()
 
-    def _do(self, token: str | None, **task) -> tuple[int, str]:
+    def _do(self, expected: int, token: str | None = "hf_test", **task) -> str:
         self.process.stdin.write(json.dumps({"token": token, **task}) + "\n")
         self.process.stdin.flush()
         code, said = json.loads(self.process.stdout.readline())
-        return code, said.strip()
+        assert code == expected, said
+        assert code == 0 or said.count("\n") == 1, said  # an error is one line
+        return said.strip()
 
-    def push(self, *words, token: str | None = "hf_test") -> str:
+    def push(self, *words) -> str:
         """Run a successful command; return its output."""
-        code, said = self._do(token, argv=[str(word) for word in words])
-        assert code == 0, said
-        return said
+        return self._do(0, argv=list(map(str, words)))
 
-    def refuse(self, *words, token: str | None = "hf_test") -> str:
+    def refuse(self, *words, **token) -> str:
         """Run a failing command; return its one line."""
-        code, said = self._do(token, argv=[str(word) for word in words])
-        assert (code, len(said.splitlines())) == (2, 1), said
-        return said
+        return self._do(2, argv=list(map(str, words)), **token)
 
     def run(self, code: str):
         """Run code without an error."""
-        status, said = self._do("hf_test", code=code)
-        assert status == 0, said
+        self._do(0, code=code)
 
     def fail(self, code: str) -> str:
         """Run failing code; return its one line."""
-        status, said = self._do("hf_test", code=code)
-        assert (status, len(said.splitlines())) == (2, 1), said
-        return said
+        return self._do(2, code=code)
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    with Client(tmp_path_factory.mktemp("client")) as client:
+    client = Client(tmp_path_factory.mktemp("home"))
+    try:
         yield client
+    finally:
+        client.close()
 
 
 @pytest.fixture(scope="module")
