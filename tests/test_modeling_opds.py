@@ -116,33 +116,17 @@ class TestOpdsForImageSegmentation(ModelTester):
         return layer.eval()
 
     def test_factorization_follows_the_multiplicative_updates(self):
-        """Compare with the rules of Lee and Seung, entry by entry."""
+        """Compare with the rules of Lee and Seung."""
         layer, features = self.make_factorization(eval_steps=2), torch.rand(1, 6, 3, 4)
         x = features[0].flatten(1).double()  # (C, L)
         bases = layer.bases.double()  # (C, R)
         coefficients = (x.T @ bases).softmax(dim=1).T  # (R, L)
         for step in range(3):
-            fitted = bases @ coefficients
-            new = torch.empty_like(coefficients)
-            for r in range(4):
-                for i in range(12):
-                    new[r, i] = coefficients[r, i] * (bases[:, r] @ x[:, i]) / (bases[:, r] @ fitted[:, i])
-            coefficients = new
-            if step == 2:
-                break
-            fitted = bases @ coefficients
-            new = torch.empty_like(bases)
-            for c in range(6):
-                for r in range(4):
-                    new[c, r] = bases[c, r] * (x[c] @ coefficients[r]) / (fitted[c] @ coefficients[r])
-            bases = new
+            coefficients = coefficients * (bases.T @ x) / (bases.T @ (bases @ coefficients))
+            if step < 2:
+                bases = bases * (x @ coefficients.T) / ((bases @ coefficients) @ coefficients.T)
         expected = (bases @ coefficients).view(1, 6, 3, 4)
         torch.testing.assert_close(layer(features).double(), expected, atol=1e-4, rtol=1e-4)
-
-    def test_more_steps_lower_the_error(self):
-        features = torch.rand(2, 6, 5, 5)
-        errors = [(self.make_factorization(eval_steps=n)(features) - features).norm().item() for n in (1, 3, 9, 27)]
-        assert errors == sorted(errors, reverse=True)
 
     def test_training_and_evaluation_have_separate_steps(self):
         layer, features = self.make_factorization(train_steps=1, eval_steps=5), torch.rand(1, 6, 4, 4)

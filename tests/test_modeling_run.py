@@ -101,9 +101,7 @@ class TestRunForImageSegmentation(ModelTester):
         assert model.background_step.network.head.weight.grad[3:].any()
 
     @pytest.mark.parametrize(
-        "changes",
-        [{"stage_levels": (0,)}, {"stage_levels": (3, 3, 2, 2, 1, 0, 0)}, {"share_stages": True}],
-        ids=str,
+        "changes", [{"stage_levels": (0,)}, {"stage_levels": (3, 3, 2, 2, 1, 0, 0)}, {"share_stages": True}], ids=str
     )
     def test_other_stages_train_every_parameter(self, changes):
         self.check_gradients(**changes)
@@ -167,18 +165,14 @@ class TestRunForImageSegmentation(ModelTester):
     @pytest.mark.parametrize("sparsity", [0.0, 0.3])
     def test_mask_estimate_minimizes_its_surrogate(self, sparsity):
         generator = torch.Generator().manual_seed(0)
-
-        def random(channels):
-            return torch.rand(3, channels, 9, 11, dtype=torch.float64, generator=generator)
-
-        image, background, previous, before_previous = random(3), random(3), random(1), random(1)
-        gradient = random(1) - 0.5
+        image, background = torch.rand(2, 3, 3, 9, 11, dtype=torch.float64, generator=generator)
+        previous, before_previous, gradient = torch.rand(3, 3, 1, 9, 11, dtype=torch.float64, generator=generator)
         certain, hardened = uncertainty_filter(previous)
         certain_before, hardened_before = uncertainty_filter(before_previous)
-        proximity = 0.07
+        proximity, gradient = 0.07, gradient - 0.5
         step_before = certain_before * (previous - hardened_before)
         estimate = mask_minimizer(
-            *(image, background, previous, proximity, certain, hardened, step_before, gradient, sparsity)
+            image, background, previous, proximity, certain, hardened, step_before, gradient, sparsity
         ).requires_grad_()
         step = certain * (estimate - hardened)
         surrogate = 0.5 * (image - image * estimate - background).square().sum()
@@ -210,12 +204,10 @@ class TestRunForImageSegmentation(ModelTester):
         torch.testing.assert_close(
             step(image, background, previous, before_previous),
             mask_minimizer(
-                *(image, background, previous, step.proximity),
-                *(certain, hardened, step_before, gradient, step.sparsity),
+                image, background, previous, step.proximity, certain, hardened, step_before, gradient, step.sparsity
             ),
         )
-        torch.testing.assert_close(step.proximity, torch.tensor(0.1))
-        torch.testing.assert_close(step.sparsity, torch.tensor(0.1))
+        torch.testing.assert_close((step.proximity, step.sparsity), (torch.tensor(0.1), torch.tensor(0.1)))
 
     def test_filter_hardens_likely_pixels_and_drops_undecided_ones(self):
         probs = torch.tensor([0.0, 0.05, 0.2, 0.39, 0.45, 0.5, 0.55, 0.61, 0.8, 0.95, 1.0])

@@ -169,10 +169,7 @@ def paper_dynamic_conv(conv: SrsDynamicConv, hidden_states: torch.Tensor, guidan
     scalars = F.conv2d(attended, conv.project.weight, conv.project.bias).mean(dim=(2, 3), keepdim=True)
     # One weight and one bias for every kernel entry. Each scalar serves consecutive entries.
     kernels = F.conv2d(
-        scalars,
-        conv.scaled_conv.weight.reshape(-1, 1, 1, 1),
-        conv.static_conv.weight.reshape(-1),
-        groups=num_scalars,
+        scalars, conv.scaled_conv.weight.reshape(-1, 1, 1, 1), conv.static_conv.weight.reshape(-1), groups=num_scalars
     )
     output = F.conv2d(
         hidden_states.reshape(1, batch_size * channels, height, width),
@@ -196,15 +193,6 @@ def test_dynamic_conv_equals_its_slow_forms(reference):
     ]
     assert [name for name, gradient in gradients[0].items() if not gradient.any()] == []
     torch.testing.assert_close(*gradients, atol=1e-11, rtol=1e-11)
-
-
-def test_dynamic_conv_uses_the_guidance_of_each_image():
-    conv, hidden_states, guidance = dynamic_conv_inputs()
-    changed = guidance.detach().clone()
-    changed[1] += torch.randn_like(changed[1])
-    difference = (conv(hidden_states, changed) - conv(hidden_states, guidance)).abs().amax(dim=(1, 2, 3))
-    assert difference[1] > 1e-3
-    assert difference[[0, 2]].max() == 0
 
 
 # ---- the configuration ----------------------------------------------------------------------------------------------

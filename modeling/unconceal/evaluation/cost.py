@@ -42,28 +42,16 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """The size of a part of a network.
-
-    Attributes:
-        name: The part.
-        parameters: Number of parameters.
-        multiply_adds: Of convolutions, matrix products and scans for one image. Exponentials are not counted.
-        published: Parameters in millions and multiply-adds in billions, as the authors published them.
-    """
+    """The size of a part of a network."""
 
     name: str
     parameters: int
-    multiply_adds: int
-    published: tuple[float | None, float | None] = (None, None)
+    multiply_adds: int  # of convolutions, matrix products and scans for one image; exponentials are not counted
+    published: tuple[float | None, float | None] = (None, None)  # millions of parameters, billions of multiply-adds
 
 
 def count_parts(model: str, image_size: int) -> list[Part]:
-    """Count parameters and multiply-adds on the meta device.
-
-    Args:
-        model: Key of `MODELS`.
-        image_size: Side of the image in pixels.
-    """
+    """Count one of `MODELS` for an image of `image_size` pixels a side."""
     with torch.device("meta"):
         network = MODELS[model]()
         adds = _multiply_adds(network, image_size)
@@ -99,7 +87,7 @@ def scan_multiply_adds(length: int, channels: int, states: int) -> int:
 
 
 def _multiply_adds(model: nn.Module, image_size: int) -> dict[str, int]:
-    """Count the multiply-adds of the model, under "", and of its children that are called."""
+    """Count the multiply-adds of the model, under "", and of its children."""
     pixel_values = torch.empty(1, model.config.num_channels, image_size, image_size, device="meta")
     scans = []
 
@@ -120,27 +108,16 @@ def _multiply_adds(model: nn.Module, image_size: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One thing to measure.
+    """One thing to measure."""
 
-    Attributes:
-        task: "inference", "training" (forward, backward, optimizer step), or an operator: "scan", "dynamic_conv".
-        model: Key of `MODELS`; operators ignore it.
-        batch_size: Images at once.
-        image_size: Side in pixels; for the scan, side of the map.
-        gradient_checkpointing: Whether activations are recomputed in the backward pass.
-        device: As torch names it.
-        dtype: "float32", or the type for autocast.
-        steps: Timed repetitions after one warm-up. The median counts.
-    """
-
-    task: str
-    model: str = "srs"
+    task: str  # "inference", "training" (forward, backward, optimizer step), or an operator: "scan", "dynamic_conv"
+    model: str = "srs"  # one of `MODELS`; operators ignore it
     batch_size: int = 1
-    image_size: int = 256
+    image_size: int = 256  # side in pixels; for the scan, side of the map
     gradient_checkpointing: bool = False
     device: str = "cpu"
-    dtype: str = "float32"
-    steps: int = 3
+    dtype: str = "float32"  # or the type for autocast
+    steps: int = 3  # after one warm-up; their median counts
 
 
 def run_measurement(case: Measurement) -> dict[str, Any]:

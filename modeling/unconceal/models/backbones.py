@@ -22,7 +22,7 @@ LEVELS_IN_WORDS = f"{NUM_LEVELS} levels, at strides 4, 8, 16 and 32"
 def make_backbone_config(
     given: dict | PreTrainedConfig | None, num_channels: int, default: str = MscanConfig.model_type
 ) -> PreTrainedConfig:
-    """Return the configuration of an encoder, by default with its last four levels.
+    """Return the configuration of an encoder, by default with four levels.
 
     Args:
         given: Fields with a `model_type`, or a configuration, which is copied.
@@ -138,10 +138,9 @@ class UnconcealBackboneModel(UnconcealPreTrainedModel):
         self.backbone.load_state_dict(loaded.state_dict())
 
     def encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the features of the encoder, finest level first.
+        """Return the features of the encoder, finest first.
 
-        Args:
-            pixel_values: (B, 3, H, W), H and W multiples of `COARSEST_STRIDE`.
+        Takes (B, 3, H, W), sides multiples of `COARSEST_STRIDE`.
 
         Raises:
             ValueError: If the features are not at strides 4, 8, 16 and 32.

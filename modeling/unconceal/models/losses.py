@@ -22,7 +22,7 @@ def dice_loss(logits: torch.Tensor, labels: torch.Tensor, smooth: float = 1e-5) 
 def bce_dice_loss(
     logits: torch.Tensor, labels: torch.Tensor, bce_weight: float = 0.5, dice_weight: float = 1.0
 ) -> torch.Tensor:
-    """Return the weighted sum of cross-entropy and `dice_loss`, with its arguments, for SRS."""
+    """Return the weighted sum of cross-entropy and `dice_loss`; shapes as there."""
     bce = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
     return bce_weight * bce + dice_weight * dice_loss(logits, labels)
 
@@ -41,11 +41,7 @@ def contour_weights(labels: torch.Tensor) -> torch.Tensor:
 
 
 def structure_loss(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    weights: torch.Tensor,
-    bce_weight: float = 1.0,
-    iou_weight: float = 1.0,
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, bce_weight: float = 1.0, iou_weight: float = 1.0
 ) -> torch.Tensor:
     """Return cross-entropy plus soft IoU loss, both weighted by pixel.
 
@@ -89,7 +85,7 @@ def edge_dice_loss(logits: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
 
 
 def ambiguity_loss(logits: torch.Tensor) -> torch.Tensor:
-    """Return the mean of 1 - (2p - 1)^2 (UAL of ZoomNet): 0 if certain, 1 if undecided."""
+    """Return the mean of 1 - (2p - 1)^2 (UAL of ZoomNet)."""
     return (1 - (2 * logits.float().sigmoid() - 1).square()).mean()
 
 

@@ -132,7 +132,7 @@ class MscanStage(nn.Module):
         self.norm = ChannelLayerNorm(channels)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Map (B, C_in, H, W) to half its size, in the first stage to a quarter."""
+        """Map (B, C_in, H, W) to half or, first, quarter size."""
         hidden_states = self.embedding(hidden_states)
         for block in self.blocks:
             hidden_states = block(hidden_states)

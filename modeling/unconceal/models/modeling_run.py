@@ -350,8 +350,7 @@ class RunMaskStep(nn.Module):
         step_before = certain_before * (previous - hardened_before)  # T_{k-1}
         gradient = self.sparsity_gradient(step_before.to(self.sparsity_gradient[0].weight.dtype)).float()
         return mask_minimizer(
-            *(image, background, previous, self.proximity),
-            *(certain, hardened, step_before, gradient, self.sparsity),
+            image, background, previous, self.proximity, certain, hardened, step_before, gradient, self.sparsity
         )
 
 
@@ -599,7 +598,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
         )
 
     def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the image of normalized (B, 3, H, W) in [0, 1], in float32."""
+        """Return the image (B, 3, H, W) in [0, 1], in float32."""
         mean, std = (
             torch.tensor(values, device=pixel_values.device)[:, None, None]
             for values in (self.config.image_mean, self.config.image_std)
@@ -615,7 +614,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
         edge_logits: list[torch.Tensor],
         reconstructions: list[torch.Tensor],
     ) -> torch.Tensor:
-        """Return the total loss, from C, labels (B, 1, H, W), and maps as in the output.
+        """Return the total loss, from maps as in the output and C.
 
         DEVIATION: Edges are compared at the resolution of their stage; a cell is an edge if one of its pixels is. In
         the release, coarse stages must draw thin lines at full size. The release also computes the reconstruction

@@ -370,10 +370,7 @@ class SrsForReconstruction(SrsPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, output_hidden_states: bool | None = None
     ) -> SrsReconstructionOutput:
         """Reconstruct a batch of images.
 
@@ -435,10 +432,7 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, output_hidden_states: bool | None = None
     ) -> SrsSegmentationOutput:
         """Segment a batch of images.
 

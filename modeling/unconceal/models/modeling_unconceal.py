@@ -50,7 +50,7 @@ class UnconcealPreTrainedModel(PreTrainedModel):
         return 0
 
     def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
-        """Return the image of normalized (B, C, H, W) in [0, 1], or None if not needed."""
+        """Return the image in [0, 1], or None if not needed."""
         return None
 
     def load_backbone(self, source: str):
@@ -119,14 +119,10 @@ class UnconcealPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def match_labels(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Return `labels` as a float tensor in the shape of `logits`.
-
-        Args:
-            labels: (B, H, W) or (B, 1, H, W), in [0, 1].
-            logits: (B, 1, H, W).
+        """Return `labels` as floats in the shape of `logits`.
 
         Raises:
-            ValueError: If the shapes do not match.
+            ValueError: If labels are neither (B, H, W) nor (B, 1, H, W).
         """
         matched = labels.unsqueeze(1) if labels.ndim == 3 else labels
         if matched.shape != logits.shape:
@@ -143,7 +139,7 @@ def _reference(kind: type) -> str:
 
 
 def _checkpoint(layer: nn.Module, checkpoint: Callable, forward: Callable, *args):
-    """Run a layer under `checkpoint`; its batch norms learn in the first of two runs only."""
+    """Run a layer under `checkpoint`; recomputing does not update batch norms again."""
     momenta = [(m, m.momentum) for m in layer.modules() if isinstance(m, nn.BatchNorm2d)]
     has_run = False
 
@@ -184,9 +180,10 @@ def padding_to(multiple: int, height: int, width: int) -> tuple[int, int, int, i
 
 
 def pad_edges(pixel_values: torch.Tensor, multiple: int) -> tuple[torch.Tensor, list[int]]:
-    """Repeat the last row and column of (B, C, H, W) up to multiples.
+    """Repeat the last row and column up to multiples.
 
-    Also returns the negative padding with which `F.pad` crops again. A slice would tie an exported network to a size.
+    Returns the padded (B, C, H, W), and the negative padding with which `F.pad` crops it again. A slice would tie an
+    exported network to a size.
     """
     padding = padding_to(multiple, *pixel_values.shape[-2:])
     return F.pad(pixel_values, padding, mode="replicate"), [-side for side in padding]

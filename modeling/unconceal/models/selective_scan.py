@@ -49,23 +49,14 @@ BACKEND = os.environ.get("UNCONCEAL_SCAN_BACKEND")
 
 
 class _Plan(NamedTuple):
-    """How the work of a scan is divided.
+    """How the work of a scan is divided."""
 
-    Attributes:
-        rows: Sequences of the batch that run together, or None for all.
-        num_chunks: Chunks of a sequence. All chunks step at the same time, in two passes if there are several.
-        segment: Steps whose states exist at the same time.
-        num_segments: Segments of a chunk.
-        doublings: Passes that carry states over chunks, enough for 2^doublings chunks; 0 for a single chunk.
-        traced: Whether the program is compiled, or exported by a torch version without loops.
-    """
-
-    rows: int | None
-    num_chunks: int
-    segment: int
-    num_segments: int
-    doublings: int
-    traced: bool
+    rows: int | None  # sequences of the batch that run together, or None for all
+    num_chunks: int  # of a sequence; all chunks step at the same time, in two passes if there are several
+    segment: int  # steps whose states exist at the same time
+    num_segments: int  # of a chunk
+    doublings: int  # passes that carry states over chunks, enough for 2^doublings chunks; 0 for a single chunk
+    traced: bool  # whether the program is compiled, or exported by a torch version without loops
 
 
 # Loop counts of a traced program are fixed, because they must not depend on the length.
@@ -126,7 +117,7 @@ def _make_plan(batch, step, length, device, traced):
 
 
 def _time_major(z, plan):
-    """Reorder (batch, groups, width, length) to (chunk length, batch * chunks, groups, width)."""
+    # From (batch, groups, width, length) to (chunk length, batch * chunks, groups, width).
     batch, groups, width, length = z.shape
     chunk = plan.segment * plan.num_segments
     # Copying a transposed matrix is fast; copying a permuted tensor of more dimensions is slow.

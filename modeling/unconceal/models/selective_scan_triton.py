@@ -28,7 +28,7 @@ BLOCK_WIDTH = 16
 
 @triton.jit
 def _places(channels, groups, num_states, length, BLOCK_CHANNELS: tl.constexpr, BLOCK_STATES: tl.constexpr):
-    """Return masks and offsets of a program's channels, states and states of channels."""
+    """Return masks and offsets of a program's channels and states."""
     batch = tl.program_id(0).to(tl.int64)
     width = channels // groups
     blocks = tl.cdiv(width, BLOCK_CHANNELS)
@@ -202,11 +202,7 @@ class _SelectiveScan(torch.autograd.Function):
         return grad_x, grad_delta, grad_A.sum(0), grad_B.sum(2), grad_C.sum(2)
 
 
-def selective_scan_triton(
-    x: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
-) -> torch.Tensor:
-    """Scan float32 tensors; arguments and result as in `selective_scan`, without D."""
-    return _SelectiveScan.apply(x, delta, A, B, C)
-
+# Takes float32 tensors: x, delta, A, B and C of `selective_scan`. Returns y without D x.
+selective_scan_triton = _SelectiveScan.apply
 
 __all__ = ["selective_scan_triton"]
