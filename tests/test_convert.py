@@ -303,37 +303,36 @@ def test_reconstruction_alone(files, tmp_path):
 
 
 def test_error_names_every_fault(states):
-    config = SrsConfig()
     published = states["r"]
     missing = {name: tensor for name, tensor in published.items() if name != "conv2_1.3.bn2.running_var"}
-    with pytest.raises(UserError, match=r"1 missing \(conv2_1\.3\.bn2\.running_var\)"):
-        convert_srs_reconstruction(missing, config)
-    with pytest.raises(UserError, match=r"1 left over \(IPATR0\.tr_2\.weight\)"):
-        convert_srs_reconstruction({**published, "IPATR0.tr_2.weight": torch.zeros(1)}, config)
-    with pytest.raises(UserError, match=r"1 of another shape \(mask_head_1x1\.bias \(4,\) instead of \(3,\)\)"):
-        convert_srs_reconstruction({**published, "mask_head_1x1.bias": torch.zeros(4)}, config)
-    with pytest.raises(UserError, match="exchanged") as error:
-        convert_srs_reconstruction(states["s"], config)
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 700
+    for tensors, says in (
+        (missing, r"1 missing \(conv2_1\.3\.bn2\.running_var\)"),
+        ({**published, "IPATR0.tr_2.weight": torch.zeros(1)}, r"1 left over \(IPATR0\.tr_2\.weight\)"),
+        (
+            {**published, "mask_head_1x1.bias": torch.zeros(4)},
+            r"1 of another shape \(mask_head_1x1\.bias \(4,\) instead of \(3,\)\)",
+        ),
+        (states["s"], "exchanged"),
+    ):
+        with pytest.raises(UserError, match=says) as error:
+            convert_srs_reconstruction(tensors, SrsConfig())
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 700
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 broken"])
-def test_damaged_files_are_refused(tmp_path, content):
-    path = tmp_path / "x.pth"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="x.pth") as error:
-        load_published(path)
-    assert "\n" not in str(error.value)
-
-
-def test_other_files_of_torch_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no file"):
-        load_published(tmp_path / "absent.pth")
+def test_other_files_are_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(UserError, match="no state dict"):
-        load_published(tmp_path / "list.pth")
     torch.save(torch.nn.Linear(1, 1), tmp_path / "module.pth")  # a pickled object, which may hold code
-    with pytest.raises(UserError, match="cannot read") as error:
-        load_published(tmp_path / "module.pth")
-    assert "\n" not in str(error.value)
+    for name, content in {"empty": b"", "text": b"not weights", "zip": b"PK\x03\x04 broken"}.items():
+        (tmp_path / f"{name}.pth").write_bytes(content)
+    for name, says in (
+        ("absent", "no file"),
+        ("list", "no state dict"),
+        ("module", "cannot read"),
+        ("empty", "cannot read"),
+        ("text", "cannot read"),
+        ("zip", "cannot read"),
+    ):
+        with pytest.raises(UserError, match=says) as error:
+            load_published(tmp_path / f"{name}.pth")
+        assert f"{name}.pth" in str(error.value) and "\n" not in str(error.value)

@@ -253,8 +253,7 @@ def test_second_push_replaces_the_first_and_the_tag_keeps_it(client, models):
     commits = client.hub.count_commits("org/net")
     said = client.push(*push_srs("--tag", "v2", "--public"))
     assert client.hub.count_commits("org/net") == commits + 1
-    for name in ("removed", "modeling_run.py", "selective_scan.py", former):
-        assert name in said
+    assert [name for name in ("removed", "modeling_run.py", "selective_scan.py", former) if name not in said] == []
     for revision, has, has_not in (
         ("v1", "modeling_run.py", "modeling_srs.py"),
         ("try/srs", "modeling_srs.py", "modeling_run.py"),
@@ -344,12 +343,13 @@ def test_foreign_results_and_recipes_are_refused(models, tmp_path):
     def stage(**options):
         return stage_model(models["srs"], "org/net", tmp_path, **options)
 
-    with refuse("no results of the weights in", str(models["srs"])):
-        stage(results=[write_results(tmp_path / "other", models["run"])])
-    with refuse("no results of the weights in"):  # such as results of mask files
-        stage(results=[write_results(tmp_path / "none", models["srs"], weights=None)])
-    with refuse("covers only the first 3 images"):
-        stage(results=[write_results(tmp_path / "part", models["srs"], limit=3)])
+    for name, model, changes, says in (
+        ("other", "run", {}, "no results of the weights in"),
+        ("masks", "srs", {"weights": None}, "no results of the weights in"),  # as for mask files
+        ("part", "srs", {"limit": 3}, "covers only the first 3 images"),
+    ):
+        with refuse(says):
+            stage(results=[write_results(tmp_path / name, models[model], **changes)])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("network: run\noutput_dir: x\ndata: {path: x}\nphases: {segmentation: {epochs: 1}}\n")
     with refuse("a recipe of run", "holds srs"):
@@ -438,22 +438,20 @@ def test_card_says_what_the_recipe_leaves_open(models, tmp_path):
 
 
 def test_data_set_without_an_open_license_needs_a_statement(data, tmp_path):
-    closed = tmp_path / "closed"
+    closed, card = tmp_path / "closed", (data / "README.md").read_text()
     closed.mkdir()
     (closed / "data").symlink_to(data / "data")
-    card = (data / "README.md").read_text()
+    for stated in ("other", "research-only"):
+        (closed / "README.md").write_text(card.replace("license: apache-2.0", f"license: {stated}"))
+        with refuse("no license", f"it says {stated}", "Apache-2.0", "--may-redistribute"):
+            stage_dataset(closed, "org/scenes", tmp_path)
+        upload = stage_dataset(closed, "org/scenes", tmp_path, may_redistribute=True)
+        assert "states that the makers allow it" in upload.files["README.md"].read_text()
     (closed / "README.md").write_text(card.replace("license: apache-2.0", "license: other"))
-    with refuse("no license", "Apache-2.0", "--may-redistribute"):
-        stage_dataset(closed, "org/scenes", tmp_path)
-    upload = stage_dataset(closed, "org/scenes", tmp_path, may_redistribute=True)
-    assert "states that the makers allow it" in upload.files["README.md"].read_text()
     upload = stage_dataset(closed, "org/scenes", tmp_path, license="cc-by-4.0")
     sent = RepoCard.load(upload.files["README.md"])
     assert sent.data.license == "cc-by-4.0"
     assert "states the license `cc-by-4.0`" in sent.text
-    (closed / "README.md").write_text(card.replace("license: apache-2.0", "license: research-only"))
-    with refuse("it says research-only", "--may-redistribute"):
-        stage_dataset(closed, "org/scenes", tmp_path)
 
 
 def test_open_license_is_kept_and_paths_are_not(data, tmp_path):
@@ -469,46 +467,42 @@ def test_data_sets_that_are_refused(data, tmp_path):
         stage_dataset(tmp_path / "absent", "org/scenes", tmp_path)
     with refuse("`unconceal prepare` made"):
         stage_dataset(tmp_path, "org/scenes", tmp_path)
-    broken = tmp_path / "broken"
+    broken, card = tmp_path / "broken", (data / "README.md").read_text()
     (broken / "data").mkdir(parents=True)
-    (broken / "README.md").write_text((data / "README.md").read_text())
     (shard,) = (data / "data").glob("val-*")
-    (broken / "data" / shard.name).write_bytes(shard.read_bytes())
-    (broken / "README.md").write_text("---\nlicense: mit\n---\n")
-    with refuse("no counts (dataset_info)"):
-        stage_dataset(broken, "org/scenes", tmp_path)
-    (broken / "README.md").write_text((data / "README.md").read_text())
-    with refuse("counts", "'train': 3", "hold", "'train': 0"):
-        stage_dataset(broken, "org/scenes", tmp_path)
-    (broken / "data" / shard.name).write_bytes(shard.read_bytes()[:1000])
-    with refuse("cannot read", shard.name):
-        stage_dataset(broken, "org/scenes", tmp_path)
+    for header, size, *says in (
+        ("---\nlicense: mit\n---\n", None, "no counts (dataset_info)"),
+        (card, None, "counts", "'train': 3", "hold", "'train': 0"),
+        (card, 1000, "cannot read", shard.name),
+    ):
+        (broken / "README.md").write_text(header)
+        (broken / "data" / shard.name).write_bytes(shard.read_bytes()[:size])
+        with refuse(*says):
+            stage_dataset(broken, "org/scenes", tmp_path)
 
 
 def test_spaces_that_are_refused(tmp_path):
     with refuse("no README.md"):
         stage_space(tmp_path, "org/demo")
-    (tmp_path / "README.md").write_text("---\ntitle: x\n---\n")
-    with refuse("names no sdk"):
-        stage_space(tmp_path, "org/demo")
-    (tmp_path / "README.md").write_text("---\nsdk: gradio\napp_file: main.py\n---\n")
-    with refuse("no main.py"):
-        stage_space(tmp_path, "org/demo")
-    (tmp_path / "README.md").write_text("---\nsdk: static\n---\n")
-    with refuse("no index.html"):
-        stage_space(tmp_path, "org/demo")
-    (tmp_path / "index.html").touch()
     (tmp_path / "host").symlink_to("/etc/hostname")
-    with refuse("host is a link that leaves"):
-        stage_space(tmp_path, "org/demo")
+    for header, app, says in (
+        ("title: x", "app.py", "names no sdk"),
+        ("sdk: gradio\napp_file: main.py", "app.py", "no main.py"),
+        ("sdk: static", "app.py", "no index.html"),
+        ("sdk: static", "index.html", "host is a link that leaves"),
+    ):
+        (tmp_path / app).touch()
+        (tmp_path / "README.md").write_text(f"---\n{header}\n---\n")
+        with refuse(says):
+            stage_space(tmp_path, "org/demo")
 
 
 def test_dry_run_lists_and_sends_nothing(models, tmp_path, capsys):
     command, card = ["push", "model", str(models["srs"]), "org/net"], tmp_path / "card.md"
     assert main([*command, "--dry-run", "--tag", "v1", "--write-card", str(card)]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"would send \d+ files", said) and "private if it is new, tag v1" in said
     assert "model.safetensors" in said
+    assert re.search(r"would send \d+ files", said) and "private if it is new, tag v1" in said
     assert card.read_text().startswith("---\n")
     with refuse("--write-card without --dry-run"):
         main([*command, "--write-card", str(card)])
