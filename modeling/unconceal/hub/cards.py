@@ -248,7 +248,7 @@ def _paper_figures(network: str) -> dict[str, list[str]]:
 
 
 def _result_rows(result: Result) -> tuple[list[EvalResult], list[EvalResultEntry]]:
-    """Return rows of `model-index`, and of `.eval_results` for a data set on the Hub."""
+    """Return rows of `model-index`, and of `.eval_results` if on the Hub."""
     data = result.benchmark or ", ".join(result.sources) or "unknown"
     slug = re.sub(r"[^\w-]+", "-", data).strip("-").lower()
     is_public = is_on_hub(result.data, "dataset")
