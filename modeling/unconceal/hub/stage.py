@@ -178,8 +178,8 @@ def _check_shards(card: DatasetCard, shards: Sequence[Path]):
         raise UserError(f"the card counts {counted}, but the files hold {found}; prepare the data set again")
 
 
+def stage_space(source: str | Path, repo_id: str) -> Upload:
     """List the files of a Space's folder, or raise a `UserError`."""
-    """List the files of a Space's folder, or refuse it with a `UserError`."""
     source = Path(source)
     card = source / CARD
     if not card.is_file():
