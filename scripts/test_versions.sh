@@ -96,8 +96,8 @@ for version in "${versions[@]}"; do
   make_environment "$folder-full" "$work/others.txt" "transformers==$version" --editable '.[cutout,dev,metrics,plots]'
   step="run the package's tests"
   echo "transformers $version: $step"
-  "$folder-full/bin/python" -m pytest --quiet --numprocesses logical tests/test_hub_files.py \
-    tests/test_image_processing.py tests/test_inference.py tests/test_loading.py tests/test_modeling_*.py \
-    tests/test_mscan.py tests/test_recipes.py tests/test_training.py
+  "$folder-full/bin/python" -m pytest --quiet --numprocesses logical tests/test_api.py \
+    tests/test_hub_files.py tests/test_image_processing.py tests/test_loading.py tests/test_modeling_*.py \
+    tests/test_mscan.py tests/test_pipeline.py tests/test_recipes.py tests/test_training.py
 done
 echo "done: transformers ${versions[*]}"

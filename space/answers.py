@@ -186,7 +186,9 @@ class Demo:
 
     def stages(self, name: str, image: Image.Image) -> list[dict[str, Image.Image]]:
         if not self.catalog.unfolds(name):
-            raise Refused("Only RUN shows stages, if saved with the current version of Unconceal.")
+            raise Refused(
+                "Only RUN shows stages. If this is RUN, save it again with the current version of Unconceal."
+            )
         return predict_stages(name, image)
 
     def segment_batch(

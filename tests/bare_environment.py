@@ -2,7 +2,7 @@
 
     python -I tests/bare_environment.py FOLDER_OR_HUB_ID ...
 
-Besides the network and its processor, each folder holds `picture.png` and `expected.safetensors`: its `pixel_values`,
+Besides the network and its processor, each folder holds `image.png` and `expected.safetensors`: its `pixel_values`,
 `logits`, and the mask of `enlarged(image)`, `refined`. tests/save_tiny_models.py writes such folders. Each way prints
 a line. The first failure ends the program with exit code 1.
 """
@@ -187,7 +187,7 @@ def check_large_images(name: str, find: Pipeline, image: Image.Image, refined: t
 
 
 def check(name: str):
-    path = cached_file(name, "picture.png")
+    path = cached_file(name, "image.png")
     expected = load_file(cached_file(name, "expected.safetensors"))
     with Image.open(path) as file:
         image = file.convert("RGB")

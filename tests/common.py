@@ -99,7 +99,7 @@ class PretrainedTester:
     tiny: dict  # arguments of the configuration class
     main_output = "logits"
 
-    # ---- helpers ----------------------------------------------------------------------------------------------------
+    # ---- tools ------------------------------------------------------------------------------------------------------
 
     def make_config(self, **changes):
         return self.model_class.config_class(**{**self.tiny, **changes})

@@ -192,7 +192,7 @@ class HubServer:
     def start(self) -> None:
         """Serve; after `stop` on the same port and without `fail_after`."""
         self._last_byte = None
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 300
         while True:
             try:
                 self._server = _Server(("127.0.0.1", self._port), _Handler)

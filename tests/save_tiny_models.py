@@ -57,7 +57,7 @@ def save_tiny_models(folder: Path) -> list[Path]:
         assert 0.1 < (logits > 0).float().mean() < 0.9, f"{name} finds an object nearly everywhere or nowhere"
         (refined,) = Segmenter(model, PROCESSOR).segment([enlarged(image)])
         PROCESSOR.save_pretrained(folder / name)
-        image.save(folder / name / "picture.png")
+        image.save(folder / name / "image.png")
         expected = {"pixel_values": pixel_values, "logits": logits, "refined": torch.from_numpy(refined)}
         save_file(expected, folder / name / "expected.safetensors")
     return [folder / name for name in TESTERS]

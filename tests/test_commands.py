@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,12 @@ def test_every_script_is_a_command():
     for script, command in SCRIPTS.items():
         done = run(f"scripts/{script}", "--help")
         assert done.stdout.startswith(f"usage: unconceal {command} "), (script, done.stderr)
+
+
+def test_shell_scripts_name_tests_that_exist():
+    for script in (ROOT / "scripts").glob("*.sh"):
+        for pattern in re.findall(r"tests/[\w*]+\.py", script.read_text(encoding="utf-8")):
+            assert list(ROOT.glob(pattern)), f"{script.name} names {pattern}"
 
 
 def test_scripts_do_not_hide_the_library_evaluate():

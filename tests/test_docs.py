@@ -387,4 +387,8 @@ def test_citation_names_the_papers():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0" and citation["license"] == "Apache-2.0"
     assert citation["version"] == unconceal.__version__
-    assert [reference["year"] for reference in citation["references"]] == [2025, 2025, 2023]
+    papers = yaml.safe_load((ROOT / "modeling/unconceal/hub/networks.yaml").read_text(encoding="utf-8"))
+    for reference, paper in zip(citation["references"], papers.values(), strict=True):
+        names = [f"{author['family-names']}, {author['given-names']}" for author in reference["authors"]]
+        assert (reference["title"], " and ".join(names)) == (paper["title"], paper["authors"])
+        assert str(reference["year"]) in paper["venue"]

@@ -34,7 +34,14 @@ def caches(tmp_path_factory):
         (modules / "__init__.py").touch()
         patch.setattr(evaluate.loading, "init_dynamic_modules", lambda: str(modules))
         patch.syspath_prepend(str(folder / "modules"))
+        forget_modules()  # another test may have loaded some from another cache
         yield
+    forget_modules()
+
+
+def forget_modules():
+    for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
+        del sys.modules[name]
 
 
 def expected(name: str, **options) -> dict:

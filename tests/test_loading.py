@@ -60,7 +60,7 @@ def expected(folder):
 
 @pytest.fixture
 def image(folder):
-    return Image.open(folder / "picture.png")
+    return Image.open(folder / "image.png")
 
 
 # ---- without the package --------------------------------------------------------

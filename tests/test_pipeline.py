@@ -87,7 +87,7 @@ def test_url(find, images, tmp_path):
     handler.log_message = lambda *_: None
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        found = find(f"http://127.0.0.1:{server.server_port}/image.png", timeout=10)
+        found = find(f"http://127.0.0.1:{server.server_port}/image.png", timeout=300)
         server.shutdown()
     torch.testing.assert_close(found["probs"], find(images[0])["probs"])
 

@@ -382,6 +382,7 @@ def test_card_states_the_recorded_facts(models, data, tmp_path, monkeypatch):
     assert [row.dataset_type for row in rows] == ["org/scenes"] * 2
     assert [row.metric_args for row in rows] == [None, ["refine auto"]]
     assert all("protocol segmentation" in row.metric_name for row in rows)
+    assert "# run-scenes\n" in card.text
     training, figures = card.text.split("## Results")[0], card.text.split("## The paper's figures")[1]
     assert "3 in `train`, 2 in `val`" in training
     assert "Terms: Apache-2.0" in training

@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     by_area = "infrared: find false alarms by their area, with the flaw of the field's common code (no)"
     add("--by-area", action=yes_or_no, help=by_area)
 
-    subparsers = parser.add_subparsers(title="compare results", prog=parser.prog, metavar="")
+    subparsers = parser.add_subparsers(title="compare results", prog=parser.prog, metavar="table|curves")
     parts = {}
     for name, text in (
         ("table", "print results next to the papers' figures, in a Markdown table for each test set"),

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
 
     for name, source in SOURCES.items():
-        one = names.add_parser(name, help=source.title, description=f"{source.title}. Expects {source.layout}")
+        one = names.add_parser(name, help=source.title, description=f"{source.title}. Layout: {source.layout}")
         one.add_argument("--source", required=name != "folder", help="raw folder")
         if name == "folder":
             one.add_argument("--images", help="folder of images (default: images)")

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change: data.path=data/sirst")
     parser.add_argument("--resume", action="store_true", help="continue after the last finished epoch")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in the output folder")
-    seeds = "train once for each seed on a random split of its own, and print mean and standard deviation"
+    seeds = "train once per seed, each on its own random split; print mean and deviation; put key=value before it"
     parser.add_argument("--seeds", nargs="+", type=count, metavar="N", help=seeds)
 
 

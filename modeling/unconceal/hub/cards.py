@@ -150,6 +150,7 @@ def make_model_card(
     card = ModelCard.from_template(
         header,
         template_str=folder.joinpath("card_model.md").read_text(encoding="utf-8"),
+        name=name,
         repo_id=repo_id,
         network=network,
         paper=paper,

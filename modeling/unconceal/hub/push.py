@@ -1,6 +1,7 @@
 """Send files to the Hub as one commit: all or nothing."""
 
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -194,6 +195,8 @@ def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
         raise UserError(f"the Hub refused {repo_id} (status {status}): {reason}") from error
     except OfflineModeIsEnabled as error:
         raise UserError("got HF_HUB_OFFLINE, which forbids sending; unset it") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"the answer of {endpoint} is not that of a Hub; check HF_ENDPOINT and the proxy") from error
     # The client wraps failures of the network in any of these.
     except (HTTPError, OSError, RuntimeError) as error:
         cause = error.__cause__ or error
