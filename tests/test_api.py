@@ -1,9 +1,11 @@
 """Use a network from Python: load it, segment, draw."""
 
+import ast
 import io
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,11 +35,27 @@ def test_package_offers_its_public_names_only():
     assert not {"Path", "sys", "importlib"} & vars(unconceal).keys()
     for name in unconceal.__all__:
         assert getattr(unconceal, name).__name__ == name
+    source = Path(unconceal.__file__).read_text(encoding="utf-8")
+    for_types = [each for each in ast.walk(ast.parse(source)) if isinstance(each, ast.ImportFrom)]
+    typed = {alias.name: each.module for each in for_types if each.level for alias in each.names}
+    assert typed == unconceal._MODULES
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
         unconceal.absent  # noqa: B018
 
 
 # ---- the network on images ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "message"),
+    [
+        ([Image.new("RGB", (8, 8))], {"batch_size": 0}, "batch_size=0, expected at least 1"),
+        (np.zeros((8, 8, 3), np.uint8), {}, "got ndarray, expected a PIL image or a path"),
+    ],
+)
+def test_what_cannot_be_segmented_is_one_line(bright, images, options, message):
+    with pytest.raises(UserError, match=message):
+        bright.segment(images, **options)
 
 
 def test_masks_lie_where_the_object_is_displayed(bright):

@@ -12,6 +12,7 @@ import pytest
 from unconceal import __version__
 from unconceal.__main__ import main
 from unconceal.commands import COMMANDS
+from unconceal.utils.errors import UserError
 
 
 ROOT = Path(__file__).parents[1]
@@ -101,12 +102,28 @@ def test_scripts_do_not_hide_the_library_evaluate():
     assert done.stdout.startswith("<function load"), done.stderr
 
 
+def test_names_after_two_dashes_may_begin_with_a_dash(tmp_path, monkeypatch):
+    (tmp_path / "-a.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="nowhere"):  # the arguments were understood
+        main(["segment", "--model", "nowhere", "--out", "out", "--", "-a.jpg"])
+
+
 @pytest.mark.parametrize("start", [["-m", "unconceal"], ["scripts/train.py"]])
 def test_users_mistakes_give_one_line(start):
     arguments = ["train"] if start[0] == "-m" else []
     done = run(*start, *arguments, "nowhere.yaml")
     assert done.returncode == 2
     assert done.stderr == "error: cannot read recipe nowhere.yaml: No such file or directory\n"
+
+
+def test_networks_are_registered_unless_the_command_line_starts(tmp_path):
+    """A program may take the word unconceal as an argument."""
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program" / "__init__.py").write_text("import unconceal\n")
+    (tmp_path / "program" / "__main__.py").write_text("import sys; print('unconceal.models' in sys.modules)\n")
+    done = run("-m", "program", "unconceal", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_debug_shows_the_traceback():

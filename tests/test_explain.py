@@ -18,7 +18,7 @@ from unconceal import (
 )
 from unconceal.__main__ import main
 from unconceal.api import Segmenter, load
-from unconceal.drawing.explain import CELL, LABEL_WIDTH
+from unconceal.drawing.explain import LABEL_WIDTH, MAP_SIDE
 from unconceal.drawing.layout import FRAME, GAP, PAPER
 from unconceal.utils.errors import UserError
 
@@ -156,7 +156,7 @@ def test_out_of_memory_is_explained(monkeypatch):
 # ---- the sheet ---------------------------------------------------------------------------------------------------
 
 
-MAPS = (CELL, round(CELL * 60 / 90))
+MAPS = (MAP_SIDE, round(MAP_SIDE * 60 / 90))
 SHOWN = np.asarray(PHOTO.resize(MAPS, Image.Resampling.BOX))
 
 
@@ -182,7 +182,7 @@ def test_sheet():
     segmenter = make_segmenter()
     sheet = segmenter.explain(PHOTO)
     assert sheet.mode == "RGB"
-    assert sheet.width == LABEL_WIDTH + GAP + 7 * (CELL + GAP)
+    assert sheet.width == LABEL_WIDTH + GAP + 7 * (MAP_SIDE + GAP)
     rows = cell_table(sheet)
     blanks = [[cell is None for cell in row] for row in rows]
     assert blanks == [[False, False, True, False, False, True, True]] + [[False] * 7] * 4

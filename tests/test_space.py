@@ -440,7 +440,7 @@ def test_networks_are_loaded_on_first_use_and_few_are_held(parts, monkeypatch):
 def test_an_old_checkpoint_shows_no_stages(parts, monkeypatch):
     old = SimpleNamespace(model=SimpleNamespace())  # neither `unfold` nor `num_stages`
     monkeypatch.setattr(parts.catalog.Catalog, "_load", lambda self, source: old)
-    with pytest.raises(parts.uploads.Refused, match="saved with the current version"):
+    with pytest.raises(parts.uploads.Refused, match="save it again with the current version"):
         parts.answers.Demo(parts.catalog.Catalog({"a": "o/a"}, 1)).stages("a", Image.new("RGB", (9, 9)))
 
 

@@ -5,8 +5,22 @@ Importing the package registers its networks with the Auto classes of transforme
 
 import importlib as _importlib
 import sys as _sys
+import typing as _typing
 from pathlib import Path as _Path
 
+
+if _typing.TYPE_CHECKING:
+    from .api import Segmenter, load
+    from .models.configuration_mscan import MscanConfig
+    from .models.configuration_opds import OpdsConfig
+    from .models.configuration_run import RunConfig
+    from .models.configuration_srs import SrsConfig
+    from .models.image_processing_unconceal import UnconcealImageProcessor
+    from .models.modeling_mscan import MscanBackbone
+    from .models.modeling_opds import OpdsForImageSegmentation
+    from .models.modeling_run import RunForImageSegmentation
+    from .models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
+    from .models.pipeline_unconceal import SoftMaskPipeline
 
 __version__ = "0.1.0"
 
@@ -43,9 +57,9 @@ def __dir__():
 
 def _is_command_line() -> bool:
     """Return whether this process runs `unconceal ...` or `python -m unconceal ...`."""
-    program = _sys.argv[0] if _sys.argv else ""
-    if program == "-m":  # what Python puts there while it imports the package that follows -m
-        return "unconceal" in _sys.orig_argv
+    program = str(_sys.argv[0]) if _sys.argv else ""
+    if program == "-m":  # Python's placeholder while it imports the package that follows -m
+        return ("-m", __name__) in zip(_sys.orig_argv, _sys.orig_argv[1:], strict=False)
     return _Path(program).stem == "unconceal"
 
 

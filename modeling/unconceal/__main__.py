@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, command_parser = make_parsers(argv[0] if argv else None)
     if command_parser is None:
         args = parser.parse_args(argv)
-    elif any(action.nargs == argparse.PARSER for action in command_parser._actions):  # it has subcommands of its own
-        args = command_parser.parse_args(argv[1:])
+    elif "--" in argv or any(action.nargs == argparse.PARSER for action in command_parser._actions):
+        args = command_parser.parse_args(argv[1:])  # intermixed parsing supports neither `--` nor subcommands
     else:
         args = command_parser.parse_intermixed_args(argv[1:])  # options may stand between positional arguments
     args.argv = argv  # reports keep the command that made them

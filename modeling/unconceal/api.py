@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import IOBase
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -65,6 +66,8 @@ class Segmenter:
         self, images: Iterable[Image.Image | str | Path], batch_size: int = 1, refine: str = "auto"
     ) -> Iterator[np.ndarray]:
         """Yield the masks of `segment`, with `batch_size` images in memory."""
+        if batch_size < 1:
+            raise UserError(f"got batch_size={batch_size}, expected at least 1")
         try:
             check_refine(refine)
         except ValueError as error:
@@ -128,6 +131,8 @@ def opened(
     """
     if isinstance(image, Image.Image):
         return to_rgb(image)
+    if not isinstance(image, (str, Path, IOBase)):
+        raise UserError(f"got {type(image).__name__}, expected a PIL image or a path; use Image.fromarray for arrays")
     try:
         return read_image(image, max_pixels)
     except UserError as error:

@@ -13,7 +13,7 @@ from ..utils.files import make_folder, replacing
 from ..utils.markdown import markdown_table
 
 
-# Side of the image in pixels, and batch sizes, unless told otherwise.
+# Side of the image in pixels, and batch sizes, by default.
 DEFAULTS = {
     "srs": (256, (1, 8)),
     "run": (384, (1,)),

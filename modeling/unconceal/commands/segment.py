@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..api import Segmenter
 
 
-KINDS = ("mask", "overlay", "cutout")
+OUTPUT_KINDS = ("mask", "overlay", "cutout")
 REFINE = ("auto", "always", "never")  # of models/refine.py, which is slow to import
 # After these no further file can be written.
 FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image or folder; - reads one image from stdin")
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder; with - the output goes to stdout")
-    parser.add_argument("--output", nargs="+", choices=KINDS, default=["mask"], help="what to write (mask)")
+    parser.add_argument("--output", nargs="+", choices=OUTPUT_KINDS, default=["mask"], help="what to write (mask)")
     parser.add_argument(
         "--threshold", type=probability, metavar="T", help="write hard masks: object above T, from 0 to below 1"
     )

@@ -53,7 +53,7 @@ def by_name(images: dict[str, list[Path]], masks: dict[str, list[Path]]) -> dict
 
 
 def spell(lines: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Replace unknown lines by the only name in another case."""
+    """Correct the case of lines that match exactly one name."""
     known, spellings = set(names), defaultdict(list)
     for name in known:
         spellings[name.casefold()].append(name)

@@ -34,7 +34,7 @@ COD_TEST_SETS = ("CHAMELEON", "CAMO", "COD10K", "NC4K")
 DIS5K_SPLITS = {"DIS-TR": "train", "DIS-VD": "val"} | {f"DIS-TE{i}": f"DIS_TE{i}" for i in range(1, 5)}
 
 _SRS_PAPER = "https://arxiv.org/abs/2312.01741 (the SRS paper names the set and its split)"
-_NO_TERMS = "The makers state none that this project knows of."
+_NO_TERMS = "We know of no stated terms."
 
 SOURCES = {
     "sirst": Source(

@@ -17,7 +17,7 @@ from ..utils.files import make_folder, replacing
 
 
 FEATURES = Features({"image": Image(), "mask": Image(mode="L"), "id": Value("string"), "source": Value("string")})
-COLUMNS = {
+DATA_COLUMNS = {
     "image": "the image, as its file",
     "mask": "PNG, one channel, 0 background and 255 object, of the image's size",
     "id": "name of the pair",
@@ -114,7 +114,7 @@ def write_card(
     files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
     MetadataConfigs(default={"data_files": files}).to_dataset_card_data(header)
     counts = "\n".join(f"| {name} | {split.num_examples} |" for name, split in splits.items())
-    columns = "\n".join(f"| `{name}` | {what} |" for name, what in COLUMNS.items())
+    columns = "\n".join(f"| `{name}` | {what} |" for name, what in DATA_COLUMNS.items())
     body = [
         f"# {title}",
         f"| split | pairs |\n|---|---|\n{counts}",

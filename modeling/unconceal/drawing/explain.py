@@ -10,7 +10,7 @@ from ..utils.images import size_text
 from .layout import GAP, INK, LINE_HEIGHT, PAPER, overlay, paste_framed, wrapped
 
 
-CELL = 220  # longer side of a map on the sheet, in pixels
+MAP_SIDE = 220  # longer side of a map on the sheet, in pixels
 LABEL_WIDTH = 100
 MARK = (0, 230, 255)  # a hue that skin, leaves and sand do not have, visible with every kind of color vision
 
@@ -24,7 +24,7 @@ class SheetColumn(NamedTuple):
     top: float = 1
 
 
-COLUMNS = {
+SHEET_COLUMNS = {
     "mask": SheetColumn("mask M", "probability of object", GRAY),
     "outline": SheetColumn("outline", "where M passes 0.5, if it does"),
     "edge": SheetColumn("edge E", "probability of the object's edge", GRAY),
@@ -42,7 +42,7 @@ COLUMNS = {
 
 def map_size(image_size: tuple[int, int]) -> tuple[int, int]:
     """Return the size of the maps on the sheet, (width, height)."""
-    scale = CELL / max(image_size)
+    scale = MAP_SIDE / max(image_size)
     return tuple(max(1, round(side * scale)) for side in image_size)
 
 
@@ -50,7 +50,7 @@ def draw_unfolding(image: Image.Image, unfolding: Unfolding) -> Image.Image:
     """Draw a sheet with the maps of every stage of an image.
 
     The image and the final mask are at the top. Below is a row for each stage, from the coarse start, k = 0, to the
-    last. `COLUMNS` lists the kinds of maps. Maps that the network does not have are left blank.
+    last. `SHEET_COLUMNS` lists the kinds of maps. Maps that the network does not have are left blank.
 
     Args:
         image: RGB image, upright.
@@ -60,7 +60,7 @@ def draw_unfolding(image: Image.Image, unfolding: Unfolding) -> Image.Image:
     rows = [_cells(stage, image) for stage in unfolding.stages]
     font, small = ImageFont.load_default(size=16), ImageFont.load_default(size=13)
     width, height = (max(side, least) for side, least in zip(image.size, (100, 3 * LINE_HEIGHT), strict=True))
-    lefts = [LABEL_WIDTH + GAP + index * (width + GAP) for index in range(len(COLUMNS))]
+    lefts = [LABEL_WIDTH + GAP + index * (width + GAP) for index in range(len(SHEET_COLUMNS))]
     right = lefts[-1] + width + GAP
 
     # 1. Measure the text next to the image, then the rows.
@@ -73,7 +73,7 @@ def draw_unfolding(image: Image.Image, unfolding: Unfolding) -> Image.Image:
         f"k = 0 is the coarse start, k = {len(rows) - 1} the last stage; blank: the network has no such map",
         "Maps are enlarged without smoothing: a block of one color is one position of the map",
     ]
-    text += [f"{column.title}: {column.meaning}" for column in COLUMNS.values()]
+    text += [f"{column.title}: {column.meaning}" for column in SHEET_COLUMNS.values()]
     lines = [line for paragraph in text for line in wrapped(paragraph, small, right - GAP - text_left)]
     header = GAP + LINE_HEIGHT
     titles_top = header + max(height, len(lines) * LINE_HEIGHT) + 2 * GAP
@@ -90,7 +90,7 @@ def draw_unfolding(image: Image.Image, unfolding: Unfolding) -> Image.Image:
         draw.text((text_left, header + index * LINE_HEIGHT), line, INK, small)
 
     # 3. Titles with their scales.
-    for left, column in zip(lefts, COLUMNS.values(), strict=True):
+    for left, column in zip(lefts, SHEET_COLUMNS.values(), strict=True):
         draw.text((left, titles_top), column.title, INK, font)
         if column.scale is not None:
             bar = draw_scale(np.tile(np.linspace(0, column.top, 60), (10, 1)), column.scale, column.top)
@@ -104,19 +104,19 @@ def draw_unfolding(image: Image.Image, unfolding: Unfolding) -> Image.Image:
         label = f"k = {k}", f"stride {stage.stride}", f"map {size_text(stage.map_size)}"
         for index, line in enumerate(label):
             draw.text((GAP, top + index * LINE_HEIGHT), line, INK, small if index else font)
-        for left, name in zip(lefts, COLUMNS, strict=True):
+        for left, name in zip(lefts, SHEET_COLUMNS, strict=True):
             if name in row:
                 paste_framed(sheet, row[name], left, top)
     return sheet
 
 
 def _cells(stage: Stage, image: Image.Image) -> dict[str, Image.Image]:
-    """Draw the maps of a stage, by their names in `COLUMNS`."""
+    """Draw the maps of a stage, by their names in `SHEET_COLUMNS`."""
     cells = {"outline": _outlined(image, stage.mask), **stage.images()}
     if stage.reconstruction is not None:
         cells["reconstruction"] = draw_colors(stage.reconstruction)
     if stage.error is not None:
-        cells["error"] = draw_scale(stage.error, HEAT, COLUMNS["error"].top)
+        cells["error"] = draw_scale(stage.error, HEAT, SHEET_COLUMNS["error"].top)
     return cells
 
 

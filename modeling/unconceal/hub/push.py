@@ -52,7 +52,7 @@ def check_names(repo_id: str, revision: str | None = None, tag: str | None = Non
     """
     try:
         if not is_hub_id(repo_id):
-            raise HFValidationError("it has no owner, or letters that names may not have")
+            raise HFValidationError("it has no owner, or forbidden characters")
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise UserError(

@@ -7,8 +7,19 @@ from .backbones import NUM_LEVELS, check_backbone_config, make_backbone_config
 from .configuration_unconceal import check_at_least, name_labels
 
 
-# Older checkpoints hold these keys, always true. Variants without a part are not shipped.
+# Older checkpoints and recipes hold these keys, always true. Variants without a part are not shipped.
 REMOVED_SWITCHES = ("use_unfolding", "use_state_space", "use_background", "use_residual_sparsity")
+
+
+def drop_removed_switches(values: dict):
+    """Drop the removed switches.
+
+    Raises:
+        ValueError: If one is off.
+    """
+    for name in REMOVED_SWITCHES:
+        if not values.pop(name, True):
+            raise ValueError(f"`{name}`: got false, expected true; RUN without this part is no longer supported.")
 
 
 @strict
@@ -65,9 +76,7 @@ class RunConfig(PreTrainedConfig):
     stage_weight_decay: float | int = 0.5
 
     def __post_init__(self, **kwargs):
-        for name in REMOVED_SWITCHES:
-            if not kwargs.pop(name, True):
-                raise ValueError(f"`{name}`: got false, expected true; RUN without this part is no longer supported.")
+        drop_removed_switches(kwargs)
         # The default resnet of transformers is a ResNet-50.
         self.backbone_config = make_backbone_config(self.backbone_config, self.num_channels, default="resnet")
         name_labels(self, kwargs.get("num_labels"))

@@ -22,7 +22,7 @@ def mask_to_image(mask: np.ndarray) -> Image.Image:
 
 
 def make_cutout(image: Image.Image, opacity: Image.Image) -> Image.Image:
-    """Return RGBA of an RGB image, in the object's colors alone.
+    """Cut the object out as RGBA, with its own colors.
 
     `opacity` is 8-bit gray, of the same size.
     """

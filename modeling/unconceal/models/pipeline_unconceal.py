@@ -35,6 +35,7 @@ class SoftMaskPipeline(Pipeline):
     _load_image_processor = True
     _load_feature_extractor = False
     _load_tokenizer = False
+    _load_video_processor = False  # otherwise transformers asks whether to run code of the repository
 
     def __call__(
         self, inputs: Any, *, batch_size: int | None = None, **kwargs

@@ -41,7 +41,7 @@ class Stage:
     """Maps of one stage k, float32; k = 0 lacks some.
 
     Attributes:
-        stride: Pixels of the network's input that a position of `mask` stands for.
+        stride: Input pixels per position of `mask`, along a side.
         map_size: (width, height) of the mask before it was enlarged, with padding.
         mask: M_k, (H, W), in [0, 1].
         edge: E_k, (H, W), in [0, 1].

@@ -19,7 +19,10 @@ IMAGE_SUFFIXES = (
 )
 # Limit of the `open_image` block that this thread is in.
 _max_pixels: ContextVar[int | None] = ContextVar("max_pixels", default=None)
-_check_of_pillow = getattr(Image, "_decompression_bomb_check", None)
+# Pillow's own check, also if this module is imported again.
+_check_of_pillow = getattr(getattr(Image, "_decompression_bomb_check", None), "replaced", None) or getattr(
+    Image, "_decompression_bomb_check", None
+)
 
 
 @contextmanager
@@ -57,6 +60,7 @@ def _check_size(size: tuple[int, int]):
 
 
 # Pillow's limit is one global for all threads. Its decoders call this check, some of them also while they decode.
+_check_size.replaced = _check_of_pillow
 Image._decompression_bomb_check = _check_size
 
 
