@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -244,7 +245,71 @@ def test_split_seed_scores_the_images_that_training_held_back(data, model_folder
         command = ["evaluate", *scored, "--data", str(data), "--split", "val", option, "1", "--overwrite"]
         main([*command, "--out", str(tmp_path / "out")])
         assert [row["id"] for row in read_csv(tmp_path / "out" / "per_image.csv")] == ids
-        assert json.loads((tmp_path / "out" / "results.json").read_text())["division_seed"] == 1
+        results = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert results["division_seed"] == 1
+        assert results.get("train_split") == ("train" if option == "--split-seed" else None)
+
+
+@pytest.fixture(scope="module")
+def make_run(model_folder, tmp_path_factory):
+    """Return a function that makes a run and returns its checkpoint."""
+
+    def make(recipe: str) -> Path:
+        run = tmp_path_factory.mktemp("run")
+        (run / "recipe.yaml").write_text(recipe)
+        return Path(shutil.copytree(model_folder, run / "segmentation" / "best"))
+
+    return make
+
+
+def test_split_seed_takes_the_splits_of_the_run(data, make_run, tmp_path, monkeypatch):
+    # The evaluation split comes first here: the order of the splits changes what is dealt.
+    model = make_run("data: {path: x, train_split: val, eval_split: train, split_seed: 1}")
+    held_back = load_data(DataRecipe(path=str(data), train_split="val", eval_split="train", split_seed=1))["train"]
+    monkeypatch.chdir(model)
+    for place, more in ((model, ["--train-split", "val"]), (".", [])):
+        command = ["evaluate", "--model", str(place), "--data", str(data), "--split", "train", "--split-seed", "1"]
+        main([*command, *more, "--out", str(tmp_path), "--overwrite"])
+        assert [row["id"] for row in read_csv(tmp_path / "per_image.csv")] == held_back["id"][:]
+        assert json.loads((tmp_path / "results.json").read_text())["train_split"] == "val"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        (
+            "data: {path: x, split_seed: 0}",
+            "--split test --split-seed 0",
+            "got --split test, but .* has val; give --split val",
+        ),
+        ("data: {path: x, split_seed: 0}", "--split train --split-seed 0", "got --split train, but .* has val"),
+        (
+            "data: {path: x, split_seed: 0}",
+            "--split val --split-seed 1",
+            "got --split-seed 1, but .* has 0; give --split-seed",
+        ),
+        (
+            "data: {path: x, split_seed: 0}",
+            "--split val --split-seed 0 --train-split x",
+            "got --train-split x, but .* has train",
+        ),
+        ("data: {path: x}", "--split val --split-seed 0", "has no split_seed; leave --split-seed out"),
+        ("data: {path: x, split_seed: many}", "--split val --split-seed 0", "cannot read recipe .*recipe.yaml: "),
+        ("- data", "--split val --split-seed 0", "cannot read recipe .*recipe.yaml: "),
+    ],
+)
+def test_splits_that_the_run_did_not_use_are_rejected(make_run, recipe, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        main(["evaluate", "--model", str(make_run(recipe)), "--data", "absent", *options.split()])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("word", ["table", "curves"])
+def test_options_before_table_are_rejected(word, tmp_path):
+    out = str(tmp_path / "out.png")
+    with pytest.raises(UserError, match=f"got --out before `{word}`, .*put them after `{word}`"):
+        main(["evaluate", "--out", out, word, "absent", "--out", out])
+    assert not list(tmp_path.iterdir())
 
 
 def test_protocol_options_reach_the_report(data, model_folder, tmp_path, capsys):
@@ -314,7 +379,7 @@ def test_choices_are_those_of_the_registries():
     benchmarks, _ = load_papers()
     assert tuple(PROTOCOLS) == evaluate_command.PROTOCOL_NAMES
     assert tuple(name for name, each in benchmarks.items() if not each.mean_of) == evaluate_command.BENCHMARK_NAMES
-    assert tuple(PER_IMAGE_FILES) == evaluate_command.FORMATS
+    assert tuple(PER_IMAGE_FILES) == evaluate_command.PER_IMAGE_FORMATS
     assert evaluate_command.REFINE == REFINE
 
 

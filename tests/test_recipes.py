@@ -7,9 +7,12 @@ import pytest
 import torch
 import yaml
 
+from unconceal.__main__ import main
 from unconceal.models import NETWORKS
+from unconceal.models.configuration_run import REMOVED_SWITCHES
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.training.recipe import load_recipe
+from unconceal.training.start import check_folder, claim_folder
 from unconceal.utils.errors import UserError
 
 
@@ -99,10 +102,15 @@ def test_mistakes_name_the_key(override, expected):
         ("base: absent.yaml", "absent.yaml of recipe"),
         ("base: recipe.yaml", "`base` goes in a circle"),
         ("base: 5", "base is 5, expected the path of another recipe"),
+        ("base: ''", "base is '', expected the path of another recipe"),
+        ("base: .", "is a folder, expected a YAML file"),
         ("base: ${x}", "recipe.yaml: base: "),
         (f"base: {SMOKE}\nsed: 1", "recipe.yaml: unknown key sed"),
     ],
-    ids=["syntax", "list", "empty", "repeated key", "no base", "circle", "number", "interpolation", "unknown key"],
+    ids=[
+        *("syntax", "list", "empty", "repeated key", "no base", "circle", "number", "empty base", "folder"),
+        *("interpolation", "unknown key"),
+    ],
 )
 def test_broken_files_are_rejected(tmp_path, text, expected):
     path = tmp_path / "recipe.yaml"
@@ -139,6 +147,42 @@ def test_fields_of_an_encoder_are_checked():
         UserError, match="model.backbone_config is 'depth', expected a field of the configuration of resnet"
     ):
         load_recipe(ROOT / "configs/run/smoke.yaml", ["model.backbone_config.depth=[1,1,1,1]"])
+
+
+def test_switches_of_older_recipes_are_dropped():
+    smoke = ROOT / "configs/run/smoke.yaml"
+    switches = [f"model.{name}=true" for name in REMOVED_SWITCHES]
+    assert load_recipe(smoke, switches) == load_recipe(smoke)
+    with pytest.raises(UserError, match="model: `use_background`: got false, expected true; RUN without this part"):
+        load_recipe(smoke, ["model.use_background=false"])
+    with pytest.raises(UserError, match="model is 'use_background', expected a field"):
+        load_recipe(SMOKE, ["model.use_background=true"])
+
+
+def test_run_with_switches_of_older_recipes_is_resumed(tmp_path):
+    recipe = load_recipe(ROOT / "configs/run/smoke.yaml", [f"output_dir={tmp_path}"])
+    claim_folder(tmp_path, recipe, resume=False)
+    kept = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    kept["model"] |= dict.fromkeys(REMOVED_SWITCHES, True)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(kept))
+    for again in (recipe, load_recipe(tmp_path / "recipe.yaml")):
+        check_folder(tmp_path, again, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--seeds", "0", "1", "recipe.yaml"],
+            "got 'recipe.yaml', expected a whole number from 0; put --seeds last\n",
+        ),
+        ([], "the following arguments are required: recipe\n"),
+    ],
+)
+def test_wrong_arguments_are_explained(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", *arguments])
+    assert capsys.readouterr().err.endswith(message)
 
 
 def test_missing_file_is_reported():

@@ -23,7 +23,7 @@ BENCHMARK_NAMES = (
     *("DIS-VD", "DIS-TE1", "DIS-TE2", "DIS-TE3", "DIS-TE4"),
     *("BUS", "KBT"),
 )
-FORMATS = ("csv", "parquet")
+PER_IMAGE_FORMATS = ("csv", "parquet")
 REFINE = ("auto", "always", "never")
 OPTIONS = ("threshold", "min_max", "hce", "max_distance", "by_area")
 
@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     seed = "split the images of --train-split and --split again at random, as unconceal train --seeds N does"
     add("--split-seed", type=count, metavar="N", help=f"{seed}; with --truth, only record N")
     add("--division-seed", type=int, help=argparse.SUPPRESS)  # older name: N is only recorded
-    add("--train-split", metavar="NAME", help="with --split-seed: the recipe's training split (train)")
+    train_split = "with --split-seed: the recipe's training split (that of the run, or train)"
+    add("--train-split", metavar="NAME", help=train_split)
     add("--truth", metavar="DIR", help="with --predictions, instead of --data: folder of ground truth masks")
     suffix = "text after the name in ground truth files, such as _pixels0"
     add("--truth-suffix", default="", metavar="TEXT", help=suffix)
@@ -72,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     add = parser.add_argument_group("report").add_argument
     add("--out", metavar="DIR", help="folder for results.json, curves and the numbers of each image")
     add("--overwrite", action="store_true", help="replace the results in --out")
-    add("--format", choices=FORMATS, default="csv", help="format of the numbers of each image (csv)")
+    add("--format", choices=PER_IMAGE_FORMATS, default="csv", help="format of the numbers of each image (csv)")
     sheets = "also draw the curves, and sheets of N samples, the N best and the N worst images (N up to 50)"
     add("--sheets", type=int, choices=range(1, 51), metavar="N", help=sheets)
     add("--pictures", dest="sheets", type=int, choices=range(1, 51), help=argparse.SUPPRESS)  # older name
@@ -83,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     add = parser.add_argument_group("work").add_argument
     add("--batch-size", type=positive_int, default=8, metavar="N", help="images in a forward pass (8)")
     add("--num-workers", type=count, default=0, metavar="N", help="loader processes for each device (0)")
-    workers = "processes for each device that score during the forward pass (one a core, at most 8; 0 for none)"
+    workers = "scoring processes per device, next to the forward pass (one per core, at most 8; 0: none)"
     add("--metric-workers", type=count, metavar="N", help=workers)
 
     add = parser.add_argument_group("how it is scored").add_argument
@@ -93,9 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     yes_or_no = argparse.BooleanOptionalAction
     min_max = "cod, dis: stretch each prediction to [0, 1] and round it to 8 bits before scoring (yes)"
     add("--min-max", action=yes_or_no, help=min_max)
-    hce = "dis: compute the human correction effort, in seconds for each large image (yes)"
+    hce = "dis: compute the human correction effort; takes seconds per large image (yes)"
     add("--hce", action=yes_or_no, help=hce)
-    distance = "infrared: a target and its detection are less than this apart (3)"
+    distance = "infrared: a detection counts if it is closer than this to its target (3)"
     add("--max-distance", type=pixels, metavar="PIXELS", help=distance)
     by_area = "infrared: find false alarms by their area, with the flaw of the field's common code (no)"
     add("--by-area", action=yes_or_no, help=by_area)
@@ -169,6 +170,8 @@ def run(args: argparse.Namespace):
             "num_processes": accelerator.num_processes,
             "command": shlex.join(["unconceal", *args.argv]),
         }
+        if args.data and args.split_seed is not None:
+            record["train_split"] = args.train_split
         write_report(args.out, protocol, rows, summary, record, args.format)
         if args.sheets:  # after the numbers, which a failure to draw must not lose
             from ..drawing.gallery import draw_gallery
@@ -184,12 +187,12 @@ def open_split(args: argparse.Namespace) -> "Dataset":
 
     if args.split_seed is None:
         return load_splits(args.data, [args.split])[args.split]
-    splits = load_splits(args.data, [args.train_split or "train", args.split])
+    splits = load_splits(args.data, [args.train_split, args.split])
     return split_datasets_at_random(splits, args.split_seed)[args.split]
 
 
 def check(args: argparse.Namespace):
-    """Check that the options fit together."""
+    """Check that the options fit together; complete --train-split."""
 
     def flag(name: str) -> str:
         return f"--{name.replace('_', '-')}"
@@ -221,7 +224,9 @@ def check(args: argparse.Namespace):
         for name in names:
             if getattr(args, name) and not applies:
                 raise UserError(f"{flag(name)} {rule}")
-    if is_split_again and args.split == (args.train_split or "train"):
+    if is_split_again:
+        args.train_split = find_train_split(args)
+    if is_split_again and args.split == args.train_split:
         raise UserError(f"got {args.split} as --split and as --train-split; give the recipe's eval_split as --split")
     if args.out and args.predictions and os.path.realpath(args.out) == os.path.realpath(args.predictions):
         raise UserError(f"got {args.out} as --predictions and as --out; choose another folder for the results")
@@ -229,6 +234,35 @@ def check(args: argparse.Namespace):
         from ..drawing.sheets import check_plots
 
         check_plots()
+
+
+def find_train_split(args: argparse.Namespace) -> str:
+    """Return the training split for --split-seed.
+
+    If the checkpoint lies in a run, the run's recipe names it.
+
+    Raises:
+        UserError: If the run was trained with other splits or another seed.
+    """
+    from ..training.checkpoints import RECIPE_FILE
+
+    # A run is RUN/recipe.yaml and RUN/PHASE/{best,last}.
+    file = Path(args.model or "").resolve().parent.parent / RECIPE_FILE
+    if not args.model or not is_folder(args.model) or not file.is_file():
+        return args.train_split or "train"
+    from ..training.recipe import read_data_recipe
+
+    data = read_data_recipe(file)
+    if data.split_seed is None:
+        raise UserError(f"got --split-seed {args.split_seed}, but {file} has no split_seed; leave --split-seed out")
+    for option, got, expected in (
+        ("--split-seed", args.split_seed, data.split_seed),
+        ("--split", args.split, data.eval_split),
+        ("--train-split", args.train_split or data.train_split, data.train_split),
+    ):
+        if got != expected:
+            raise UserError(f"got {option} {got}, but {file} has {expected}; give {option} {expected}")
+    return data.train_split
 
 
 def evaluate_network(args, accelerator, dataset, protocol, workers, options):
@@ -288,7 +322,7 @@ def evaluate_files(args, dataset, protocol, workers, options):
 
 def run_table(args: argparse.Namespace):
     """Print results next to the papers' figures."""
-    check_free(args)
+    check_free(args, "table")
     from ..evaluation.tables import make_tables, read_result, to_markdown
 
     text = to_markdown(make_tables(map(read_result, args.results), with_papers=not args.no_papers))
@@ -304,7 +338,7 @@ def run_curves(args: argparse.Namespace):
     """Draw the curves of results into one image."""
     if args.out.suffix.lower() != ".png":
         raise UserError(f"got --out {args.out}, expected a file name that ends in .png; rename it")
-    check_free(args)
+    check_free(args, "curves")
     from ..drawing.gallery import compare_curves
     from ..evaluation.tables import read_result
 
@@ -314,8 +348,10 @@ def run_curves(args: argparse.Namespace):
     print(f"wrote {args.out}")
 
 
-def check_free(args: argparse.Namespace):
-    """Check that --out can be written."""
+def check_free(args: argparse.Namespace, word: str):
+    """Check that --out can be written, and that all options follow the word."""
+    if args.argv[1] != word:  # argparse drops an --out before it
+        raise UserError(f"got {args.argv[1]} before `{word}`, expected options after it; put them after `{word}`")
     if args.out is None:
         return
     if is_folder(args.out):

@@ -12,11 +12,20 @@ def add_arguments(parser: argparse.ArgumentParser):
         "`accelerate launch -m unconceal train RECIPE ...`."
     )
     parser.add_argument("recipe", help="YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change: data.path=data/sirst")
+    settings = "settings to change: data.path=data/sirst"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=settings)
     parser.add_argument("--resume", action="store_true", help="continue after the last finished epoch")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in the output folder")
-    seeds = "train once per seed, each on its own random split; print mean and deviation; put key=value before it"
-    parser.add_argument("--seeds", nargs="+", type=count, metavar="N", help=seeds)
+    seeds = "train once per seed, each on its own random split; print mean and deviation; put it last"
+    parser.add_argument("--seeds", nargs="+", type=seed, metavar="N", help=seeds)
+
+
+def seed(text: str) -> int:
+    """Parse a seed. The option takes every word after it."""
+    try:
+        return count(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; put --seeds last") from error
 
 
 def run(args: argparse.Namespace):

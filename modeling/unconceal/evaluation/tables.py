@@ -184,7 +184,7 @@ def _problem(data: Any) -> str | None:
 
 
 def _settings(protocol: Protocol, options: Mapping[str, Any], refine: str | None) -> tuple[str, ...]:
-    """Return the options that differ from those of a report, in words."""
+    """Return the unusual options, in words."""
     # `refine` is not an option of a protocol, but papers score without it.
     usual = {**protocol.options(**protocol.report_options), "refine": "never"}
     used = {**options, "refine": refine or "never"}

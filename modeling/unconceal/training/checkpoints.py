@@ -1,7 +1,8 @@
-"""Checkpoints: folders that `AutoModel.from_pretrained` opens and that training resumes from.
+"""Write checkpoints, and read their progress.
 
-A run is OUTPUT_DIR/recipe.yaml and OUTPUT_DIR/PHASE/{best,last}. This module is light, so that other packages can read
-those folders without importing the training loop.
+`AutoModel.from_pretrained` opens a checkpoint, and training resumes from it. A run is OUTPUT_DIR/recipe.yaml and
+OUTPUT_DIR/PHASE/{best,last}. This module is light, so that other packages can read those folders without importing the
+training loop.
 """
 
 from __future__ import annotations

@@ -19,8 +19,10 @@ from yaml import YAMLError
 from ..data.transforms import TransformRecipe
 from ..evaluation.protocols import PROTOCOLS
 from ..models import NETWORKS
+from ..models.configuration_run import drop_removed_switches
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..utils.errors import UserError
+from ..utils.files import is_folder
 
 
 @dataclass
@@ -177,16 +179,47 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"recipe {where}: {_describe(error)}") from error
     except (YAMLError, ValueError) as error:
         raise UserError(f"recipe {where}: {_one_line(error)}") from error
+    drop_old_switches(recipe.network, recipe.model, path)
     _check(recipe, path)
     return recipe
 
 
+def read_data_recipe(path: Path) -> DataRecipe:
+    """Read the data settings of a run's recipe.
+
+    Unlike `load_recipe`, it accepts recipes of networks or loggers that are unknown here.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    try:
+        written = OmegaConf.load(path).get("data") or {}
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataRecipe), written))
+    except (OSError, AttributeError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"cannot read recipe {path}: {_one_line(error)}") from error
+
+
+def drop_old_switches(network: str, model: dict[str, Any], path: Path):
+    """Drop the switches of older recipes of RUN from `model`.
+
+    Raises:
+        UserError: If one is off.
+    """
+    if network == "run":
+        try:
+            drop_removed_switches(model)
+        except ValueError as error:
+            raise UserError(f"recipe {path}: model: {error}") from error
+
+
 def _with_bases(path: Path, after: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:
-    """Yield the content of a recipe file after that of its bases."""
+    """Yield the bases of a recipe file, then its own content."""
     if path.resolve() in [one.resolve() for one in after]:
         chain = " -> ".join(map(str, (*after, path)))
         raise UserError(f"recipe {after[0]}: `base` goes in a circle, {chain}; remove one of them")
     what = f"base {path} of recipe {after[-1]}" if after else f"recipe {path}"
+    if is_folder(path):
+        raise UserError(f"{what} is a folder, expected a YAML file; add its name")
     try:
         written = OmegaConf.create(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -197,7 +230,7 @@ def _with_bases(path: Path, after: tuple[Path, ...] = ()) -> Iterator[tuple[Path
         raise UserError(f"{what} is a list, expected key: value lines")
     if "base" in written:
         base = written.pop("base")
-        if not isinstance(base, str):
+        if not isinstance(base, str) or not base.strip():
             raise UserError(f"recipe {path}: base is {base!r}, expected the path of another recipe")
         yield from _with_bases(path.parent / base, (*after, path))
     yield path, written

@@ -51,5 +51,7 @@ def summarize_seeds(checkpoints: Sequence[Path]) -> str:
         values = [row[name] for row in rows]
         deviation = f"{stdev(values):.4g}" if len(values) > 1 else ""
         cells.append((name.removeprefix("eval_"), f"{mean(values):.4g}", deviation))
-    table = markdown_table(("best checkpoint", f"mean of {len(rows)} seeds", "standard deviation"), cells)
-    return f"{table}\n\nThe scored split also chose each checkpoint: expect less on other images."
+    seeds = "1 seed" if len(rows) == 1 else f"{len(rows)} seeds"
+    table = markdown_table(("best checkpoint", f"mean of {seeds}", "standard deviation"), cells)
+    warning = "Each checkpoint was chosen on the split it is scored on. Expect lower scores on new images."
+    return f"{table}\n\n{warning}"

@@ -22,7 +22,7 @@ from ..utils.errors import UserError
 from ..utils.files import is_hub_id, make_folder, replacing
 from ..utils.loading import loading_explained
 from .checkpoints import RECIPE_FILE
-from .recipe import DataRecipe, PhaseRecipe, Recipe, flatten
+from .recipe import DataRecipe, PhaseRecipe, Recipe, drop_old_switches, flatten
 
 
 logger = logging.getLogger(__name__)
@@ -54,8 +54,9 @@ def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool
     if not resume:
         raise UserError(f"{output_dir} already holds a run; add --resume, --overwrite or output_dir=ANOTHER")
     # Merged with the defaults: an older run lacks the settings that did not exist yet.
-    kept = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(file))
-    old, new = (flatten(OmegaConf.to_container(one)) for one in (kept, OmegaConf.create(asdict(recipe))))
+    kept = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(file)))
+    drop_old_switches(kept["network"], kept["model"], file)
+    old, new = flatten(kept), flatten(OmegaConf.to_container(OmegaConf.create(asdict(recipe))))
     changed = sorted(key for key in (old | new).keys() - FREE_KEYS if old.get(key) != new.get(key))
     if changed:
         raise UserError(
