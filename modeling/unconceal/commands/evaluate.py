@@ -349,7 +349,7 @@ def run_curves(args: argparse.Namespace):
 
 
 def check_free(args: argparse.Namespace, word: str):
-    """Check that --out can be written, and that all options follow the word."""
+    """Check the place of the options, and that --out is free."""
     if args.argv[1] != word:  # argparse drops an --out before it
         raise UserError(f"got {args.argv[1]} before `{word}`, expected options after it; put them after `{word}`")
     if args.out is None:
