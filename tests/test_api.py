@@ -21,7 +21,7 @@ from unconceal.models.configuration_srs import SrsConfig
 from unconceal.models.cutout import mask_to_image
 from unconceal.models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction
 from unconceal.utils.errors import UserError
-from unconceal.utils.loading import LOADING_ERRORS
+from unconceal.utils.loading_errors import LOADING_ERRORS
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_defects_while_loading_name_their_place(checkpoint, monkeypatch, error):
         raise error("no such thing")
 
     monkeypatch.setattr(SrsForImageSegmentation, "__init__", defect)
-    words = rf"{error.__name__} at test_api.py:\d+: no such thing.* defect of the code .*UNCONCEAL_DEBUG=1"
+    words = rf"{error.__name__} at test_api.py:\d+: no such thing.* defect of the code; UNCONCEAL_DEBUG=1"
     with pytest.raises(UserError, match=words) as caught:
         load(checkpoint, device="cpu")
     assert type(caught.value.__cause__) is error

@@ -24,6 +24,7 @@ from unconceal import UnconcealImageProcessor
 from unconceal.api import load
 from unconceal.models.pipeline_unconceal import SoftMaskPipeline
 from unconceal.utils.errors import UserError
+from unconceal.utils.loading_errors import loading_explained
 
 
 # Runs tests/bare_environment.py twice: with transformers and its requirements only, and with pymatting, too. None in
@@ -148,6 +149,32 @@ def test_unusable_folders_are_one_clear_line(saved, tmp_path, damages, trust_rem
         load(folder, device="cpu", trust_remote_code=trust_remote_code)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "words"),
+    [
+        ("losses.py", "from torch import no_such_name", "ImportError at losses.py:.*no_such_name"),
+        ("losses.py", "{}['oops']", "KeyError at losses.py:.*'oops'"),
+        ("modeling_srs.py", "torch.zeros(2, 3) @ torch.zeros(2, 3)", "RuntimeError at modeling_srs.py:"),
+        ("modeling_srs.py", "nn.Linear(2, 3)(torch.zeros(4))", "RuntimeError at modeling_srs.py:"),
+    ],
+)
+def test_defects_in_the_code_of_a_checkpoint_name_their_place(saved, tmp_path, name, line, words):
+    folder = Path(shutil.copytree(saved[-1], tmp_path / "defect"))
+    of_another_project(folder)
+    with (folder / name).open("a") as file:
+        file.write(f"\n{line}\n")
+    with pytest.raises(UserError, match=f"{words}.*were not edited, this is a defect.*UNCONCEAL_DEBUG=1") as caught:
+        load(folder, device="cpu", trust_remote_code=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [ImportError, RuntimeError, ValueError])
+def test_errors_raised_on_purpose_are_one_plain_line(error):
+    with pytest.raises(UserError) as caught, loading_explained("recipe"):
+        raise error("got 1, expected 2")
+    assert str(caught.value) == "recipe: got 1, expected 2"
 
 
 def test_the_package_replaces_missing_code(saved, tmp_path):

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from statistics import mean, stdev
 
+import datasets
 import pytest
 import torch
 import yaml
 from accelerate import PartialState
-from datasets import load_dataset
 from transformers import (
     AutoModel,
     AutoModelForImageSegmentation,
@@ -245,7 +245,10 @@ def test_fine_tuning_starts_from_a_checkpoint(recipe_file, tmp_path):
         ("data.eval_split=test", "has no split test; it has train, val"),
         ("model.depths=[1,1,1]", "expected 4 entries"),
         ("phases.reconstruction.init_from=nowhere", "cannot start from nowhere"),
+        ("phases.reconstruction.init_from=/nowhere/x/y", "cannot start from /nowhere/x/y: no such folder"),
         ("processor.size={height: 16, width: 16}", "at least 32x32"),
+        ("processor.size={height: abc, width: 32}", "check these values in the recipe"),
+        ("model.id2label=abc", "check these values in the recipe"),
         ("processor.size=5", "recipe: processor"),
         ("processor.channel_order=xyz", "channel_order"),
         ("model.num_channels=1", "expected (batch, 1, height, width)"),
@@ -306,13 +309,36 @@ def test_unusable_checkpoint_is_rejected(recipe_file, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_mask_of_another_size_is_rejected(recipe_file, scenes, tmp_path, num_workers):
-    rows = load_dataset(str(scenes))
+    rows = datasets.load_dataset(str(scenes))
     rows["train"] = rows["train"].map(lambda row: {"mask": row["mask"].resize((52, 48))})
     for split, dataset in rows.items():
         dataset.to_parquet(tmp_path / "bad" / "data" / f"{split}-00000-of-00001.parquet")
     with pytest.raises(UserError, match=r"the mask of row \d+ is 52x48, its image 48x48") as raised:
         train(load_recipe(recipe_file, [f"data.path={tmp_path / 'bad'}", f"data.num_workers={num_workers}"]))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_damaged_images_are_named(recipe_file, scenes, tmp_path, num_workers):
+    rows = datasets.load_dataset(str(scenes))
+    rows["train"] = rows["train"].cast_column("image", datasets.Image(decode=False))
+    rows["train"] = rows["train"].map(lambda row: {"image": {"bytes": row["image"]["bytes"][:200], "path": None}})
+    for split, dataset in rows.items():
+        dataset = dataset.cast_column("image", datasets.Image())
+        dataset.to_parquet(tmp_path / "bad" / "data" / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(UserError, match=r"^cannot read the training data: row \d+: ") as raised:
+        train(load_recipe(recipe_file, [f"data.path={tmp_path / 'bad'}", f"data.num_workers={num_workers}"]))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError])
+def test_defects_of_the_transforms_are_not_blamed_on_the_data(recipe_file, monkeypatch, error):
+    def defect(*arguments):
+        raise error("no such thing")
+
+    monkeypatch.setattr("unconceal.data.transforms.rotate", defect)
+    with pytest.raises(error, match="no such thing"):
+        train(load_recipe(recipe_file))
 
 
 # ---- RUN: pretrained encoders, a loss that depends on the progress --------------------------------------------------
@@ -376,6 +402,27 @@ def test_network_and_processor_must_agree_on_the_normalization(run_recipe, chang
         check_start(run_recipe(f"processor.{change}"), "segmentation", resume=False)
     if change.startswith("image_mean=["):
         check_start(run_recipe(f"processor.{change}", f"model.{change}"), "segmentation", resume=False)
+
+
+@pytest.mark.parametrize("error", [KeyError, RuntimeError])
+def test_defects_of_a_network_name_their_place(run_recipe, monkeypatch, error):
+    # As a function of the package: an error without `raise`.
+    source = "def forward(self, x):\n    " + ("{}['oops']" if error is KeyError else "x @ x[..., :3, :]")
+    scope = {"__name__": "unconceal.models.modeling_run"}
+    exec(compile(source, "modeling_run.py", "exec"), scope)
+    monkeypatch.setattr(RunForImageSegmentation, "forward", scope["forward"])
+    words = f"recipe: model: {error.__name__} at modeling_run.py:2: .* this is a defect of the code; UNCONCEAL_DEBUG=1"
+    with pytest.raises(UserError, match=words):
+        check_start(run_recipe(), "segmentation", resume=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["id2label=foo", "backbone_config.hidden_sizes=[1,2]", "backbone_config.hidden_sizes=[0,0,0,0]"],
+)
+def test_wrong_values_of_a_recipe_are_to_be_checked_first(run_recipe, change):
+    with pytest.raises(UserError, match="check these values in the recipe; if they are right, this is a defect"):
+        check_start(run_recipe(f"model.{change}"), "segmentation", resume=False)
 
 
 def test_unusable_encoder_is_rejected_before_anything_is_removed(run_recipe, tmp_path):
@@ -464,6 +511,7 @@ def test_seeds_train_on_random_splits_and_print_mean_and_deviation(recipe_file, 
     values = [history(folder)[-1]["eval_iou"] for folder in folders]
     assert f"| iou | {mean(values):.4g} | {stdev(values):.4g} |" in printed
     assert summarize_seeds(folders) in printed
+    assert "| mean of 1 seed |" in summarize_seeds(folders[:1])
 
     # Finished runs are kept, of the same recipe only.
     before = [(folder / "model.safetensors").stat().st_mtime_ns for folder in folders]

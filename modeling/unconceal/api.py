@@ -28,7 +28,7 @@ from .models.unfolding import Unfolding, unfold
 from .utils.errors import UserError
 from .utils.files import is_hub_id
 from .utils.images import MAX_PIXELS, size_text
-from .utils.loading import loading_explained
+from .utils.loading_errors import loading_explained
 
 
 @dataclass(frozen=True)

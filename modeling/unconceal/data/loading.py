@@ -6,11 +6,12 @@ from typing import Any
 
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
-from PIL.Image import DecompressionBombError
+from PIL.Image import DecompressionBombError, Image
 
+from ..models.image_processing_unconceal import to_mask, to_rgb
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_hub_id
-from .write import COLUMNS
+from .write import DATA_COLUMNS
 
 
 def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
@@ -33,7 +34,7 @@ def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
         raise UserError(f"data set {path} has no split {', '.join(absent)}; it has {', '.join(available)}")
     opened = {split: available[split] for split in splits}
     for split, dataset in opened.items():
-        missing = [column for column in COLUMNS if column not in dataset.column_names]
+        missing = [column for column in DATA_COLUMNS if column not in dataset.column_names]
         if missing:
             raise UserError(f"split {split} of data set {path} has no column {', '.join(missing)}; {advice}")
         if len(dataset) == 0:
@@ -41,13 +42,34 @@ def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
     return opened
 
 
+class UnreadableSample(ValueError):
+    """Unusable row of a data set, explained in one line."""
+
+
+def read_pair(dataset: Dataset, index: int) -> tuple[dict[str, Any], Image, Image]:
+    """Return a row, its RGB image and its gray mask.
+
+    Raises:
+        UnreadableSample: If image or mask cannot be decoded.
+    """
+    name = f"row {index}"
+    try:
+        row = dataset[index]
+        name = row.get("id", name)
+        return row, to_rgb(row["image"]), to_mask(row["mask"])
+    except (ValueError, OSError, DecompressionBombError) as error:
+        raise UnreadableSample(f"{name}: {one_line(error)}") from error
+
+
 def readable(batches: Iterable, what: str) -> Iterator[Any]:
     """Yield a loader's batches; `what` is what messages call the data.
 
     Raises:
-        UserError: If a sample cannot be read; with the reason.
+        UserError: For an `UnreadableSample`, with its message.
     """
     try:
         yield from batches
-    except (ValueError, OSError, DecompressionBombError) as error:
-        raise UserError(f"cannot read {what}: {str(error).strip().splitlines()[-1]}") from error
+    except UnreadableSample as error:
+        # A loader's process puts its traceback in front of the message.
+        reason = str(error).strip().splitlines()[-1].rpartition(f"{UnreadableSample.__name__}: ")[2]
+        raise UserError(f"cannot read {what}: {reason}") from error

@@ -12,8 +12,8 @@ import torch
 from datasets import Dataset
 from PIL import Image, ImageEnhance, ImageStat
 
-from ..models.image_processing_unconceal import to_mask, to_rgb
 from ..utils.images import size_text
+from .loading import UnreadableSample, read_pair
 
 
 Rng = np.random.Generator
@@ -32,18 +32,18 @@ class TransformRecipe:
     factor of 1 changes nothing. A factor of 0 leaves black, flat gray, no color or a blurred image.
 
     Args:
-        rotate90_probability: Of a turn by 90, 180 or 270 degrees.
-        flip_probability: Of a flip left-right, top-down or both.
+        rotate90_probability: Probability of a turn by 90, 180 or 270 degrees.
+        flip_probability: Probability of a flip left-right, top-down or both.
         crop_size: Side in pixels of a square that is cut out after resizing; None trains on whole images.
-        crop_object_probability: Of placing that square over a random object pixel, if there is one.
+        crop_object_probability: Probability that the square lies over a random object pixel, if there is one.
             Otherwise most squares would miss small targets.
-        horizontal_flip_probability: Of a flip left-right.
+        horizontal_flip_probability: Probability of a flip left-right.
         max_crop_ratio: Largest share of the width, and of the height, to cut off, half of it at either end.
         brightness: Strength.
         contrast: Strength.
         saturation: Strength.
         sharpness: Strength.
-        rotate_probability: Of a rotation about the center; the size stays.
+        rotate_probability: Probability of a rotation about the center; the size stays.
         max_rotation: Largest angle of that rotation to either side, in degrees.
     """
 
@@ -157,12 +157,11 @@ class TrainingSet(torch.utils.data.Dataset):
         """Return `pixel_values` (3, H, W) and `labels` (H, W) in [0, 1].
 
         Raises:
-            ValueError: If mask and image differ in size. The message names the row.
+            UnreadableSample: If the row cannot be decoded, or mask and image differ in size.
         """
-        row = self.dataset[index]
-        image, mask = to_rgb(row["image"]), to_mask(row["mask"])
+        _, image, mask = read_pair(self.dataset, index)
         if image.size != mask.size:
-            raise ValueError(
+            raise UnreadableSample(
                 f"the mask of row {index} is {size_text(mask.size)}, its image {size_text(image.size)}; "
                 "build the data set again by unconceal prepare, which reports such pairs"
             )

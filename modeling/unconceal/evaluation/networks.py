@@ -14,9 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.loading import readable
+from ..data.loading import read_pair, readable
 from ..data.masks import is_object
-from ..models.image_processing_unconceal import to_mask, to_rgb
 from ..models.predict import predict_masks
 from ..utils.errors import UserError
 from ..utils.images import size_text
@@ -77,8 +76,8 @@ def evaluate_model(
     parameter = next(model.parameters())
     indices = range(len(dataset))
     batches = [indices[start : start + batch_size] for start in range(0, len(dataset), batch_size)][rank::world_size]
-    collate = partial(_collate, processor, refine != "never")
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
+    collate = partial(_collate, dataset, processor, refine != "never")
+    loader = DataLoader(indices, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
 
     def jobs() -> Iterator[Job]:
         read = readable(loader, "the data")
@@ -98,17 +97,14 @@ def evaluate_model(
 
 
 def _collate(
-    processor: Any, keep_images: bool, rows: list[dict[str, Any]]
+    dataset: Dataset, processor: Any, keep_images: bool, indices: list[int]
 ) -> tuple[list[dict[str, Any]], list, torch.Tensor]:
-    """Collate rows to facts, images or their sizes, and pixel values."""
+    """Read rows as facts, images or their sizes, and pixel values."""
     examples, images = [], []
-    for row in rows:
-        try:
-            image = to_rgb(row["image"])
-        except ValueError as error:
-            raise ValueError(f"{row['id']}: {error}") from error
+    for index in indices:
+        row, image, mask = read_pair(dataset, index)
         size = {"height": image.height, "width": image.width}
-        target = is_object(np.asarray(to_mask(row["mask"])))
+        target = is_object(np.asarray(mask))
         examples.append({"id": row["id"], "source": row["source"], **size, "target": target})
         images.append(image)
     pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]

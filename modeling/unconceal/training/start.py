@@ -20,7 +20,7 @@ from ..models import NETWORKS
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..utils.errors import UserError
 from ..utils.files import is_hub_id, make_folder, replacing
-from ..utils.loading import loading_explained
+from ..utils.loading_errors import loading_explained
 from .checkpoints import RECIPE_FILE
 from .recipe import DataRecipe, PhaseRecipe, Recipe, drop_old_switches, flatten
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Keys that may differ when a run is resumed. They do not change its result.
 FREE_KEYS = {"output_dir", "data.num_workers", "trackers"}
+CHECK_RECIPE = "check these values in the recipe; if they are right"
 
 
 def load_data(recipe: DataRecipe) -> dict[str, Dataset]:
@@ -84,14 +85,15 @@ def check_start(recipe: Recipe, task: str, resume: bool):
         UserError: If recipe, checkpoint and encoder do not go together.
     """
     phase, model_class = recipe.phases[task], NETWORKS[recipe.network].tasks[task]
-    processor, config = build_processor(recipe, phase.init_from), build_config(recipe, phase.init_from)
+    # The configuration first: it reports a missing checkpoint.
+    config, processor = build_config(recipe, phase.init_from), build_processor(recipe, phase.init_from)
     color = (40, 120, 200)
-    with loading_explained("recipe: model"), torch.device("meta"):
+    with loading_explained("recipe: model", CHECK_RECIPE), torch.device("meta"):
         model = model_class(config).eval()
-    with loading_explained("recipe: processor"):
+    with loading_explained("recipe: processor", CHECK_RECIPE):
         pixel_values = processor(Image.new("RGB", (64, 64), color))["pixel_values"]
         model.check_pixel_values(pixel_values)
-    with loading_explained("recipe: model"):
+    with loading_explained("recipe: model", CHECK_RECIPE):
         model(pixel_values.to("meta"))
     plain = model.denormalize(pixel_values)
     if plain is not None:
@@ -113,11 +115,12 @@ def build_config(recipe: Recipe, init_from: str | Path | None) -> PreTrainedConf
     """
     config_class = NETWORKS[recipe.network].config_class
     if init_from is None:
-        with loading_explained("recipe: model"):
+        with loading_explained("recipe: model", CHECK_RECIPE):
             return config_class(**recipe.model)
     if not Path(init_from).exists() and not is_hub_id(init_from):
         raise UserError(f"cannot start from {init_from}: no such folder, and a Hub id has the form owner/name")
-    with loading_explained(f"cannot start from {init_from}"):
+    check = "if its files were not edited and the values in the recipe are right"
+    with loading_explained(f"cannot start from {init_from}", check):
         kept = config_class.get_config_dict(init_from)[0]
         found = kept.get("model_type")
         if found != config_class.model_type:
@@ -132,7 +135,7 @@ def build_processor(recipe: Recipe, init_from: str | Path | None) -> UnconcealIm
     Raises:
         UserError: If the values do not fit together.
     """
-    with loading_explained("recipe: processor"):
+    with loading_explained("recipe: processor", CHECK_RECIPE):
         # Checkpoints published by others may have no image processor.
         if init_from and cached_file(init_from, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False):
             return UnconcealImageProcessor.from_pretrained(init_from, **recipe.processor)
