@@ -2,11 +2,11 @@
 
 import math
 
-import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def dice_loss(logits: torch.Tensor, labels: torch.Tensor, smooth: float = 1e-5) -> torch.Tensor:
+def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1e-5) -> Tensor:
     """Return one minus the soft Dice coefficient, averaged over images.
 
     Args:
@@ -19,15 +19,13 @@ def dice_loss(logits: torch.Tensor, labels: torch.Tensor, smooth: float = 1e-5) 
     return 1 - dice.mean()
 
 
-def bce_dice_loss(
-    logits: torch.Tensor, labels: torch.Tensor, bce_weight: float = 0.5, dice_weight: float = 1.0
-) -> torch.Tensor:
+def bce_dice_loss(logits: Tensor, labels: Tensor, bce_weight: float = 0.5, dice_weight: float = 1.0) -> Tensor:
     """Return the weighted sum of cross-entropy and `dice_loss`; shapes as there."""
     bce = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
     return bce_weight * bce + dice_weight * dice_loss(logits, labels)
 
 
-def contour_weights(labels: torch.Tensor) -> torch.Tensor:
+def contour_weights(labels: Tensor) -> Tensor:
     """Return pixel weights in [1, 6], larger near contours.
 
     The weight is 1 + 5 |mean of the 31x31 labels around a pixel - its label|.
@@ -41,8 +39,8 @@ def contour_weights(labels: torch.Tensor) -> torch.Tensor:
 
 
 def structure_loss(
-    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, bce_weight: float = 1.0, iou_weight: float = 1.0
-) -> torch.Tensor:
+    logits: Tensor, labels: Tensor, weights: Tensor, bce_weight: float = 1.0, iou_weight: float = 1.0
+) -> Tensor:
     """Return cross-entropy plus soft IoU loss, both weighted by pixel.
 
     The release of RUN passes `reduce="none"`, which PyTorch takes for true. So its cross-entropy is a plain mean; here
@@ -65,7 +63,7 @@ def structure_loss(
     return (bce_weight * bce + iou_weight * (1 - iou)).mean()
 
 
-def mask_edges(labels: torch.Tensor) -> torch.Tensor:
+def mask_edges(labels: Tensor) -> Tensor:
     """Return the contour of masks (B, 1, H, W), two pixels wide.
 
     It is the range of values in the 3x3 pixels around each pixel, in [0, 1]. Soft labels have soft edges.
@@ -74,7 +72,7 @@ def mask_edges(labels: torch.Tensor) -> torch.Tensor:
     return F.max_pool2d(labels, 3, stride=1, padding=1) + F.max_pool2d(-labels, 3, stride=1, padding=1)
 
 
-def edge_dice_loss(logits: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+def edge_dice_loss(logits: Tensor, edges: Tensor) -> Tensor:
     """Return one minus the Dice coefficient of edges, averaged over images.
 
     Shapes as in `dice_loss`. The denominator has squares, and the fraction is smoothed by 1.
@@ -84,7 +82,7 @@ def edge_dice_loss(logits: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
     return (1 - (2 * both + 1) / (probs.square().sum(1) + edges.square().sum(1) + 1)).mean()
 
 
-def ambiguity_loss(logits: torch.Tensor) -> torch.Tensor:
+def ambiguity_loss(logits: Tensor) -> Tensor:
     """Return the mean of 1 - (2p - 1)^2 (UAL of ZoomNet)."""
     return (1 - (2 * logits.float().sigmoid() - 1).square()).mean()
 

@@ -9,7 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoBackbone, AutoModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -59,7 +59,7 @@ class MscanGate(nn.Module):
         )
         self.mix = nn.Conv2d(channels, channels, kernel_size=1)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         near = self.local(hidden_states)
         attention = near
@@ -77,7 +77,7 @@ class MscanAttention(nn.Module):
         self.gate = MscanGate(channels)
         self.proj_out = nn.Conv2d(channels, channels, kernel_size=1)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         return hidden_states + self.proj_out(self.gate(F.gelu(self.proj_in(hidden_states))))
 
@@ -108,14 +108,14 @@ class MscanBlock(GradientCheckpointingLayer):
         self.feed_forward = MscanFeedForward(channels, mlp_ratio * channels)
         self.feed_forward_scale = nn.Parameter(torch.empty(channels))
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         branch = self.attention(self.attention_norm(hidden_states))
         hidden_states = hidden_states + self.drop_path(self.attention_scale[:, None, None] * branch)
         branch = self.feed_forward(self.feed_forward_norm(hidden_states))
         return hidden_states + self.drop_path(self.feed_forward_scale[:, None, None] * branch)
 
-    def drop_path(self, branch: torch.Tensor) -> torch.Tensor:
+    def drop_path(self, branch: Tensor) -> Tensor:
         """Drop the branch (B, C, H, W) of random images in training."""
         if not self.training or self.drop_path_rate == 0:
             return branch
@@ -131,7 +131,7 @@ class MscanStage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = ChannelLayerNorm(channels)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to half or, first, quarter size."""
         hidden_states = self.embedding(hidden_states)
         for block in self.blocks:
@@ -190,9 +190,7 @@ class MscanBackbone(BackboneMixin, MscanPreTrainedModel):
 
     @can_return_tuple
     @filter_output_hidden_states
-    def forward(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
-    ) -> BackboneOutput:
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs) -> BackboneOutput:
         """Encode a batch of images.
 
         Args:

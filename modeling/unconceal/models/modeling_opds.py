@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
@@ -47,10 +47,10 @@ class OpdsSegmentationOutput(ModelOutput):
             features behind each mask, (B, decoder_hidden_sizes[i], h, w), coarse to fine.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    level_logits: tuple[torch.Tensor, ...] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    level_logits: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class OpdsConvNormAct(nn.Sequential):
@@ -79,7 +79,7 @@ class OpdsMatrixFactorization(nn.Module):
         self.train_steps, self.eval_steps = config.train_steps, config.eval_steps
         self.register_buffer("bases", torch.empty(channels, config.num_bases))
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Map non-negative (B, C, H, W) to their reconstruction, in float32."""
         with without_autocast(hidden_states.device.type):  # half precision cannot hold EPSILON or sums over positions
             height, width = hidden_states.shape[-2:]
@@ -115,7 +115,7 @@ class OpdsHamburger(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
         self.norm = nn.GroupNorm(channels // 8, channels)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         context = self.factorisation(F.relu(self.proj_in(hidden_states)))
         return F.relu(hidden_states + self.norm(self.proj_out(context)))
@@ -131,7 +131,7 @@ class OpdsDecoderLevel(GradientCheckpointingLayer):
         self.align = OpdsConvNormAct(channels, channels)
         self.mask_head = nn.Conv2d(channels, 1, kernel_size=1)
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, C_in, h, w) to features and mask logits."""
         hidden_states = self.align(self.hamburger(self.squeeze(hidden_states)))
         return hidden_states, self.mask_head(hidden_states)
@@ -173,8 +173,8 @@ class OpdsForImageSegmentation(OpdsPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_levels: bool = False,
     ) -> OpdsSegmentationOutput:
@@ -185,9 +185,6 @@ class OpdsForImageSegmentation(OpdsPreTrainedModel):
             labels: (B, H, W) or (B, 1, H, W) in [0, 1], 1 for object. Soft values are allowed.
             output_hidden_states: Whether to return `hidden_states`. None means: as configured.
             output_levels: Whether to return `level_logits`.
-
-        Returns:
-            `OpdsSegmentationOutput`.
 
         Raises:
             ValueError: If images, labels or the strides of the encoder do not fit.
@@ -221,9 +218,7 @@ class OpdsForImageSegmentation(OpdsPreTrainedModel):
             self.keep_hidden_states(output_hidden_states, all_hidden_states),
         )
 
-    def compute_loss(
-        self, labels: torch.Tensor, logits: torch.Tensor, level_logits: list[torch.Tensor], cropping: list[int]
-    ) -> torch.Tensor:
+    def compute_loss(self, labels: Tensor, logits: Tensor, level_logits: list[Tensor], cropping: list[int]) -> Tensor:
         """Return the weighted sum of the losses of all levels."""
         config, weights = self.config, self.config.level_weights
         total = 0

@@ -28,7 +28,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
@@ -65,16 +65,16 @@ class RunSegmentationOutput(ModelOutput):
             features behind M_0 to M_K, K + 1 tensors (B, hidden_size, h, w).
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    mask_logits: tuple[torch.Tensor, ...] | None = None
-    edge_logits: tuple[torch.Tensor, ...] | None = None
-    backgrounds: tuple[torch.Tensor, ...] | None = None
-    reconstructions: tuple[torch.Tensor, ...] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    mask_logits: tuple[Tensor, ...] | None = None
+    edge_logits: tuple[Tensor, ...] | None = None
+    backgrounds: tuple[Tensor, ...] | None = None
+    reconstructions: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
-def uncertainty_filter(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def uncertainty_filter(probs: Tensor) -> tuple[Tensor, Tensor]:
     """Return (w, M~) of a mask M, any shape, in [0, 1].
 
     w is 0 for undecided pixels and otherwise 1. M~ has values near 0 or 1 moved closer to them.
@@ -86,16 +86,16 @@ def uncertainty_filter(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def mask_minimizer(
-    image: torch.Tensor,
-    background: torch.Tensor,
-    previous: torch.Tensor,
-    proximity: torch.Tensor | float,
-    certain: torch.Tensor | float = 0.0,
-    hardened: torch.Tensor | float = 0.0,
-    step_before: torch.Tensor | float = 0.0,
-    gradient: torch.Tensor | float = 0.0,
-    sparsity: torch.Tensor | float = 0.0,
-) -> torch.Tensor:
+    image: Tensor,
+    background: Tensor,
+    previous: Tensor,
+    proximity: Tensor | float,
+    certain: Tensor | float = 0.0,
+    hardened: Tensor | float = 0.0,
+    step_before: Tensor | float = 0.0,
+    gradient: Tensor | float = 0.0,
+    sparsity: Tensor | float = 0.0,
+) -> Tensor:
     """Return M^_k, the mask of minimal surrogate loss, (B, 1, h, w).
 
     This follows section 3 of the paper. With T(M) = w_k (M - M~_k), T_{k-1} = w_{k-1} (M_{k-1} - M~_{k-1}) and the sum
@@ -123,9 +123,7 @@ def mask_minimizer(
     return numerator / denominator
 
 
-def background_minimizer(
-    image: torch.Tensor, mask: torch.Tensor, previous: torch.Tensor, proximity: torch.Tensor | float
-) -> torch.Tensor:
+def background_minimizer(image: Tensor, mask: Tensor, previous: Tensor, proximity: Tensor | float) -> Tensor:
     """Return B^_k, the background of minimal surrogate loss, (B, 3, h, w).
 
     It minimizes 1/2 ||C - C M_k - B||^2 + lambda/2 ||B - B_{k-1}||^2.
@@ -139,7 +137,7 @@ def background_minimizer(
     return (proximity * previous + image - mask * image) / (1 + proximity)
 
 
-def background_share(background: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def background_share(background: Tensor, image: Tensor, mask: Tensor) -> Tensor:
     """Return B / C in [0, 1], (B, 3, h, w).
 
     It is 1 - M for black pixels, and if B = (1 - M) C.
@@ -177,7 +175,7 @@ class RunNeck(nn.Module):
         self.laterals = nn.ModuleList(RunConvNormAct(channels, hidden_size, kernel_size=1) for channels in in_channels)
         self.fusions = nn.ModuleList(RunConvNormAct(hidden_size, hidden_size, kernel_size=3) for _ in in_channels)
 
-    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    def forward(self, feature_maps: tuple[Tensor, ...]) -> list[Tensor]:
         """Map the encoder's features to (B, hidden_size, h, w), finest first."""
         pyramid = []
         for i in reversed(range(len(feature_maps))):
@@ -199,7 +197,7 @@ class RunCoarseHead(nn.Module):
         self.merge = RunConvNormAct((len(self.branches) + 1) * hidden_size, hidden_size, kernel_size=1)
         self.mask_head = nn.Conv2d(hidden_size, 1, kernel_size=3, padding=1)
 
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return features, (B, C, h, w), and mask logits."""
         pooled = self.pooled(features.mean(dim=(2, 3), keepdim=True)).expand_as(features)
         hidden_states = self.merge(torch.cat([*(branch(features) for branch in self.branches), pooled], dim=1))
@@ -230,7 +228,7 @@ class RunScan2d(nn.Module):
         self.norm = nn.LayerNorm(self.inner_size)
         self.out_proj = nn.Conv2d(self.inner_size, config.hidden_size, kernel_size=1, bias=False)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         height, width = hidden_states.shape[-2:]
         tokens, gate = self.in_proj(hidden_states).chunk(2, dim=1)
@@ -245,7 +243,7 @@ class RunScan2d(nn.Module):
         mixed = self.norm(mixed.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self.out_proj(mixed * F.silu(gate))
 
-    def scan(self, tokens: torch.Tensor) -> torch.Tensor:
+    def scan(self, tokens: Tensor) -> Tensor:
         """Return the sum of four scans of (B, D, H, W)."""
         batch_size, channels, height, width = tokens.shape
         # 1. Four sequences: rows, columns, and both reversed.
@@ -289,7 +287,7 @@ class RunChannelAttention(nn.Module):
         self.squeeze = nn.Conv2d(channels, narrow, kernel_size=1)
         self.excite = nn.Conv2d(narrow, channels, kernel_size=1)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the weighted (B, C, H, W)."""
         pooled = hidden_states.mean(dim=(2, 3), keepdim=True)
         return hidden_states * self.excite(F.gelu(self.squeeze(pooled))).sigmoid()
@@ -311,7 +309,7 @@ class RunStateSpaceBlock(nn.Module):
         self.conv = RunChannelAttentionBlock(config.hidden_size)
         self.conv_scale = nn.Parameter(torch.empty(config.hidden_size, 1, 1))
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         hidden_states = self.scan_scale * hidden_states + self.scan(self.scan_norm(hidden_states))
         return self.conv_scale * hidden_states + self.conv(self.conv_norm(hidden_states))
@@ -332,18 +330,16 @@ class RunMaskStep(nn.Module):
         self.sparsity_gradient = nn.Sequential(*layers[:-1])
 
     @property
-    def proximity(self) -> torch.Tensor:
+    def proximity(self) -> Tensor:
         """Return mu, a positive scalar."""
         return F.softplus(self.raw_proximity.float())
 
     @property
-    def sparsity(self) -> torch.Tensor:
+    def sparsity(self) -> Tensor:
         """Return alpha L_S, a positive scalar."""
         return F.softplus(self.raw_sparsity.float())
 
-    def forward(
-        self, image: torch.Tensor, background: torch.Tensor, previous: torch.Tensor, before_previous: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, image: Tensor, background: Tensor, previous: Tensor, before_previous: Tensor) -> Tensor:
         """Return M^_k from C, B_{k-1}, M_{k-1} and M_{k-2}, in float32."""
         certain, hardened = uncertainty_filter(previous)
         certain_before, hardened_before = uncertainty_filter(before_previous)
@@ -369,7 +365,7 @@ class RunReconstructionNetwork(nn.Module):
         self.up = nn.ModuleList(RunConvNormAct(a + b, b, kernel_size=3) for a, b in ((coarse, middle), (middle, fine)))
         self.head = nn.Conv2d(fine, 2 * channels, kernel_size=3, padding=1)
 
-    def forward(self, mask: torch.Tensor, background: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, mask: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
         """Return foreground and background correction, each (B, 3, h, w)."""
         dtype = self.head.weight.dtype
         levels = [self.stem(torch.cat([mask, background], dim=1).to(dtype))]
@@ -397,13 +393,11 @@ class RunBackgroundStep(nn.Module):
         self.network = RunReconstructionNetwork(config)
 
     @property
-    def proximity(self) -> torch.Tensor:
+    def proximity(self) -> Tensor:
         """Return lambda, a positive scalar."""
         return F.softplus(self.raw_proximity.float())
 
-    def forward(
-        self, image: torch.Tensor, mask: torch.Tensor, previous: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, image: Tensor, mask: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
         """Return B_k and C^_k from C, M_k and B_{k-1}, in float32."""
         estimate = background_minimizer(image, mask, previous, self.proximity)  # B^_k
         foreground, correction = self.network(mask, estimate)
@@ -428,8 +422,8 @@ class RunStage(GradientCheckpointingLayer):
         self.edge_head = nn.Conv2d(size, 1, kernel_size=3, padding=1)
 
     def forward(
-        self, neck_features: torch.Tensor, hidden_states: torch.Tensor, mask: torch.Tensor, share: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, neck_features: Tensor, hidden_states: Tensor, mask: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return features and the logits of M_k and E_k.
 
         Args:
@@ -446,7 +440,7 @@ class RunStage(GradientCheckpointingLayer):
         return hidden_states, mask_logits, self.edge_head(hidden_states)
 
 
-def split_windows(tokens: torch.Tensor, size: int) -> torch.Tensor:
+def split_windows(tokens: Tensor, size: int) -> Tensor:
     """Split (B, C, H, W) into (B * windows, C, size, size)."""
     batch_size, channels, height, width = tokens.shape
     rows, columns = height // size, width // size
@@ -454,7 +448,7 @@ def split_windows(tokens: torch.Tensor, size: int) -> torch.Tensor:
     return tokens.permute(0, 2, 4, 1, 3, 5).reshape(batch_size * rows * columns, channels, size, size)
 
 
-def join_windows(windows: torch.Tensor, shape: torch.Size, size: int) -> torch.Tensor:
+def join_windows(windows: Tensor, shape: torch.Size, size: int) -> Tensor:
     """Join windows into tokens of `shape`, the inverse of `split_windows`."""
     batch_size, channels, height, width = shape
     windows = windows.view(batch_size, height // size, width // size, channels, size, size)
@@ -521,8 +515,8 @@ class RunForImageSegmentation(RunPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_stages: bool = False,
     ) -> RunSegmentationOutput:
@@ -533,9 +527,6 @@ class RunForImageSegmentation(RunPreTrainedModel):
             labels: (B, H, W) or (B, 1, H, W) in [0, 1], 1 for object. Soft values are allowed.
             output_hidden_states: Whether to return `hidden_states`. None means: as configured.
             output_stages: Whether to return the maps of every stage.
-
-        Returns:
-            `RunSegmentationOutput`.
 
         Raises:
             ValueError: If images, labels or the strides of the encoder do not fit.
@@ -597,7 +588,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
             self.keep_hidden_states(output_hidden_states, all_hidden_states),
         )
 
-    def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def denormalize(self, pixel_values: Tensor) -> Tensor:
         """Return the image (B, 3, H, W) in [0, 1], in float32."""
         mean, std = (
             torch.tensor(values, device=pixel_values.device)[:, None, None]
@@ -607,13 +598,13 @@ class RunForImageSegmentation(RunPreTrainedModel):
 
     def compute_loss(
         self,
-        labels: torch.Tensor,
-        image: torch.Tensor,
-        logits: torch.Tensor,
-        mask_logits: list[torch.Tensor],
-        edge_logits: list[torch.Tensor],
-        reconstructions: list[torch.Tensor],
-    ) -> torch.Tensor:
+        labels: Tensor,
+        image: Tensor,
+        logits: Tensor,
+        mask_logits: list[Tensor],
+        edge_logits: list[Tensor],
+        reconstructions: list[Tensor],
+    ) -> Tensor:
         """Return the total loss, from maps as in the output and C.
 
         DEVIATION: Edges are compared at the resolution of their stage; a cell is an edge if one of its pixels is. In

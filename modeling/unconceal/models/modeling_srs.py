@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -49,9 +49,9 @@ class SrsReconstructionOutput(ModelOutput):
         hidden_states: As in `SrsSegmentationOutput`.
     """
 
-    loss: torch.Tensor | None = None
-    reconstruction: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
+    loss: Tensor | None = None
+    reconstruction: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -66,9 +66,9 @@ class SrsSegmentationOutput(ModelOutput):
             decoder, strides 4 to 1, and those behind the output, (B, C_0, H, W).
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class SrsConvNormAct(nn.Sequential):
@@ -90,7 +90,7 @@ class SrsChannelAttention(nn.Module):
         self.squeeze = nn.Conv2d(channels, channels // reduction_ratio, kernel_size=1, bias=False)
         self.excite = nn.Conv2d(channels // reduction_ratio, channels, kernel_size=1, bias=False)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the weights, (B, C, 1, 1), for (B, C, H, W)."""
         mean = hidden_states.mean(dim=(2, 3), keepdim=True)
         peak = hidden_states.amax(dim=(2, 3), keepdim=True)
@@ -104,7 +104,7 @@ class SrsSpatialAttention(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the weights, (B, 1, H, W), for (B, C, H, W)."""
         mean = hidden_states.mean(dim=1, keepdim=True)
         peak = hidden_states.amax(dim=1, keepdim=True)
@@ -128,7 +128,7 @@ class SrsBlock(GradientCheckpointingLayer):
                 nn.Conv2d(in_channels, out_channels, kernel_size=1), nn.BatchNorm2d(out_channels)
             )
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H, W)."""
         residual = self.norm1(self.conv1(hidden_states)).relu_()
         residual = self.norm2(self.conv2(residual))
@@ -157,7 +157,7 @@ class SrsEncoder(nn.Module):
             SrsNode(widths[i], widths[i + 1], depths[i], config.attention_reduction_ratio) for i in range(NUM_LEVELS)
         )
 
-    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Return four features, (B, C_i, H / 2^i, W / 2^i)."""
         features = [self.levels[0](self.stem(pixel_values))]
         for level in self.levels[1:]:
@@ -172,7 +172,7 @@ class SrsSubpixelUp(nn.Module):
         super().__init__()
         self.conv = SrsConvNormAct(in_channels // 4, out_channels, kernel_size=3)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, 2H, 2W)."""
         return self.conv(F.pixel_shuffle(hidden_states, 2))
 
@@ -187,7 +187,7 @@ class SrsPeakAttention(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(1, 1, kernel_size=3, padding=1, bias=False)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the weighted (B, C, H, W)."""
         # The sigmoid of the peak equals the peak of the sigmoid, as in the paper, and is cheaper.
         peak = hidden_states.amax(dim=(2, 3)).sigmoid()  # (B, C)
@@ -204,7 +204,7 @@ class SrsFusion(nn.Module):
         self.attention = SrsPeakAttention()
         self.merge = SrsConvNormAct(2 * channels, channels, kernel_size=1)
 
-    def forward(self, fine: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """Fuse two tensors (B, C, H, W) into one."""
         return self.merge(torch.cat([self.attention(coarse), self.refine(fine)], dim=1))
 
@@ -223,7 +223,7 @@ class SrsLocalContrast(nn.Module):
             for kernel_size, padding, dilation in ((1, 0, 1), (3, 1, 1), (3, 2, 2))
         )
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Return (B, C, H, W) with stronger contrast."""
         contrast = 0
         for conv in self.convs:
@@ -265,7 +265,7 @@ class SrsDecoder(nn.Module):
         )
         self.merge = SrsNode(len(fused) * hidden_sizes[0], hidden_sizes[0], depth=1, reduction_ratio=ratio)
 
-    def forward(self, features: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, ...]:
         """Return three fused levels, coarse to fine, and all merged."""
         # 1. The grid, column by column, from fine to coarse.
         columns = [features]
@@ -313,20 +313,20 @@ class SrsDynamicConv(nn.Module):
         self.static_conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
         self.scaled_conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
 
-    def guidance_scale(self, guidance: torch.Tensor) -> torch.Tensor:
+    def guidance_scale(self, guidance: Tensor) -> Tensor:
         """Return the dynamic parameters v, (B, G), of (B, G, h, w)."""
         # Channel attention changes only the spatial map, not the guidance.
         spatial_weights = self.spatial_attention(self.channel_attention(guidance) * guidance)
         # The 1x1 convolution commutes with the mean and is cheaper after it.
         return self.project((spatial_weights * guidance).mean(dim=(2, 3), keepdim=True)).flatten(1)
 
-    def forward(self, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, guidance: Tensor) -> Tensor:
         """Convolve (B, C, h, w), guided by (B, G, h', w')."""
         scale = self.guidance_scale(guidance).repeat_interleave(self.channels_per_scalar, dim=1)  # (B, C)
         return self.static_conv(hidden_states) + scale[:, :, None, None] * self.scaled_conv(hidden_states)
 
 
-def srs_dynamic_conv_ref(conv: SrsDynamicConv, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+def srs_dynamic_conv_ref(conv: SrsDynamicConv, hidden_states: Tensor, guidance: Tensor) -> Tensor:
     """Slow reference of `SrsDynamicConv.forward`, with kernels for every image."""
     outputs = []
     for image, scalars in zip(hidden_states, conv.guidance_scale(guidance), strict=True):
@@ -336,7 +336,7 @@ def srs_dynamic_conv_ref(conv: SrsDynamicConv, hidden_states: torch.Tensor, guid
     return torch.cat(outputs)
 
 
-def upsample_aligned(hidden_states: torch.Tensor, factor: int) -> torch.Tensor:
+def upsample_aligned(hidden_states: Tensor, factor: int) -> Tensor:
     """Enlarge (B, C, H, W) bilinearly by a factor, with aligned corners."""
     return F.interpolate(hidden_states, scale_factor=factor, mode="bilinear", align_corners=True)
 
@@ -370,7 +370,7 @@ class SrsForReconstruction(SrsPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, output_hidden_states: bool | None = None
+        self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool | None = None
     ) -> SrsReconstructionOutput:
         """Reconstruct a batch of images.
 
@@ -432,7 +432,7 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, output_hidden_states: bool | None = None
+        self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool | None = None
     ) -> SrsSegmentationOutput:
         """Segment a batch of images.
 
@@ -440,9 +440,6 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
             pixel_values: (B, 3, H, W), normalized RGB, at least 32x32.
             labels: (B, H, W) or (B, 1, H, W) in [0, 1], 1 for object. Soft values are allowed.
             output_hidden_states: Whether to return `hidden_states`. None means: as configured.
-
-        Returns:
-            `SrsSegmentationOutput`.
 
         Raises:
             ValueError: If images or labels do not fit.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -49,7 +49,7 @@ class UnconcealPreTrainedModel(PreTrainedModel):
         """Return the number of unfolding stages, 0 without unfolding."""
         return 0
 
-    def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
+    def denormalize(self, pixel_values: Tensor) -> Tensor | None:
         """Return the image in [0, 1], or None if not needed."""
         return None
 
@@ -96,14 +96,14 @@ class UnconcealPreTrainedModel(PreTrainedModel):
                 layer._gradient_checkpointing_func = partial(_checkpoint, layer, layer._gradient_checkpointing_func)
 
     def keep_hidden_states(
-        self, output_hidden_states: bool | None, hidden_states: Iterable[torch.Tensor]
-    ) -> tuple[torch.Tensor, ...] | None:
+        self, output_hidden_states: bool | None, hidden_states: Iterable[Tensor]
+    ) -> tuple[Tensor, ...] | None:
         """Return `hidden_states` if requested; with None the configuration decides."""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return tuple(hidden_states) if output_hidden_states else None
 
-    def check_pixel_values(self, pixel_values: torch.Tensor):
+    def check_pixel_values(self, pixel_values: Tensor):
         """Raise `ValueError` unless `pixel_values` is (B, C, H, W), large enough."""
         channels, smallest = self.config.num_channels, self.min_image_size
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
@@ -118,7 +118,7 @@ class UnconcealPreTrainedModel(PreTrainedModel):
             )
 
     @staticmethod
-    def match_labels(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def match_labels(labels: Tensor, logits: Tensor) -> Tensor:
         """Return `labels` as floats in the shape of `logits`.
 
         Raises:
@@ -160,12 +160,12 @@ def _checkpoint(layer: nn.Module, checkpoint: Callable, forward: Callable, *args
 class ChannelLayerNorm(nn.LayerNorm):
     """Layer norm over the channels of (B, C, H, W)."""
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         return super().forward(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def upsample(hidden_states: torch.Tensor, factor: int) -> torch.Tensor:
+def upsample(hidden_states: Tensor, factor: int) -> Tensor:
     """Enlarge (B, C, H, W) by a whole factor, bilinearly."""
     if factor == 1:
         return hidden_states
@@ -179,7 +179,7 @@ def padding_to(multiple: int, height: int, width: int) -> tuple[int, int, int, i
     return 0, right, 0, bottom
 
 
-def pad_edges(pixel_values: torch.Tensor, multiple: int) -> tuple[torch.Tensor, list[int]]:
+def pad_edges(pixel_values: Tensor, multiple: int) -> tuple[Tensor, list[int]]:
     """Repeat the last row and column up to multiples.
 
     Returns the padded (B, C, H, W), and the negative padding with which `F.pad` crops it again. A slice would tie an

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .modeling_unconceal import without_autocast
@@ -162,8 +163,8 @@ def _carry(decay, end, plan, reverse=False):
 class _Steps(NamedTuple):
     """Hold a (time, rows, groups, states, width) tensor and its steps."""
 
-    whole: torch.Tensor
-    each: tuple[torch.Tensor, ...]
+    whole: Tensor
+    each: tuple[Tensor, ...]
 
 
 def _workspace(count, state, plan):
@@ -358,14 +359,8 @@ def _choose_backend(x):
 
 
 def selective_scan(
-    x: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None = None,
-    backend: str | None = None,
-) -> torch.Tensor:
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, backend: str | None = None
+) -> Tensor:
     """Scan every channel by the recurrence of Mamba.
 
         h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t,    y_t = C_t h_t + D x_t,    from h = 0.
@@ -407,14 +402,7 @@ def selective_scan(
     return y.to(dtype)
 
 
-def selective_scan_ref(
-    x: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor | None = None,
-) -> torch.Tensor:
+def selective_scan_ref(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None) -> Tensor:
     """Slow reference of `selective_scan`: the definition, step by step."""
     dtype = x.dtype
     with without_autocast(x.device.type):

@@ -45,22 +45,10 @@ def _places(channels, groups, num_states, length, BLOCK_CHANNELS: tl.constexpr, 
 
 @triton.jit
 def _forward_kernel(
-    x_ptr,
-    delta_ptr,
-    A_ptr,
-    B_ptr,
-    C_ptr,
-    y_ptr,
-    starts_ptr,
-    channels,
-    groups,
-    num_states,
-    length,
-    num_segments,
-    SEGMENT: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_STATES: tl.constexpr,
-):
+    x_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, y_ptr, starts_ptr,
+    channels, groups, num_states, length, num_segments,
+    SEGMENT: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_STATES: tl.constexpr,
+):  # fmt: skip
     batch = tl.program_id(0).to(tl.int64)
     channel_mask, state_mask, tile_mask, row, projection, tile = _places(
         channels, groups, num_states, length, BLOCK_CHANNELS, BLOCK_STATES
@@ -81,28 +69,11 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    grad_y_ptr,
-    x_ptr,
-    delta_ptr,
-    A_ptr,
-    B_ptr,
-    C_ptr,
-    starts_ptr,
-    scratch_ptr,
-    grad_x_ptr,
-    grad_delta_ptr,
-    grad_A_ptr,
-    grad_B_ptr,
-    grad_C_ptr,
-    channels,
-    groups,
-    num_states,
-    length,
-    num_segments,
-    SEGMENT: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_STATES: tl.constexpr,
-):
+    grad_y_ptr, x_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, starts_ptr, scratch_ptr,
+    grad_x_ptr, grad_delta_ptr, grad_A_ptr, grad_B_ptr, grad_C_ptr,
+    channels, groups, num_states, length, num_segments,
+    SEGMENT: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_STATES: tl.constexpr,
+):  # fmt: skip
     batch = tl.program_id(0).to(tl.int64)
     channel_mask, state_mask, tile_mask, row, projection, tile = _places(
         channels, groups, num_states, length, BLOCK_CHANNELS, BLOCK_STATES
