@@ -67,11 +67,8 @@ def split_counts(card: DatasetCard) -> dict[str, int]:
     """Return split -> number of pairs from the card's header."""
     info = card.data.to_dict().get("dataset_info")
     splits = info.get("splits") if isinstance(info, dict) else None
-    return {
-        split["name"]: split["num_examples"]
-        for split in (splits if isinstance(splits, list) else ())
-        if isinstance(split, dict) and {"name", "num_examples"} <= set(split)
-    }
+    splits = [split for split in splits if isinstance(split, dict)] if isinstance(splits, list) else []
+    return {each["name"]: each["num_examples"] for each in splits if {"name", "num_examples"} <= each.keys()}
 
 
 @cache
@@ -90,9 +87,8 @@ def is_on_hub(name: str | None, repo_type: str) -> bool:
 
 def without_folders(text: str) -> str:
     """Shorten local paths in a text to their names. URLs stay."""
-    return re.sub(
-        r"""(^|[\s='"(])(?:file://)?(?:~|\.\.?)?/(?:[^\s'"()]*/)?([^\s'"()/]+)/?""", r"\1.../\2", text, flags=re.M
-    )
+    path = r"""(^|[\s='"(])(?:file://)?(?:~|\.\.?)?/(?:[^\s'"()]*/)?([^\s'"()/]+)/?"""
+    return re.sub(path, r"\1.../\2", text, flags=re.MULTILINE)
 
 
 def section(card: DatasetCard, title: str) -> str | None:
@@ -110,12 +106,7 @@ def make_model_card(
 ) -> tuple[str, list[EvalResultEntry]]:
     """Fill the template `card_model.md` for a segmentation network.
 
-    Args:
-        segmenter: The network and its processor.
-        repo_id: Repository that the card is for.
-        training: Record of its training; without one the card says so.
-        results: Its measured results.
-        license: License of the weights, an identifier of the Hub's list. None: the card says that none was stated.
+    `license` is that of the weights, an identifier of the Hub's list. Without one the card says so, as for `training`.
 
     Returns:
         The text of `README.md`, and rows for the Hub's newer form of results, which only data sets of the Hub have.
@@ -125,13 +116,10 @@ def make_model_card(
     paper = yaml.safe_load(folder.joinpath("networks.yaml").read_text(encoding="utf-8"))[network]
     # In its own tables the model has one name.
     name = repo_id.rpartition("/")[2]
+    named = [", ".join((name, *result.settings)) if len(results) > 1 else name for result in results]
     results = [
-        replace(
-            result,
-            name=", ".join([name, *(result.settings if len(results) > 1 else ())]),
-            sources=tuple(map(without_folders, result.sources)),
-        )
-        for result in results
+        replace(result, name=shown, sources=tuple(map(without_folders, result.sources)))
+        for result, shown in zip(results, named, strict=True)
     ]
     recipe = training.recipe if training else None
     phases = list(recipe.phases.values()) if recipe else []
@@ -179,14 +167,9 @@ def _bibtex(key: str, paper: dict[str, Any]) -> str:
 
 def _data_facts(training: Training) -> dict[str, Any]:
     data, card = training.recipe.data, training.data_card
-    facts = {
-        "train_split": data.train_split,
-        "eval_split": data.eval_split,
-        "split_seed": data.split_seed,
-        "name": Path(data.path).name,
-        "on_hub": data.path if is_on_hub(data.path, "dataset") else None,
-        "has_card": card is not None,
-    }
+    facts = {name: getattr(data, name) for name in ("train_split", "eval_split", "split_seed")}
+    facts |= {"name": Path(data.path).name, "has_card": card is not None}
+    facts["on_hub"] = data.path if is_on_hub(data.path, "dataset") else None
     if card is not None:
         sections = {title: section(card, title) for title in ("Source", "Terms")}
         facts |= {

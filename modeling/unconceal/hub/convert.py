@@ -2,6 +2,10 @@
 
 Every tensor of a published file is used, or dropped by a name listed here; anything else is an error. Names and shapes
 are facts about the files. Their meaning was found from the papers and the published topology.
+
+Each conversion takes the names and tensors of one file. It returns the network, and the published modules that were
+dropped because the network does not use them. It raises a `UserError` if a tensor is missing, has another shape or is
+unknown.
 """
 
 import re
@@ -77,37 +81,26 @@ def load_published(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: If there is no such file, or if it does not hold named tensors.
     """
-    path = Path(path)
+    path, advice = Path(path), "name the .pth file that the authors published"
     if not path.is_file():
-        raise UserError(f"no file {path}; name the .pth file that the authors published")
+        raise UserError(f"no file {path}; {advice}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     # On foreign files torch's readers raise nearly any class.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise UserError(
-            f"cannot read {path} as tensors of PyTorch ({reason}); name the .pth file that the authors published"
-        ) from error
+        raise UserError(f"cannot read {path} as tensors of PyTorch ({reason}); {advice}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not state or not all(map(torch.is_tensor, state.values())):
-        raise UserError(
-            f"{path} holds no state dict (names and tensors); name the .pth file that the authors published"
-        )
+        raise UserError(f"{path} holds no state dict (names and tensors); {advice}")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def convert_srs_reconstruction(
     published: Mapping[str, torch.Tensor], config: SrsConfig
 ) -> tuple[SrsForReconstruction, list[str]]:
-    """Convert the authors' R to the network of phase 1.
-
-    Returns:
-        The network, and the published modules that were dropped because R never uses them.
-
-    Raises:
-        UserError: If a tensor is missing, has another shape, or is unknown.
-    """
+    """Convert the authors' R to the network of phase 1."""
     names = dict(_srs_grid("reconstruction_", config.reconstruction_depths))
     for level in range(NUM_LEVELS - 1):
         for i in range(3):
@@ -123,33 +116,17 @@ def convert_srs_segmentation(
 ) -> tuple[SrsForImageSegmentation, list[str]]:
     """Convert the authors' S to the network of phase 2.
 
-    Args:
-        published: Names and tensors of S.
-        reconstruction: Result of `convert_srs_reconstruction`; its encoder and config are used.
-
-    Returns:
-        The network, and the published modules that were dropped because S never uses them.
-
-    Raises:
-        UserError: If a tensor is missing, has another shape, or is unknown.
+    The encoder and config of `reconstruction` are used.
     """
     model = SrsForImageSegmentation(reconstruction.config)
-    encoder = {
-        name: tensor
-        for name, tensor in reconstruction.state_dict().items()
-        if name.startswith("reconstruction_encoder.")
-    }
+    encoder = reconstruction.reconstruction_encoder.state_dict(prefix="reconstruction_encoder.")
     shapes = {name: shape for name, shape in _shapes(model).items() if name not in encoder}
     # Each kernel entry has a weight and a bias; `SrsDynamicConv` says why these make two kernels.
     scaled, static = "dynamic_conv.scaled_conv.weight", "dynamic_conv.static_conv.weight"
     num_entries = shapes[static].numel()
     flat_shapes = {**shapes, scaled: (num_entries, 1, 1, 1), static: (num_entries,)}
-    names = {
-        **dict(_srs_grid("", reconstruction.config.depths)),
-        **_SRS_DYNAMIC_CONV,
-        scaled: "PKernel_D2.Conv.2.weight",
-        static: "PKernel_D2.Conv.2.bias",
-    }
+    names = dict(_srs_grid("", reconstruction.config.depths)) | _SRS_DYNAMIC_CONV
+    names |= {scaled: "PKernel_D2.Conv.2.weight", static: "PKernel_D2.Conv.2.bias"}
     unused = f"{_SRS_UNUSED}|{_SRS_CONTRASTS}"
     state, dropped = _take("SRS segmentation network", published, names, flat_shapes, unused)
     for name in (scaled, static):
@@ -159,16 +136,9 @@ def convert_srs_segmentation(
 
 
 def convert_mscan(published: Mapping[str, torch.Tensor]) -> tuple[MscanBackbone, list[str]]:
-    """Convert an MSCAN of any size.
+    """Convert an MSCAN of any size, which then returns all its levels.
 
-    Args:
-        published: Names and tensors of the ImageNet classifier or of a whole SegNeXt.
-
-    Returns:
-        The encoder, which returns all its levels, and the modules that were dropped because they are not part of it.
-
-    Raises:
-        UserError: If a tensor is missing, has another shape, or is unknown.
+    The file is that of the ImageNet classifier or of a whole SegNeXt.
     """
     encoder = {name.removeprefix("backbone."): tensor for name, tensor in published.items()}  # SegNeXt's prefix
     config = _mscan_config(encoder)

@@ -93,8 +93,7 @@ def check_target(
         raise UserError(f"got --opset for {format}, which has none; leave it out, or choose --format onnx")
     if format == "onnx":
         needed = ["onnx", "onnxscript"] + ["onnxruntime"] * check
-        missing = [name for name in needed if find_spec(name) is None]
-        if missing:
+        if missing := [name for name in needed if find_spec(name) is None]:
             raise UserError(f"--format onnx needs {', '.join(missing)}; pip install 'unconceal[onnx]'")
         if opset is not None and not LEAST_OPSET <= opset <= LAST_OPSET:
             raise UserError(f"got --opset {opset}, expected {LEAST_OPSET} to {LAST_OPSET}; choose one")
@@ -104,9 +103,8 @@ def check_target(
         raise UserError(f"got {folder} as the output, which is not a folder; choose another")
     held = {path.name for path in folder.iterdir()} if is_folder(folder) else set()
     if held and not overwrite:
-        raise UserError(
-            f"{folder} exists and is not an empty folder; choose another, or add --overwrite to replace an export"
-        )
+        advice = "choose another, or add --overwrite to replace an export"
+        raise UserError(f"{folder} exists and is not an empty folder; {advice}")
     if held - FILES:
         raise UserError(f"{folder} holds {min(held - FILES)!r}, which no export wrote; choose another")
     make_folder(folder.parent)
@@ -129,7 +127,7 @@ def export_model(
         folder: Folder to make.
         opset: Version of ONNX's operator set; None is `OPSET`.
         size: (height, width) to which users of the file should resize images; None is the processor's own.
-        overwrite: Whether to replace an earlier export in `folder`.
+        overwrite: Whether to replace an earlier export.
         check: Whether to compare the export with the network.
 
     Raises:
@@ -143,9 +141,8 @@ def export_model(
         processor.size = {"height": size[0], "width": size[1]}
     size = (processor.size["height"], processor.size["width"])
     if min(size) < smallest:
-        raise UserError(
-            f"got the size {size_text(size[::-1])}, expected at least {smallest}x{smallest}; choose a larger one"
-        )
+        got = size_text(size[::-1])
+        raise UserError(f"got the size {got}, expected at least {smallest}x{smallest}; choose a larger one")
     # Frozen, because torch's loops cannot become ONNX otherwise.
     model = copy.deepcopy(segmenter.model).cpu().float().eval().requires_grad_(False)
     network = LogitsAlone(model).eval()
@@ -320,8 +317,8 @@ def _seconds(run: Callable, images: torch.Tensor) -> float:
 def _write_configs(model: nn.Module, processor, folder: Path):
     # Not by `save_pretrained`, which would add code that an export does not need.
     for part, name in ((model.config, "config.json"), (processor, "preprocessor_config.json")):
-        fields = json.loads(part.to_json_string())
-        fields = {field: value for field, value in fields.items() if field not in ("auto_map", "custom_pipelines")}
+        unused = ("auto_map", "custom_pipelines")
+        fields = {field: value for field, value in json.loads(part.to_json_string()).items() if field not in unused}
         if part is model.config:
             fields["dtype"] = "float32"
         (folder / name).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")

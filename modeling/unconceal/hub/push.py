@@ -27,29 +27,17 @@ CUT_OFF = (HTTPError, ConnectionError, TimeoutError)
 
 @dataclass(frozen=True)
 class Upload:
-    """Hold files and where they go.
+    """Hold files and where they go."""
 
-    Attributes:
-        repo_id: "owner/name".
-        repo_type: "model", "dataset" or "space".
-        files: Path in the repository -> local file.
-        replaces: Patterns of names that an earlier upload may have left. Matches that are not in `files` are removed.
-        sdk: SDK of a Space.
-    """
-
-    repo_id: str
-    repo_type: str
-    files: Mapping[str, Path]
-    replaces: tuple[str, ...] = ()
-    sdk: str | None = None
+    repo_id: str  # owner/name
+    repo_type: str  # "model", "dataset" or "space"
+    files: Mapping[str, Path]  # path in the repository -> local file
+    replaces: tuple[str, ...] = ()  # patterns of earlier files; matches that are not in `files` are removed
+    sdk: str | None = None  # of a Space
 
 
 def check_names(repo_id: str, revision: str | None = None, tag: str | None = None):
-    """Refuse names that the Hub or git would not accept.
-
-    Raises:
-        UserError: If the repository is not "owner/name", or if git refuses the branch or the tag.
-    """
+    """Raise `UserError` for names that the Hub or git would not accept."""
     try:
         if not is_hub_id(repo_id):
             raise HFValidationError("it has no owner, or forbidden characters")
@@ -123,10 +111,8 @@ def push(
             api.create_branch(**repo, branch=revision)
         if changed or stale:
             # Not `upload_folder`: with hf_xet, which is its default, it splits a long upload into several commits.
-            operations = [
-                *(CommitOperationAdd(name, upload.files[name]) for name in changed),
-                *(CommitOperationDelete(name) for name in stale),
-            ]
+            operations = [CommitOperationAdd(name, upload.files[name]) for name in changed]
+            operations += [CommitOperationDelete(name) for name in stale]
             commit = api.create_commit(**repo, operations=operations, commit_message=message, revision=revision).oid
             missing, _ = _compare(api, repo, upload, commit)  # such as files that a .gitignore there excludes
             if missing:
@@ -142,10 +128,8 @@ def push(
     kind = "" if upload.repo_type == "model" else f"{upload.repo_type}s/"
     unchanged = "; nothing has changed since" if commit == head else ""
     removed = f"\nremoved files of an earlier push: {', '.join(stale)}" if stale else ""
-    return (
-        f"{api.endpoint}/{kind}{upload.repo_id} ({'private' if is_private else 'public'}), commit {commit}"
-        f"{unchanged}{removed}"
-    )
+    seen_by = "private" if is_private else "public"
+    return f"{api.endpoint}/{kind}{upload.repo_id} ({seen_by}), commit {commit}{unchanged}{removed}"
 
 
 def _check_card(upload: Upload):

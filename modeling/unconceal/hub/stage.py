@@ -52,14 +52,9 @@ def stage_model(
 
     The network is loaded and saved again. So the weights are complete safetensors, and the code is this version's.
 
-    Args:
-        source: Checkpoint folder.
-        repo_id: Repository, which the card names.
-        folder: Empty folder for the files.
-        recipe: Recipe of its training; by default the one of the run that holds the checkpoint.
-        results: Files or folders that `unconceal evaluate --out` wrote for this model.
-        license: License of the weights, an identifier of the Hub's list.
-        card: Card to send instead of the generated one.
+    `source` is a checkpoint, `folder` an empty folder. The default `recipe` is that of the run with the checkpoint.
+    `results` are files or folders that `unconceal evaluate --out` wrote for this model. `license` is an identifier of
+    the Hub's list. `card` replaces the generated one.
 
     Raises:
         UserError: If a file cannot be read, or if recipe or results belong to another model.
@@ -85,8 +80,7 @@ def stage_model(
     segmenter.model.save_pretrained(folder)
     segmenter.processor.save_pretrained(folder)
     text, rows = make_model_card(segmenter, repo_id, training, read, license)
-    if card is not None:
-        text = _read_text(card)
+    text = text if card is None else _read_text(card)
     _check_header(text, card or "the generated card")
     (folder / CARD).write_text(text, encoding="utf-8")
     if rows:
@@ -99,7 +93,7 @@ def stage_model(
 def _read_training(source: Path, given: str | Path | None, network: str) -> Training | None:
     # A run is RUN/recipe.yaml and RUN/TASK/{best,last}.
     source = source.absolute()
-    path = Path(given) if given else source.parent.parent / RECIPE_FILE
+    path = Path(given or source.parent.parent / RECIPE_FILE)
     if not given and not path.is_file():
         return None
     recipe = load_recipe(path)
@@ -116,12 +110,8 @@ def stage_dataset(
 ) -> Upload:
     """List the files of a data set, its license on the card.
 
-    Args:
-        source: Folder that `unconceal prepare` made.
-        repo_id: Repository.
-        folder: Empty folder for the card.
-        license: License of the data, if its card states none.
-        may_redistribute: Whether the caller states that the makers allow copies.
+    `source` is a folder that `unconceal prepare` made, `folder` an empty one for the card. `license` is for a card
+    without one. With `may_redistribute` the caller states that the makers allow copies.
 
     Raises:
         UserError: If it is not such a data set, is damaged, or has no open license and the caller states nothing.
@@ -200,10 +190,8 @@ def _list_files(folder: Path) -> dict[str, Path]:
     files = {}
     for path in sorted(folder.rglob("*")):  # does not follow links to folders
         name = path.relative_to(folder).as_posix()
-        is_hidden = name.startswith(".") or "/." in name
-        if not path.is_file() or LEFT_OUT & set(path.parts):
-            continue
-        if is_hidden and name not in (".gitattributes", EVAL_RESULTS):
+        is_hidden = "/." in f"/{name}" and name not in (".gitattributes", EVAL_RESULTS)
+        if is_hidden or not path.is_file() or LEFT_OUT & set(path.parts):
             continue
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{path} is a link that leaves {folder}; put the file itself there, or remove it")
