@@ -50,10 +50,8 @@ def record(name: str) -> str:
     facts += [f"`{about['recipe']}`" if about["recipe"] else None, about["hardware"]]
     facts += [f"{about['minutes']} minutes" if about["minutes"] else None]
     origin = f"Measured {about['date']}, commit {about['commit']} ([record](results/{name}.json))."
-    text = "; ".join(filter(None, facts))
-    return "\n\n".join(
-        [f"**{about['title']}**", markdown_table(header, rows), f"{text}. {origin}", " ".join(about["notes"])]
-    )
+    title, text, notes = f"**{about['title']}**", "; ".join(filter(None, facts)), " ".join(about["notes"])
+    return "\n\n".join([title, markdown_table(header, rows), f"{text}. {origin}", notes])
 
 
 def papers(network: str) -> str:

@@ -104,15 +104,11 @@ def check_image(probs: np.ndarray, target: np.ndarray):
         raise ValueError(f"got a prediction of size {got}, but a ground truth of {expected}; resize the prediction")
     if target.dtype != bool:
         raise TypeError(f"got a ground truth of type {target.dtype}, expected bool; apply its threshold first")
-    if probs.dtype == np.uint8:
-        return
-    if probs.dtype.kind != "f":
+    if probs.dtype.kind != "f" and probs.dtype != np.uint8:
         raise TypeError(f"got a prediction of type {probs.dtype}, expected floating in [0, 1] or uint8; convert it")
-    if not (probs.min() >= 0 and probs.max() <= 1):  # NaN fails both comparisons
-        raise ValueError(
-            f"got a prediction with values from {probs.min()} to {probs.max()}, expected [0, 1]; "
-            "apply sigmoid, or scale it"
-        )
+    if probs.dtype != np.uint8 and not (probs.min() >= 0 and probs.max() <= 1):  # NaN fails both comparisons
+        got = f"a prediction with values from {probs.min()} to {probs.max()}"
+        raise ValueError(f"got {got}, expected [0, 1]; apply sigmoid, or scale it")
 
 
 def to_unit(probs: np.ndarray) -> np.ndarray:

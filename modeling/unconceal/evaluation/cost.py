@@ -144,9 +144,7 @@ def run_measurement(case: Measurement) -> dict[str, Any]:
 def measure(case: Measurement) -> dict[str, float]:
     """Measure in this process; see `run_measurement`."""
     torch.manual_seed(0)
-    steps = {"inference": _network, "training": _network, "dynamic_conv": _dynamic_conv, "scan": _scan}[case.task](
-        case
-    )
+    steps = {"dynamic_conv": _dynamic_conv, "scan": _scan}.get(case.task, _network)(case)
     seconds = {name: _median_seconds(step, case) for name, step in steps.items()}
     return {**seconds, "peak_gib": _peak_bytes(case.device) / 2**30}
 

@@ -74,10 +74,8 @@ def read_prediction(image: Image.Image) -> np.ndarray:
         ValueError: If the image is not 8-bit gray, bool or float.
     """
     if image.mode not in ("1", "L", "F"):
-        raise ValueError(
-            f"got a prediction of mode {image.mode}, expected an array of float in [0, 1], bool or uint8, "
-            "or an image in 8-bit gray (L)"
-        )
+        expected = "an array of float in [0, 1], bool or uint8, or an image in 8-bit gray (L)"
+        raise ValueError(f"got a prediction of mode {image.mode}, expected {expected}")
     return np.asarray(image.convert("L") if image.mode == "1" else image)
 
 
@@ -92,8 +90,7 @@ def read_reference(image: Image.Image) -> np.ndarray:
     values = np.asarray(image)
     soft = image.mode == "F" and not np.isin(values, (0, 1)).all()
     if values.ndim != 2 or image.mode == "P" or soft or values.min() < 0 or values.max() > 255:
-        raise ValueError(
-            f"got a reference of mode {image.mode} with values from {values.min()} to {values.max()}, "
-            "expected an array of bool, of 0 and 1 or of uint8, or an image in 8-bit gray (L)"
-        )
+        got = f"mode {image.mode} with values from {values.min()} to {values.max()}"
+        expected = "an array of bool, of 0 and 1 or of uint8, or an image in 8-bit gray (L)"
+        raise ValueError(f"got a reference of {got}, expected {expected}")
     return values > (127 if values.max() > 1 else 0)

@@ -89,8 +89,8 @@ class PredictionFolder:
             for index, id in enumerate(ids):
                 truths[id.rpartition("/")[2]].append(index)
         matched = by_name(list_images(Path(predictions)), truths)
-        image_files = list_images(Path(images)).items() if images else ()
-        image_files = {name.casefold(): files[0] for name, files in image_files}
+        image_files = list_images(Path(images)) if images else {}
+        image_files = {name.casefold(): files[0] for name, files in image_files.items()}
         ambiguous = [name for name, files in matched.items() if max(map(len, files)) > 1]
         if ambiguous:
             files = f"several files in {predictions} or {where}"
@@ -188,13 +188,9 @@ def read_prediction(
 ) -> tuple[np.ndarray, bool, bool]:
     """Read a prediction by the rules above.
 
-    Args:
-        path: Mask file.
-        shape: (height, width) to resize to.
-        max_pixels: Limit on width times height.
-
     Returns:
-        (H, W), uint8, or float32 in [0, 1] if it was resized or has more bits; whether it was converted, and resized.
+        (H, W), uint8, or float32 in [0, 1] if it was resized to `shape` or has more bits; whether it was converted,
+        and resized.
 
     Raises:
         UserError: If the file cannot be read, or its values are not those of a prediction.
@@ -211,10 +207,8 @@ def read_prediction(
     except Exception as error:  # Pillow raises nearly any class on damaged files
         raise UserError(f"{path} cannot be read as a mask: {one_line(error)}") from error
     if values.dtype != np.uint8 and not (values.min() >= 0 and values.max() <= 1):
-        raise UserError(
-            f"{path} holds values from {values.min():g} to {values.max():g} (white is 1), expected [0, 1]; "
-            "save probabilities, or 8-bit or 16-bit gray"
-        )
+        got = f"values from {values.min():g} to {values.max():g} (white is 1)"
+        raise UserError(f"{path} holds {got}, expected [0, 1]; save probabilities, or 8-bit or 16-bit gray")
     resized = shape is not None and values.shape != shape
     if resized:
         probs = np.asarray(values, np.float32) / (255 if values.dtype == np.uint8 else 1)

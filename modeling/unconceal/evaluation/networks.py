@@ -103,9 +103,8 @@ def _collate(
     examples, images = [], []
     for index in indices:
         row, image, mask = read_pair(dataset, index)
-        size = {"height": image.height, "width": image.width}
-        target = is_object(np.asarray(mask))
-        examples.append({"id": row["id"], "source": row["source"], **size, "target": target})
+        facts = {"id": row["id"], "source": row["source"], "height": image.height, "width": image.width}
+        examples.append({**facts, "target": is_object(np.asarray(mask))})
         images.append(image)
     pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
     if not keep_images:  # slow to send from a loader's process
@@ -130,15 +129,12 @@ def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _checked(example: dict[str, Any], probs: torch.Tensor) -> Job:
     # Not checked in the loader: its processes turn a one-line error into a traceback.
     target = example.pop("target")
-    if target.shape != probs.shape:
-        raise UserError(
-            f"{example['id']}: got a mask of {size_text(target.shape[::-1])} for an image of "
-            f"{size_text(probs.shape[::-1])}; build the data set again: unconceal prepare reports such pairs"
-        )
+    id, sizes = example["id"], [size_text(mask.shape[::-1]) for mask in (target, probs)]
+    if sizes[0] != sizes[1]:
+        advice = "build the data set again: unconceal prepare reports such pairs"
+        raise UserError(f"{id}: got a mask of {sizes[0]} for an image of {sizes[1]}; {advice}")
     if not torch.isfinite(probs).all():
-        raise UserError(
-            f"{example['id']}: the output of the model is not finite; check its weights, or use full precision"
-        )
+        raise UserError(f"{id}: the output of the model is not finite; check its weights, or use full precision")
     return example, probs.cpu().numpy(), target
 
 

@@ -217,10 +217,9 @@ def find_benchmark(result: Result) -> str | None:
     scored = [name for name, each in benchmarks.items() if not each.mean_of]
     if result.benchmark not in scored:
         parts = benchmarks[result.benchmark].mean_of if result.benchmark in benchmarks else scored
-        raise UserError(
-            f"{result.path} is for the benchmark {result.benchmark!r}, expected one of {', '.join(parts)}; "
-            "evaluate again with one of these as --benchmark, or without --benchmark"
-        )
+        problem = f"is for the benchmark {result.benchmark!r}, expected one of {', '.join(parts)}"
+        advice = "evaluate again with one of these as --benchmark, or without --benchmark"
+        raise UserError(f"{result.path} {problem}; {advice}")
     return result.benchmark
 
 
@@ -261,10 +260,8 @@ def _check_one_row(runs: Sequence[Result], title: str):
             problem = "but were scored with different options"
         else:
             continue
-        raise UserError(
-            f"{one.path} and {other.path} are both results of {one.name!r} on {title}, {problem}; "
-            "give them different --name"
-        )
+        both = f"{one.path} and {other.path} are both results of {one.name!r} on {title}"
+        raise UserError(f"{both}, {problem}; give them different --name")
 
 
 def _means(parts: Sequence[Mapping[str, Sequence[Result]]]) -> dict[str, list[Result]]:
@@ -292,11 +289,9 @@ def _common_figures(runs: Sequence[Result]) -> dict[str, list[float]]:
 
 
 def _title(test: _Test) -> str:
-    benchmark = load_papers()[0].get(test.benchmark)
-    if benchmark:
+    what = " of ".join(filter(None, (test.split, ", ".join(test.sources))))
+    if benchmark := load_papers()[0].get(test.benchmark):
         what = f"{benchmark.title}, {benchmark.num_images} images"
-    else:
-        what = " of ".join(filter(None, (test.split, ", ".join(test.sources))))
     return f"{what}, protocol {test.protocol}"
 
 
@@ -315,10 +310,8 @@ def _make_table(test: _Test, methods: Mapping[str, Sequence[Result]], published:
     rows += [_measured_row(runs, columns, benchmark) for runs in methods.values()]
     notes = list(dict.fromkeys(note for row in papers for note in row.notes))
     if benchmark and not comparable:
-        notes.append(
-            f"Scored by the protocol {test.protocol}. The published figures follow the protocol {benchmark.protocol}, "
-            "so none is shown."
-        )
+        theirs = f"The published figures follow the protocol {benchmark.protocol}, so none is shown."
+        notes.append(f"Scored by the protocol {test.protocol}. {theirs}")
     if len(measured) > len(methods):
         notes.append("± is the sample standard deviation over the random splits.")
     if papers:

@@ -51,10 +51,8 @@ def map_unordered(function: Callable[[Any], Any], jobs: Iterable[Any], num_worke
                 yield from (future.result() for future in done)
         yield from (future.result() for future in as_completed(pending))
     except BrokenProcessPool as error:
-        raise UserError(
-            f"one of the {num_workers} metric workers was killed, probably because memory ran out; "
-            "run with fewer --metric-workers"
-        ) from error
+        what = f"one of the {num_workers} metric workers was killed, probably because memory ran out"
+        raise UserError(f"{what}; run with fewer --metric-workers") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
