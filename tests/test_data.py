@@ -55,6 +55,23 @@ def run(capsys):
 
 
 @pytest.fixture
+def prepare(run):
+    """Run `unconceal prepare` without an error; return its output."""
+
+    def call(*arguments):
+        code, text, errors = run(*arguments)
+        assert code == 0, errors
+        return text
+
+    return call
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
 def load(tmp_path):
     return lambda folder: load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
 
@@ -129,10 +146,8 @@ def assert_one_error(result, out, *words):
 # Layouts
 
 
-def test_sirst_lists_and_files_are_kept(sirst, tmp_path, run, load):
-    out = tmp_path / "out"
-    code, text, _ = run("sirst", "--source", sirst, "--out", out)
-    assert code == 0
+def test_sirst_lists_and_files_are_kept(sirst, prepare, load, out):
+    text = prepare("sirst", "--source", sirst, "--out", out)
     assert "left out: 0 unusable, 2 in no list" in text
     assert "train 4, val 2" in text
     assert sorted(path.name for path in (out / "data").iterdir()) == [
@@ -151,9 +166,8 @@ def test_sirst_lists_and_files_are_kept(sirst, tmp_path, run, load):
         assert row["image"]["bytes"] == (sirst / "images" / f"{row['id']}.png").read_bytes()
 
 
-def test_card_names_command_counts_and_left_out_pairs(sirst, tmp_path, run):
+def test_card_names_command_counts_and_left_out_pairs(sirst, run, out):
     write_mask(sirst / "masks" / "Misc_5_pixels0.png", size=(30, 36))
-    out = tmp_path / "out"
     run("sirst", "--source", sirst, "--out", out, "--skip-unusable")
     card = DatasetCard.load(out / "README.md")
     assert card.data.license == "other"
@@ -163,8 +177,7 @@ def test_card_names_command_counts_and_left_out_pairs(sirst, tmp_path, run):
     assert "2 name(s) are in no list" in card.text
 
 
-def test_busi_joins_masks_and_keeps_the_share_of_classes(busi, tmp_path, load):
-    out = tmp_path / "out"
+def test_busi_joins_masks_and_keeps_the_share_of_classes(busi, load, out):
     report = build("busi", busi, out)
     assert sizes(report) == {"train": 16, "val": 4}
     assert report.num_empty_masks == 5
@@ -251,22 +264,19 @@ def test_cod_without_official_splits(tmp_path, run, load):
     assert load(tmp_path / "two")["CAMO"]["source"][:] == ["cod/COD10K", "cod/CAMO", "cod"]
 
 
-def test_cod_images_without_a_mask_are_named(tmp_path, run, caplog):
+def test_cod_images_without_a_mask_are_named(tmp_path, run, prepare, caplog, out):
     root = write_pairs(tmp_path / "raw" / "TrainDataset", COD_TRAIN, ".jpg", ".png", "Imgs", "GT")
-    out = tmp_path / "out"
     bare = "COD10K-NonCAM-1-Aquatic-1-BatFish-1"
     write_image(root / "Imgs" / f"{bare}.jpg")
     arguments = ["cod", "--source", root.parent, "--out", out]
     assert_one_error(run(*arguments), out, "1 of 4 pairs", "--skip-unusable")
     assert f"unusable: train/{bare}: no mask GT/{bare}.*" in caplog.text
-    code, text, _ = run(*arguments, "--skip-unusable")
-    assert code == 0
+    text = prepare(*arguments, "--skip-unusable")
     assert "left out: 1 unusable" in text
     assert "train 3" in text
 
 
-def test_cod_without_its_folders_is_an_error(tmp_path, run):
-    out = tmp_path / "out"
+def test_cod_without_its_folders_is_an_error(tmp_path, run, out):
     (tmp_path / "raw" / "TestDataset" / "CPD1K").mkdir(parents=True)
     assert_one_error(run("cod", "--source", tmp_path / "raw", "--out", out), out, "no pairs", "TrainDataset", "NC4K")
     (tmp_path / "raw" / "TestDataset" / "NC4K").mkdir()
@@ -280,7 +290,7 @@ DIS5K_NAME = "1#Accessories#1#Bag#2339506821_83cf9f1d22_o"
 
 
 @pytest.mark.parametrize("inner", ["", "DIS5K"])
-def test_dis5k_splits(inner, tmp_path, run, load):
+def test_dis5k_splits(inner, tmp_path, prepare, load):
     root = tmp_path / "raw"
     for place, name in enumerate(DIS5K):
         write_pairs(root / inner / name, [DIS5K_NAME], ".jpg", ".png", "im", "gt", seed=place)
@@ -288,8 +298,7 @@ def test_dis5k_splits(inner, tmp_path, run, load):
     soft = np.zeros((36, 40), np.uint8)
     soft[:, 10:], soft[:, 9] = 255, 128
     Image.fromarray(soft).save(root / inner / "DIS-VD" / "gt" / f"{DIS5K_NAME}.png")
-    code, text, _ = run("dis5k", "--source", root, "--out", tmp_path / "out")
-    assert code == 0
+    text = prepare("dis5k", "--source", root, "--out", tmp_path / "out")
     assert "masks: 1 changed by the rule" in text
     loaded = load(tmp_path / "out")
     splits = ["train", "val", "DIS_TE1", "DIS_TE2", "DIS_TE3", "DIS_TE4"]
@@ -300,8 +309,7 @@ def test_dis5k_splits(inner, tmp_path, run, load):
     np.testing.assert_array_equal(np.asarray(loaded["val"][0]["mask"]) > 0, soft > 127)
 
 
-def test_dis5k_with_some_folders_only(tmp_path, run):
-    out = tmp_path / "out"
+def test_dis5k_with_some_folders_only(tmp_path, run, out):
     (tmp_path / "raw").mkdir()
     assert_one_error(run("dis5k", "--source", tmp_path / "raw", "--out", out), out, "no pairs", "DIS-TR", "DIS-TE4")
     for name in ("DIS-TE3", "DIS-VD"):
@@ -312,8 +320,8 @@ def test_dis5k_with_some_folders_only(tmp_path, run):
     assert "non-commercial" in card
 
 
-def test_people_masks_are_resized(tmp_path, run, load, caplog):
-    root, out = tmp_path / "raw", tmp_path / "out"
+def test_people_masks_are_resized(tmp_path, run, prepare, load, caplog, out):
+    root = tmp_path / "raw"
     mask_sizes = {"same": (40, 36), "half": (20, 18), "rounded": (13, 12), "larger": (81, 73), "other": (40, 20)}
     for place, (name, size) in enumerate(mask_sizes.items()):
         write_image(root / "Training_Images" / f"{name}.jpg", seed=place)
@@ -325,8 +333,7 @@ def test_people_masks_are_resized(tmp_path, run, load, caplog):
     assert_one_error(run(*arguments), out, "1 of 5 pairs", "--skip-unusable")
     reason = "unusable: other: mask other.png is 40x20 but image other.jpg is 40x36, of another aspect"
     assert reason in caplog.text
-    code, text, _ = run(*arguments, "--skip-unusable")
-    assert code == 0
+    text = prepare(*arguments, "--skip-unusable")
     assert "masks: 0 changed by the rule, 3 resized to their image" in text
     assert "3 mask(s) had another size" in (out / "README.md").read_text()
     for row in (row for split in load(out).values() for row in split):
@@ -336,8 +343,8 @@ def test_people_masks_are_resized(tmp_path, run, load, caplog):
         assert (edge == round(width // 2 * 40 / width)).all()
 
 
-def test_masks_of_other_sources_are_not_resized(tmp_path, run, caplog):
-    root, out = write_pairs(tmp_path / "raw"), tmp_path / "out"
+def test_masks_of_other_sources_are_not_resized(tmp_path, run, caplog, out):
+    root = write_pairs(tmp_path / "raw")
     write_mask(root / "masks" / "a.png", size=(20, 18))
     assert_one_error(run("folder", "--source", root, "--out", out), out, "1 of 4 pairs")
     assert "unusable: a: mask a.png is 20x18 but image a.png is 40x36" in caplog.text
@@ -444,8 +451,8 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_images_over_the_limit_are_refused(tmp_path, run, caplog):
-    root, out = write_pairs(tmp_path / "raw"), tmp_path / "out"
+def test_images_over_the_limit_are_refused(tmp_path, run, prepare, caplog, out):
+    root = write_pairs(tmp_path / "raw")
     limit = 1000 * 1000
     large = {"images/a": (1001, 1000), "images/c": (5000, 1000), "masks/d": (1001, 1000)}
     for name, size in (large | {"images/b": (1000, 1000), "masks/b": (1000, 1000)}).items():
@@ -455,18 +462,15 @@ def test_images_over_the_limit_are_refused(tmp_path, run, caplog):
     for name, size in (("a", "1001x1000"), ("c", "5000x1000"), ("d", "1001x1000")):
         reason = f"got {size}, expected at most {limit} pixels"
         assert f"unusable: {name}: {name}.png cannot be read: {reason}" in caplog.text
-    code, text, _ = run(*arguments, limit, "--skip-unusable")
-    assert code == 0
+    text = prepare(*arguments, limit, "--skip-unusable")
     assert "train 1" in text
     assert_one_error(run(*arguments, 0), tmp_path / "none", "--max-pixels", "got '0'")
 
 
-def test_folder_with_two_folders(tmp_path, run, load):
+def test_folder_with_two_folders(tmp_path, prepare, load, out):
     root = write_pairs(tmp_path / "raw", mask_suffix="_mask.png", image_suffix=".jpg")
-    out = tmp_path / "out"
     where = ["--images", root / "images", "--masks", root / "masks", "--mask-suffix", "_mask"]
-    code, _, _ = run("folder", *where, "--out", out, "--fractions", "train=0.5", "val=0.25", "test=0.25")
-    assert code == 0
+    prepare("folder", *where, "--out", out, "--fractions", "train=0.5", "val=0.25", "test=0.25")
     assert {split: len(rows) for split, rows in load(out).items()} == {"train": 2, "val": 1, "test": 1}
 
 
@@ -488,11 +492,9 @@ def test_folder_with_a_list(tmp_path):
         assert stored_ids(tmp_path / str(place)) == expected
 
 
-def test_synthetic_data_set_holds_the_generated_scenes(tmp_path, run, load):
-    out = tmp_path / "out"
+def test_synthetic_data_set_holds_the_generated_scenes(prepare, load, out):
     counts = ["--train", 3, "--val", 2]
-    code, _, _ = run("synthetic", "--kind", "infrared", "--size", 32, *counts, "--seed", 5, "--out", out)
-    assert code == 0
+    prepare("synthetic", "--kind", "infrared", "--size", 32, *counts, "--seed", 5, "--out", out)
     loaded = load(out)
     assert loaded["val"]["id"][:] == ["val-000000", "val-000001"]
     expected, expected_mask = generate("infrared", 32, 5, 1)
@@ -503,10 +505,9 @@ def test_synthetic_data_set_holds_the_generated_scenes(tmp_path, run, load):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_source_has_a_finder_and_its_own_help(name, run):
+def test_every_source_has_a_finder_and_its_own_help(name, prepare):
     assert set(FINDERS) == set(SOURCES)
-    code, text, _ = run(name, "--help")
-    assert code == 0
+    text = prepare(name, "--help")
     for words in (SOURCES[name].title, SOURCES[name].layout, f"(default: {MAX_PIXELS})"):
         assert "".join(words.split()) in "".join(text.split())
 
@@ -599,7 +600,7 @@ def test_sizes_are_compared_after_the_exif_orientation(tmp_path):
 # What users do wrong
 
 
-def test_every_unusable_pair_is_named(sirst, tmp_path, run, caplog):
+def test_every_unusable_pair_is_named(sirst, run, caplog, out):
     (sirst / "masks" / "Misc_1_pixels0.png").unlink()
     (sirst / "images" / "Misc_2.png").unlink()
     write_mask(sirst / "masks" / "Misc_3_pixels0.png", size=(20, 20))
@@ -608,7 +609,6 @@ def test_every_unusable_pair_is_named(sirst, tmp_path, run, caplog):
     (sirst / "masks" / "Misc_5_pixels0.png").write_text("not an image")
     with (sirst / "idx_427" / "val.txt").open("a") as file:
         file.write("Misc_404\nMisc_6\n")
-    out = tmp_path / "out"
     assert_one_error(run("sirst", "--source", sirst, "--out", out), out, "7 of 8 pairs", "--skip-unusable")
     reported = [record.getMessage() for record in caplog.records if record.getMessage().startswith("unusable")]
     for name, reason in (
@@ -623,8 +623,7 @@ def test_every_unusable_pair_is_named(sirst, tmp_path, run, caplog):
         assert [line for line in reported if f": {name}: " in line and reason in line], (name, reported)
 
 
-def test_unusable_sources_are_errors(sirst, tmp_path, run):
-    out = tmp_path / "out"
+def test_unusable_sources_are_errors(sirst, tmp_path, run, out):
     (tmp_path / "empty").mkdir()
     assert_one_error(run("sirst", "--source", tmp_path / "nowhere", "--out", out), out, "nowhere")
     assert_one_error(run("sirst", "--source", tmp_path / "empty", "--out", out), out, "empty", "images")
@@ -636,8 +635,8 @@ def test_unusable_sources_are_errors(sirst, tmp_path, run):
     assert_one_error(run("sirst", "--source", sirst, "--out", out), out, "val.txt", "empty")
 
 
-def test_wrong_lists_and_shares_are_errors(tmp_path, run):
-    root, out = write_pairs(tmp_path / "raw"), tmp_path / "out"
+def test_wrong_lists_and_shares_are_errors(tmp_path, run, out):
+    root = write_pairs(tmp_path / "raw")
     (root / "list.txt").write_text("one two three\n")
     assert_one_error(run("folder", "--out", out), out, "--images")
     assert_one_error(run("folder", "--list", root / "list.txt", "--out", out), out, "3 entries")
@@ -667,8 +666,8 @@ def test_folders_of_others_are_not_replaced(tmp_path, run):
     assert (tmp_path / "file").read_text() == (tmp_path / "photos" / "mine.txt").read_text() == "mine"
 
 
-def test_output_is_replaced_only_with_overwrite(tmp_path, run):
-    root, out = write_pairs(tmp_path / "raw"), tmp_path / "out"
+def test_output_is_replaced_only_with_overwrite(tmp_path, run, out):
+    root = write_pairs(tmp_path / "raw")
     run("folder", "--source", root, "--out", out)
     card = (out / "README.md").read_bytes()
     code, _, errors = run("folder", "--source", root, "--out", out)
@@ -685,8 +684,7 @@ def test_output_is_replaced_only_with_overwrite(tmp_path, run):
     assert (out / "README.md").read_bytes() != card
 
 
-def test_wrong_arguments_are_errors(tmp_path, run):
-    out = tmp_path / "out"
+def test_wrong_arguments_are_errors(tmp_path, run, out):
     base = ["synthetic", "--out", out, "--kind"]
     assert_one_error(run(*base, "infrared"), out, "--train")
     assert_one_error(run(*base, "infrared", "--train", "-1"), out, "-1")
@@ -733,10 +731,9 @@ def test_interrupted_run_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_large_splits_are_written_in_shards(tmp_path, monkeypatch, load):
+def test_large_splits_are_written_in_shards(monkeypatch, load, out):
     monkeypatch.setattr(data_write, "GROUP_BYTES", 4_000)
     monkeypatch.setattr(data_write, "SHARD_BYTES", 10_000)
-    out = tmp_path / "out"
     build_synthetic("dichotomous", out, {"train": 9}, size=32)
     shards = sorted((out / "data").iterdir())
     assert len(shards) > 1
