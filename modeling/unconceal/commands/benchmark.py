@@ -22,6 +22,7 @@ DEFAULTS = {
     "opds-single-head": (1024, (1,)),
 }
 PARTS = ("size", "inference", "training", "operators")
+DTYPES = ("float32", "bfloat16", "float16")
 # With and without gradient checkpointing.
 TASKS = (("inference", False), ("training", False), ("training", True))
 
@@ -32,20 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser):
         "Print Markdown tables of size, time and memory. Compare numbers of one run only. Every measurement runs in a "
         "fresh process."
     )
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"some of {', '.join(DEFAULTS)} (srs run opds)")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (all)")
-    parser.add_argument(
-        "--image-size", type=positive_int, metavar="N", help="side in pixels (srs 256, run 384, opds 1024)"
-    )
-    parser.add_argument(
-        "--batch-sizes", type=positive_int, nargs="+", metavar="N", help="images at once (srs 1 8, others 1)"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="type for autocast (float32)"
-    )
-    parser.add_argument("--steps", type=positive_int, default=3, metavar="N", help="timed repetitions (3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
+    add = parser.add_argument
+    add("models", nargs="*", metavar="MODEL", help=f"some of {', '.join(DEFAULTS)} (srs run opds)")
+    add("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (all)")
+    add("--image-size", type=positive_int, metavar="N", help="side in pixels (srs 256, run 384, opds 1024)")
+    add("--batch-sizes", type=positive_int, nargs="+", metavar="N", help="images at once (srs 1 8, others 1)")
+    add("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    add("--dtype", default="float32", choices=DTYPES, help="type for autocast (float32)")
+    add("--steps", type=positive_int, default=3, metavar="N", help="timed repetitions (3)")
+    add("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
 
 
 def run(args: argparse.Namespace):
@@ -113,9 +109,8 @@ def _print_networks(sizes: dict[str, int], args: argparse.Namespace) -> list[dic
     rows, results, first = [], [], {}
     for model, size in sizes.items():
         for (task, recomputes), batch_size in product(tasks, args.batch_sizes or DEFAULTS[model][1]):
-            result = run_measurement(
-                Measurement(task, model, batch_size, size, recomputes, args.device, args.dtype, args.steps)
-            )
+            case = Measurement(task, model, batch_size, size, recomputes, args.device, args.dtype, args.steps)
+            result = run_measurement(case)
             results.append(result)
             name = f"{task}, gradient checkpointing" if recomputes else task
             cells = [model, f"{size}x{size}", name, str(batch_size)]
@@ -142,8 +137,7 @@ def _print_operators(args: argparse.Namespace) -> list[dict]:
             name = f"selective scan, length {result['image_size'] ** 2}"
         else:
             name = f"dynamic convolution, batch {result['batch_size']}"
-        times = result.get("error") or f"{result['seconds_ref'] / result['seconds']:.2f}"
-        rows.append([name, times])
+        rows.append([name, result.get("error") or f"{result['seconds_ref'] / result['seconds']:.2f}"])
     print("\n## Operators: speed relative to their plain reference\n")
     print(markdown_table(["operator", "times as fast"], rows))
     return results

@@ -19,17 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser):
     srs.add_argument("--reconstruction", required=True, metavar="R.pth", help="published reconstruction network")
     srs.add_argument("--segmentation", metavar="S.pth", help="published segmentation network")
     srs.add_argument("--out", required=True, metavar="DIR", help="folder to make")
-    srs.add_argument(
-        "--reconstruction-out",
-        metavar="DIR",
-        help="with --segmentation: folder to make for the whole reconstruction network; --out holds only its encoder",
+    whole = "with --segmentation: folder to make for the whole reconstruction network; --out holds only its encoder"
+    srs.add_argument("--reconstruction-out", metavar="DIR", help=whole)
+    quirks = (
+        "repeat what the authors' code does but their paper does not say: batch statistics in the "
+        "reconstruction network at test time, and a second division of the input by 255"
     )
-    srs.add_argument(
-        "--release-quirks",
-        action="store_true",
-        help="repeat what the authors' code does but their paper does not say: batch statistics in the "
-        "reconstruction network at test time, and a second division of the input by 255",
-    )
+    srs.add_argument("--release-quirks", action="store_true", help=quirks)
     srs.add_argument("--bgr", action="store_true", help="blue channel first, as the authors read the BUS files")
     mscan = networks.add_parser(
         "mscan",
@@ -62,9 +58,8 @@ def _convert_srs(args: argparse.Namespace):
     from ..models.configuration_srs import SrsConfig
 
     if args.reconstruction_out and not args.segmentation:
-        raise UserError(
-            "got --reconstruction-out without --segmentation; for the reconstruction network alone use --out"
-        )
+        advice = "for the reconstruction network alone use --out"
+        raise UserError(f"got --reconstruction-out without --segmentation; {advice}")
     config = SrsConfig(reconstruction_batch_statistics=args.release_quirks)
     processor = srs_processor(args.release_quirks, args.bgr)
     published = load_published(args.reconstruction)

@@ -107,11 +107,9 @@ def add_arguments(parser: argparse.ArgumentParser):
         ("table", "print results next to the papers' figures, in a Markdown table for each test set"),
         ("curves", "draw the curves of results into one image: precision over recall, F over the threshold"),
     ):
-        parts[name] = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        parts[name].add_argument(
-            "results", nargs="+", metavar="RESULT", help="folder of a report, or its results.json"
-        )
-        parts[name].add_argument("--overwrite", action="store_true", help="replace --out")
+        part = parts[name] = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        part.add_argument("results", nargs="+", metavar="RESULT", help="folder of a report, or its results.json")
+        part.add_argument("--overwrite", action="store_true", help="replace --out")
     parts["table"].add_argument("--no-papers", action="store_true", help="leave out the papers' figures")
     parts["table"].add_argument("--out", type=Path, metavar="FILE", help="write to this file instead of printing")
     parts["table"].set_defaults(run=run_table)
@@ -311,9 +309,8 @@ def evaluate_files(args, dataset, protocol, workers, options):
 
     truth = args.truth if dataset is None else dataset
     max_pixels = args.max_pixels or MAX_PIXELS
-    folder = PredictionFolder(
-        args.predictions, truth, args.truth_suffix, args.images, args.only_matched, max_pixels, args.limit
-    )
+    files = (args.predictions, truth, args.truth_suffix, args.images)
+    folder = PredictionFolder(*files, args.only_matched, max_pixels, args.limit)
     rows = folder.evaluate(protocol, workers, **options)
     changes = {f"num_{name}": sum(row[name] for row in rows) for name in ("converted", "resized", "mask_changed")}
     unmatched = {"without_truth": folder.without_truth, "without_prediction": folder.without_prediction}

@@ -13,26 +13,18 @@ def add_arguments(parser: argparse.ArgumentParser):
         "Input: pixel_values (batch, channels, height, width). Output: logits (batch, 1, height, width); their "
         "sigmoid is the mask. Batch, height and width are free."
     )
-    parser.add_argument("model", metavar="MODEL", help="folder of the model, or its Hub id")
-    parser.add_argument("--format", required=True, metavar="|".join(FORMATS), help="format of the file")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
-    parser.add_argument(
-        "--opset",
-        type=int,
-        metavar="N",
-        help=f"operator set of ONNX, {LEAST_OPSET} to {LAST_OPSET} (default: {OPSET}, which most runtimes read)",
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
-        help="height and width to which users of the file should resize images (default: the processor's)",
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the code kept with the checkpoint")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in --out")
-    parser.add_argument("--no-check", action="store_true", help="do not compare the export with the network")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder of the model, or its Hub id")
+    add("--format", required=True, metavar="|".join(FORMATS), help="format of the file")
+    add("--out", required=True, metavar="DIR", help="folder to make")
+    opset = f"operator set of ONNX, {LEAST_OPSET} to {LAST_OPSET} (default: {OPSET}, which most runtimes read)"
+    add("--opset", type=int, metavar="N", help=opset)
+    size = "height and width to which users of the file should resize images (default: the processor's)"
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help=size)
+    add("--revision", help="branch, tag or commit of the model on the Hub")
+    add("--trust-remote-code", action="store_true", help="run the code kept with the checkpoint")
+    add("--overwrite", action="store_true", help="replace an earlier export in --out")
+    add("--no-check", action="store_true", help="do not compare the export with the network")
 
 
 def run(args: argparse.Namespace):

@@ -19,40 +19,32 @@ def add_arguments(parser: argparse.ArgumentParser):
     model = kinds.add_parser("model", help="a checkpoint: weights, code, image processor, pipeline and card")
     model.add_argument("path", metavar="PATH", help="folder of the checkpoint, such as runs/NAME/segmentation/best")
     model.add_argument("--recipe", metavar="FILE", help="recipe of its training (default: the one of its run)")
-    model.add_argument(
-        "--results", nargs="+", default=[], metavar="DIR", help="what `unconceal evaluate --out` wrote for this model"
-    )
+    results = "what `unconceal evaluate --out` wrote for this model"
+    model.add_argument("--results", nargs="+", default=[], metavar="DIR", help=results)
     model.add_argument("--license", metavar="ID", help="license of the weights, as the Hub names it (default: none)")
     model.add_argument("--card", metavar="FILE", help="send this card instead of the generated one")
 
     dataset = kinds.add_parser("dataset", help="a data set that `unconceal prepare` made")
     dataset.add_argument("path", metavar="PATH", help="its folder")
-    dataset.add_argument(
-        "--license", metavar="ID", help="license of the data, as the Hub names it (default: the one on its card)"
-    )
-    dataset.add_argument(
-        "--may-redistribute",
-        action="store_true",
-        help="state that its makers allow you to publish a copy, if the card names no open license",
-    )
+    license = "license of the data, as the Hub names it (default: the one on its card)"
+    dataset.add_argument("--license", metavar="ID", help=license)
+    allowed = "state that its makers allow you to publish a copy, if the card names no open license"
+    dataset.add_argument("--may-redistribute", action="store_true", help=allowed)
 
     space = kinds.add_parser("space", help="the folder of a Space")
     space.add_argument("path", metavar="PATH", help="such as space")
 
     for kind in (model, dataset, space):
         kind.add_argument("repo_id", metavar="OWNER/NAME", help="the repository")
-        visibility = kind.add_mutually_exclusive_group()
-        visibility.add_argument("--public", action="store_true", default=None, help="let everybody see it")
-        visibility.add_argument(
-            "--private", action="store_false", dest="public", default=None, help="hide it (default if it is new)"
-        )
+        add = kind.add_mutually_exclusive_group().add_argument
+        add("--public", action="store_true", default=None, help="let everybody see it")
+        add("--private", action="store_false", dest="public", default=None, help="hide it (default if it is new)")
         kind.add_argument("--revision", metavar="BRANCH", help="branch, created if missing (default: main)")
         kind.add_argument("--tag", help="name for this commit, such as v1.0")
         kind.add_argument("--message", default="Upload by Unconceal", help="commit message")
         kind.add_argument("--dry-run", action="store_true", help="list the files, send nothing")
-        kind.add_argument(
-            "--write-card", type=Path, metavar="FILE", help="with --dry-run: write the card to this file"
-        )
+        card = "with --dry-run: write the card to this file"
+        kind.add_argument("--write-card", type=Path, metavar="FILE", help=card)
 
 
 def run(args: argparse.Namespace):

@@ -38,21 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser):
         "NAME_cutout.png. If only the suffix tells two images apart, it stays in the name: a.jpg.png, a.png.png. "
         "Exit code: 0 for success, 1 if some images failed, 2 if nothing was done."
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="image or folder; - reads one image from stdin")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder; with - the output goes to stdout")
-    parser.add_argument("--output", nargs="+", choices=OUTPUT_KINDS, default=["mask"], help="what to write (mask)")
-    parser.add_argument(
-        "--threshold", type=probability, metavar="T", help="write hard masks: object above T, from 0 to below 1"
-    )
-    parser.add_argument(
-        "--refine",
-        choices=REFINE,
-        default="auto",
-        help="predict the edges of large images again, in tiles; auto: from twice the network's size",
-    )
-    parser.add_argument(
-        "--batch-size", type=positive_int, default=1, metavar="N", help="images, or tiles of one image, at a time (1)"
-    )
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help="image or folder; - reads one image from stdin")
+    add("--out", type=Path, metavar="DIR", help="output folder; with - the output goes to stdout")
+    add("--output", nargs="+", choices=OUTPUT_KINDS, default=["mask"], help="what to write (mask)")
+    add("--threshold", type=probability, metavar="T", help="write hard masks: object above T, from 0 to below 1")
+    refine = "predict the edges of large images again, in tiles; auto: from twice the network's size"
+    add("--refine", choices=REFINE, default="auto", help=refine)
+    at_once = "images, or tiles of one image, at a time (1)"
+    add("--batch-size", type=positive_int, default=1, metavar="N", help=at_once)
     add_model_arguments(parser)
 
 
@@ -64,9 +58,8 @@ def add_model_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
-    parser.add_argument(
-        "--max-pixels", type=positive_int, default=MAX_PIXELS, metavar="N", help=f"refuse larger images ({MAX_PIXELS})"
-    )
+    larger = f"refuse larger images ({MAX_PIXELS})"
+    parser.add_argument("--max-pixels", type=positive_int, default=MAX_PIXELS, metavar="N", help=larger)
 
 
 def load_model(args: argparse.Namespace) -> "Segmenter":
