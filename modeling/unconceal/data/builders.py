@@ -159,15 +159,8 @@ def build_synthetic(
 ) -> dict[str, SplitInfo]:
     """Generate a data set of one kind of scene.
 
-    Args:
-        kind: A key of `KINDS`.
-        out: Folder to make.
-        counts: Images of each split, by `train`, `val`, `test`. Splits of 0 are left out.
-        size: Side of the images in pixels.
-        seed: Another seed gives other images.
-        empty_ratio: Share of images without an object.
-        overwrite: Replace `out` if it is a data set built before.
-        command: Command line for the card.
+    `kind`, `size`, `seed` and `empty_ratio` are those of `generate`. `out`, `overwrite` and `command` are those of
+    `build`. `counts` are the images of each split, by `train`, `val`, `test`. Splits of 0 are left out.
 
     Returns:
         Split name -> pairs and bytes written.

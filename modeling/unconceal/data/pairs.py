@@ -23,23 +23,14 @@ DIGEST_ROWS = 64
 
 @dataclass(frozen=True)
 class Pair:
-    """Image file and mask files of one name.
+    """Image file and mask files of one name."""
 
-    Attributes:
-        id: Name, unique in the data set.
-        source: Origin: `set` or `set/class`. Random splits keep the share of each.
-        image: Image file.
-        masks: Mask files; the mask is their union.
-        split: Split in the official lists.
-        problem: Why it is unusable, if that shows without opening a file.
-    """
-
-    id: str
-    source: str
+    id: str  # unique in the data set
+    source: str  # `set` or `set/class`; random splits keep the share of each
     image: Path | None = None
-    masks: tuple[Path, ...] = ()
-    split: str | None = None
-    problem: str | None = None
+    masks: tuple[Path, ...] = ()  # the mask is their union
+    split: str | None = None  # in the official lists
+    problem: str | None = None  # why it is unusable, if that shows without opening a file
 
 
 @dataclass(frozen=True)
@@ -56,31 +47,18 @@ class LoadedPair:
 
 @dataclass
 class Report:
-    """What `check_pairs` found, and what `build` made of it.
+    """What `check_pairs` found, and what `build` made of it."""
 
-    Attributes:
-        usable: Usable pairs, in the given order.
-        problems: (id, reason) of each unusable pair.
-        digests: Image digest of each usable pair, by id.
-        num_changed_masks: Usable pairs with a mask of other values than 0 and 255.
-        num_resized_masks: Usable pairs with a mask that was resized to its image.
-        num_empty_masks: Usable pairs without an object.
-        unlisted: Names in none of the official lists, left out.
-        split_rule: How the splits were made.
-        splits: Split name -> pairs and bytes written.
-        repeats: Names of equal images in different splits.
-    """
-
-    usable: list[Pair] = field(default_factory=list)
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    digests: dict[str, str] = field(default_factory=dict)
-    num_changed_masks: int = 0
-    num_resized_masks: int = 0
-    num_empty_masks: int = 0
-    unlisted: list[str] = field(default_factory=list)
-    split_rule: str = ""
-    splits: dict[str, SplitInfo] = field(default_factory=dict)
-    repeats: list[tuple[str, ...]] = field(default_factory=list)
+    usable: list[Pair] = field(default_factory=list)  # in the given order
+    problems: list[tuple[str, str]] = field(default_factory=list)  # (id, reason) of each unusable pair
+    digests: dict[str, str] = field(default_factory=dict)  # image digest of each usable pair, by id
+    num_changed_masks: int = 0  # usable pairs with a mask of other values than 0 and 255
+    num_resized_masks: int = 0  # usable pairs with a mask that was resized to its image
+    num_empty_masks: int = 0  # usable pairs without an object
+    unlisted: list[str] = field(default_factory=list)  # names in none of the official lists, left out
+    split_rule: str = ""  # how the splits were made
+    splits: dict[str, SplitInfo] = field(default_factory=dict)  # split name -> pairs and bytes written
+    repeats: list[tuple[str, ...]] = field(default_factory=list)  # names of equal images in different splits
 
 
 def digest(image: Image.Image) -> str:
@@ -139,9 +117,8 @@ def check_pairs(pairs: Iterable[Pair], load: Callable[[Pair], LoadedPair]) -> Re
     for id, same in by_id.items():
         if len(same) > 1:
             files = [pair.image.name if pair.image else "no image" for pair in same]
-            places = [
-                f"{file} in {pair.split}" if pair.split else file for file, pair in zip(files, same, strict=True)
-            ]
+            named = zip(files, same, strict=True)
+            places = [f"{file} in {pair.split}" if pair.split else file for file, pair in named]
             report.problems.append((id, f"the name occurs {len(same)} times: {', '.join(places)}"))
     single = [same[0] for same in by_id.values() if len(same) == 1]
     for pair in tqdm(single, desc="checking", unit="pair", disable=None):

@@ -8,25 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """Facts about a raw data set.
+    """Facts about a raw data set."""
 
-    Attributes:
-        title: Name for people.
-        layout: Files and folders that the raw data set holds.
-        fractions: Shares of a random split, those of the paper if it states them.
-        license: Identifier of the Hub's list: `unknown` if none is stated, `other` for the makers' own terms.
-        terms: What the makers ask, in a sentence.
-        home: Where to find the raw data and its paper.
-        resize_masks: Whether to resize masks of the image's aspect. Otherwise they are unusable.
-    """
-
-    title: str
-    layout: str
-    fractions: dict[str, float]
-    license: str
-    terms: str
-    home: str
-    resize_masks: bool = False
+    title: str  # name for people
+    layout: str  # files and folders that the raw data set holds
+    fractions: dict[str, float]  # shares of a random split, those of the paper if it states them
+    license: str  # identifier of the Hub's list: `unknown` if none is stated, `other` for the makers' own terms
+    terms: str  # what the makers ask, in a sentence
+    home: str  # where to find the raw data and its paper
+    resize_masks: bool = False  # resize masks of the image's aspect; otherwise they are unusable
 
 
 COD_TEST_SETS = ("CHAMELEON", "CAMO", "COD10K", "NC4K")

@@ -41,9 +41,7 @@ def make_row(image_bytes: bytes, image_name: str, mask_bytes: bytes, id: str, so
 def write_splits(folder: Path, rows: Iterable[tuple[str, dict]]) -> dict[str, SplitInfo]:
     """Write rows as `folder/data/<split>-00000-of-0000N.parquet`.
 
-    Args:
-        folder: Folder of the data set.
-        rows: Split name and row of `make_row`, one split after the other. Memory holds one row group at a time.
+    `rows` are split name and row of `make_row`, one split after the other. Memory holds one row group at a time.
 
     Returns:
         Split name -> pairs and bytes written.
@@ -93,13 +91,7 @@ def write_card(
 ):
     """Write `README.md`: a header for `load_dataset` and the Hub, then text.
 
-    Args:
-        folder: Folder of the data set.
-        splits: Result of `write_splits`.
-        title: Name for people.
-        license: Identifier of the Hub's list: `unknown` if none is stated, `other` for the makers' own terms.
-        tags: Tags of the Hub.
-        sections: Section title -> text, in order.
+    `splits` are the result of `write_splits`, `license` and `tags` those of the Hub, `sections` titles with texts.
     """
     info = DatasetInfo(
         features=FEATURES,
