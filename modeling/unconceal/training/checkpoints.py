@@ -28,23 +28,14 @@ STATE_FOLDER = "training_state"
 
 @dataclass
 class Progress:
-    """Progress of a phase.
+    """Progress of a phase."""
 
-    Args:
-        task: The phase.
-        num_processes: Number of training processes. The order of the samples depends on it.
-        epoch: Finished epochs.
-        step: Finished optimizer steps.
-        best: Best value of the phase's metric; None before the first evaluation.
-        history: One row for each finished epoch: losses, metrics, seconds.
-    """
-
-    task: str
-    num_processes: int = 1
-    epoch: int = 0
-    step: int = 0
-    best: float | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
+    task: str  # the phase
+    num_processes: int = 1  # training processes; the order of the samples depends on it
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished optimizer steps
+    best: float | None = None  # best value of the phase's metric; None before the first evaluation
+    history: list[dict[str, Any]] = field(default_factory=list)  # losses, metrics, seconds of each finished epoch
 
 
 def save_checkpoint(
@@ -73,8 +64,7 @@ def save_checkpoint(
             processor.save_pretrained(beside)
             if with_state:
                 state.rename(beside / STATE_FOLDER)
-            text = json.dumps(asdict(progress), indent=1)
-            (beside / PROGRESS_FILE).write_text(text, encoding="utf-8")
+            (beside / PROGRESS_FILE).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
     accelerator.wait_for_everyone()
 
 

@@ -23,7 +23,7 @@ from ..evaluation.networks import evaluate_model
 from ..evaluation.protocols import PROTOCOLS
 from ..utils.errors import UserError
 from .checkpoints import RECIPE_FILE, STATE_FOLDER, Progress, read_progress, save_checkpoint
-from .recipe import OptimizerRecipe, PhaseRecipe, Recipe, ScheduleRecipe, flatten
+from .recipe import OptimizerRecipe, Recipe, ScheduleRecipe, flatten
 from .start import build_model, build_processor, check_folder, check_start, claim_folder, load_backbone, load_data
 
 
@@ -140,16 +140,17 @@ def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: 
     steps_per_epoch = math.ceil(len(batches) / phase.gradient_accumulation_steps)
     # Not prepared, because Accelerate would step it once for every process.
     scheduler = make_scheduler(optimizer, phase.schedule, steps_per_epoch * phase.epochs)
-    registered = [scheduler]
+    accelerator.register_for_checkpointing(scheduler)
     averaged = None
     if phase.ema_decay is not None:
         averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(phase.ema_decay), use_buffers=True)
-        registered.append(averaged)
-    accelerator.register_for_checkpointing(*registered)
+        accelerator.register_for_checkpointing(averaged)
     if progress.epoch:
         accelerator.load_state(str(last / STATE_FOLDER))
         accelerator.print(f"{task}: resumed after epoch {progress.epoch}")
-    accelerator.init_trackers(task, config=_loggable(asdict(recipe)))
+    settings = flatten(asdict(recipe)).items()  # trackers accept simple values only
+    config = {key: value if isinstance(value, int | float | str) else str(value) for key, value in settings}
+    accelerator.init_trackers(task, config=config)
 
     # 2. Epochs.
     for epoch in range(progress.epoch, phase.epochs):
@@ -188,15 +189,7 @@ def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: 
 
 
 def train_epoch(
-    recipe: Recipe,
-    phase: PhaseRecipe,
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer,
-    scheduler,
-    batches,
-    averaged: AveragedModel | None,
-    epoch: int,
+    recipe, phase, accelerator, model, optimizer, scheduler, batches, averaged: AveragedModel | None, epoch: int
 ) -> dict[str, float]:
     """Train on the whole split once; return mean loss and times."""
     started, waited, losses, num_samples = time.perf_counter(), 0.0, [], 0
@@ -264,12 +257,6 @@ def make_scheduler(optimizer, schedule: ScheduleRecipe, num_steps: int):
     name = "constant_with_warmup" if schedule.name == "constant" else schedule.name
     specific = {"power": schedule.power, "lr_end": 0.0} if name == "polynomial" else None
     return get_scheduler(name, optimizer, schedule.warmup_steps, num_steps, specific)
-
-
-def _loggable(values: dict[str, Any]) -> dict[str, Any]:
-    """Flatten nested dictionaries to values that trackers accept."""
-    flat = flatten(values)
-    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in flat.items()}
 
 
 def _report(task: str, row: dict[str, Any], epochs: int, metric: str, is_best: bool) -> str:

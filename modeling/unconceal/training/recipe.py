@@ -265,9 +265,9 @@ def _check(recipe: Recipe, path: Path):
     def refuse(key: str, got: Any, expected: str):
         raise UserError(f"recipe {path}: {key} is {got!r}, expected {expected}")
 
-    def one_of(key: str, value: Any, allowed: Iterable):
+    def one_of(key: str, value: Any, allowed: Iterable, which: str = ""):
         if value not in allowed:
-            refuse(key, value, f"one of {', '.join(map(str, allowed))}")
+            refuse(key, value, f"one of {', '.join(map(str, allowed))}{which}")
 
     one_of("network", recipe.network, NETWORKS)
     network = NETWORKS[recipe.network]
@@ -294,14 +294,12 @@ def _check(recipe: Recipe, path: Path):
         if phase.init_backbone_from and phase.init_from:
             refuse(f"{key}.init_backbone_from", phase.init_backbone_from, "null together with init_from")
         if phase.init_backbone_from and not network.tasks[task].has_backbone:
-            no_backbone = f"null, as {recipe.network} has no backbone"
-            refuse(f"{key}.init_backbone_from", phase.init_backbone_from, no_backbone)
+            refuse(f"{key}.init_backbone_from", phase.init_backbone_from, f"null, as {recipe.network} has no backbone")
 
     one_of("mixed_precision", recipe.mixed_precision, (None, "no", "fp16", "bf16"))
     one_of("protocol", recipe.protocol, PROTOCOLS)
     best_metrics = PROTOCOLS[recipe.protocol].best_metrics
-    if recipe.best_metric not in best_metrics:
-        refuse("best_metric", recipe.best_metric, f"one of {', '.join(best_metrics)} (protocol {recipe.protocol})")
+    one_of("best_metric", recipe.best_metric, best_metrics, f" (protocol {recipe.protocol})")
     trackers = sorted(tracker.value for tracker in get_available_trackers())
     for tracker in recipe.trackers:
         if tracker not in trackers:
