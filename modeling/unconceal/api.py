@@ -31,6 +31,9 @@ from .utils.images import MAX_PIXELS, size_text
 from .utils.loading_errors import loading_explained
 
 
+ImageSource = Image.Image | str | Path
+
+
 @dataclass(frozen=True)
 class Segmenter:
     """Network in evaluation mode with its processor; `load` makes one."""
@@ -39,10 +42,7 @@ class Segmenter:
     processor: UnconcealImageProcessor
 
     def segment(
-        self,
-        images: Image.Image | str | Path | Iterable[Image.Image | str | Path],
-        batch_size: int = 1,
-        refine: str = "auto",
+        self, images: ImageSource | Iterable[ImageSource], batch_size: int = 1, refine: str = "auto"
     ) -> np.ndarray | list[np.ndarray]:
         """Return the soft mask of each image.
 
@@ -58,13 +58,11 @@ class Segmenter:
         Raises:
             UserError: If memory runs out, a file cannot be read, or `refine` is unknown.
         """
-        if isinstance(images, (Image.Image, str, Path)):
+        if isinstance(images, ImageSource):
             return next(self.stream([images], batch_size, refine))
         return list(self.stream(images, batch_size, refine))
 
-    def stream(
-        self, images: Iterable[Image.Image | str | Path], batch_size: int = 1, refine: str = "auto"
-    ) -> Iterator[np.ndarray]:
+    def stream(self, images: Iterable[ImageSource], batch_size: int = 1, refine: str = "auto") -> Iterator[np.ndarray]:
         """Yield the masks of `segment`, with `batch_size` images in memory."""
         if batch_size < 1:
             raise UserError(f"got batch_size={batch_size}, expected at least 1")
@@ -78,7 +76,7 @@ class Segmenter:
                 for mask in predict_masks(self.model, self.processor, batch, refine, batch_size):
                     yield mask.cpu().numpy()
 
-    def unfold(self, image: Image.Image | str | Path, size: tuple[int, int] | None = None) -> Unfolding:
+    def unfold(self, image: ImageSource, size: tuple[int, int] | None = None) -> Unfolding:
         """Return the maps of every stage of RUN for one image.
 
         Args:
@@ -96,7 +94,7 @@ class Segmenter:
         with self._memory_explained([image]):
             return unfold(self.model, self.processor, image, size)
 
-    def explain(self, image: Image.Image | str | Path) -> Image.Image:
+    def explain(self, image: ImageSource) -> Image.Image:
         """Draw how the network finds its mask, a row for each stage.
 
         Argument and errors are those of `unfold`.
@@ -121,9 +119,7 @@ class Segmenter:
             ) from error
 
 
-def opened(
-    image: Image.Image | str | Path | BinaryIO, max_pixels: int = MAX_PIXELS, name: str | None = None
-) -> Image.Image:
+def opened(image: ImageSource | BinaryIO, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
     """Return an image or an image file as RGB, upright.
 
     Raises:

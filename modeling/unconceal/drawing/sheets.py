@@ -191,11 +191,7 @@ def _resized(values: np.ndarray, size: tuple[int, int], pool: np.ufunc, dtype: t
 
 
 def check_plots():
-    """Check that matplotlib is there, before long work.
-
-    Raises:
-        UserError: If matplotlib is not installed.
-    """
+    """Raise a `UserError` if matplotlib is not installed, before long work."""
     try:
         import_module("matplotlib.figure")
     except ImportError as error:

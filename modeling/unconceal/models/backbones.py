@@ -157,6 +157,3 @@ class UnconcealBackboneModel(UnconcealPreTrainedModel):
                 f"expected {', '.join(expected)}, strides 4, 8, 16 and 32; choose another backbone."
             )
         return feature_maps
-
-
-__all__ = ["UnconcealBackboneModel", "check_backbone_config", "make_backbone_config"]

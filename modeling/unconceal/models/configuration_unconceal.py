@@ -18,6 +18,3 @@ def check_at_least(config: PreTrainedConfig, minimum: int, *names: str):
         value = getattr(config, name)
         if not minimum <= value < float("inf"):
             raise ValueError(f"`{name}`: got {value}, expected a number of {minimum} or more.")
-
-
-__all__ = ["check_at_least", "name_labels"]

@@ -97,6 +97,3 @@ def estimator() -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
         # numba gives torch every core, and then torch's sums round differently.
         torch.set_num_threads(num_threads)
     return estimate_foreground_ml
-
-
-__all__ = ["estimator", "object_colors", "make_cutout", "mask_to_image"]

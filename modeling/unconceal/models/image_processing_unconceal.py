@@ -345,6 +345,3 @@ def _stack(images: list[Image.Image], size, resample: int) -> np.ndarray:
         got = ", ".join(f"{width}x{height}" for width, height in sizes)
         raise ValueError(f"got images of {got}, expected one size; set do_resize=True")
     return np.stack([np.asarray(image) for image in images])
-
-
-__all__ = ["UnconcealImageProcessor", "to_mask", "to_rgb"]

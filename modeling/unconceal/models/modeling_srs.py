@@ -124,9 +124,8 @@ class SrsBlock(GradientCheckpointingLayer):
         self.spatial_attention = SrsSpatialAttention()
         self.shortcut = nn.Identity()
         if in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, kernel_size=1), nn.BatchNorm2d(out_channels)
-            )
+            projection = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H, W)."""

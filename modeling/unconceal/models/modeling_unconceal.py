@@ -25,6 +25,7 @@ class UnconcealPreTrainedModel(PreTrainedModel):
     Attributes:
         auto_classes: Auto model classes that open a checkpoint of this class.
         min_image_size: Smallest side of an image, in pixels.
+        num_stages: Number of unfolding stages, 0 without unfolding.
         has_backbone: Whether the encoder is a backbone, which `load_backbone` fills.
         training_progress: Share of the training that is done, in [0, 1]. The training loop sets it before each step.
     """
@@ -33,6 +34,7 @@ class UnconcealPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     auto_classes = ("AutoModel", SEGMENTATION, "AutoModelForSemanticSegmentation")
     min_image_size = 32
+    num_stages: int = 0
     has_backbone = False
     training_progress: float = 1.0
     # Once set, `save_pretrained` copies the code of the model next to the weights.
@@ -43,11 +45,6 @@ class UnconcealPreTrainedModel(PreTrainedModel):
         if cls.__name__.endswith("ForImageSegmentation"):
             # `pipeline("image-segmentation")` logs an error for models that are missing from this table.
             MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES[cls.config_class.model_type] = cls.__name__
-
-    @property
-    def num_stages(self) -> int:
-        """Return the number of unfolding stages, 0 without unfolding."""
-        return 0
 
     def denormalize(self, pixel_values: Tensor) -> Tensor | None:
         """Return the image in [0, 1], or None if not needed."""
@@ -195,6 +192,3 @@ def without_autocast(device_type: str) -> AbstractContextManager:
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
-
-
-__all__ = ["ChannelLayerNorm", "UnconcealPreTrainedModel", "pad_edges", "padding_to", "upsample", "without_autocast"]

@@ -158,6 +158,3 @@ def _opacity(mask: Any) -> Image.Image:
     if not (mask.min() >= 0 and mask.max() <= 1):  # also refuses NaN
         raise ValueError(f"got a mask with values from {mask.min():g} to {mask.max():g}, expected 0 to 1")
     return mask_to_image(mask)
-
-
-__all__ = ["SoftMaskPipeline"]

@@ -62,6 +62,3 @@ def predict_masks(
     images = iter(images)
     while batch := list(islice(images, batch_size)):
         yield from predict_batch(batch, predict_logits(batch))
-
-
-__all__ = ["predict_masks"]

@@ -154,6 +154,3 @@ def _ramp(length: int, device: torch.device) -> torch.Tensor:
 
 def _resized(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(values, tuple(size), mode="bilinear", align_corners=False)
-
-
-__all__ = ["REFINE", "check_refine", "choose_zooms", "edge_band", "refine_mask", "tile_starts"]

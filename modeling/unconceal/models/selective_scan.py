@@ -418,6 +418,3 @@ def selective_scan_ref(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor
         if D is not None:
             y = y + D.to(x.dtype).unsqueeze(-1) * x
     return y.to(dtype)
-
-
-__all__ = ["selective_scan", "selective_scan_ref"]

@@ -175,5 +175,3 @@ class _SelectiveScan(torch.autograd.Function):
 
 # Takes float32 tensors: x, delta, A, B and C of `selective_scan`. Returns y without D x.
 selective_scan_triton = _SelectiveScan.apply
-
-__all__ = ["selective_scan_triton"]

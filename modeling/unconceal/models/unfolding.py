@@ -142,13 +142,9 @@ def unfold(
         None if maps is None else (maps - F.avg_pool2d(full_image, stride_of(maps))).abs().mean(1, keepdim=True)
         for maps in reconstructions
     ]
+    by_stage = zip(outputs.mask_logits, edges, outputs.backgrounds, reconstructions, errors, strict=True)
     stages = tuple(
         Stage(stride_of(logits), tuple(logits.shape[:1:-1]), resized(logits.float().sigmoid()), *map(resized, others))
-        for logits, *others in zip(
-            outputs.mask_logits, edges, outputs.backgrounds, reconstructions, errors, strict=True
-        )
+        for logits, *others in by_stage
     )
     return Unfolding(mask.cpu().numpy(), (input_width, input_height), stages)
-
-
-__all__ = ["GRAY", "HEAT", "Stage", "Unfolding", "draw_colors", "draw_scale", "unfold"]

@@ -20,9 +20,8 @@ IMAGE_SUFFIXES = (
 # Limit of the `open_image` block that this thread is in.
 _max_pixels: ContextVar[int | None] = ContextVar("max_pixels", default=None)
 # Pillow's own check, also if this module is imported again.
-_check_of_pillow = getattr(getattr(Image, "_decompression_bomb_check", None), "replaced", None) or getattr(
-    Image, "_decompression_bomb_check", None
-)
+_check_of_pillow = getattr(Image, "_decompression_bomb_check", None)
+_check_of_pillow = getattr(_check_of_pillow, "replaced", _check_of_pillow)
 
 
 @contextmanager
