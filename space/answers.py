@@ -186,9 +186,8 @@ class Demo:
 
     def stages(self, name: str, image: Image.Image) -> list[dict[str, Image.Image]]:
         if not self.catalog.unfolds(name):
-            raise Refused(
-                "Only RUN shows stages. If this is RUN, save it again with the current version of Unconceal."
-            )
+            advice = "If this is RUN, save it again with the current version of Unconceal."
+            raise Refused(f"Only RUN shows stages. {advice}")
         return predict_stages(name, image)
 
     def segment_batch(

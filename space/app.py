@@ -78,30 +78,17 @@ def build(demo: Demo, kept_seconds: int) -> gr.Blocks:
                     submit_btn="Load",
                     elem_id="address",
                 )
-                examples = gr.HTML(
-                    [
-                        {"title": f"{use_of(name).title}: {path.stem}", "image": thumbnail(path)}
-                        for path, name in shown_examples
-                    ],
-                    html_template=read_part("examples.html"),
-                    js_on_load=read_part("examples.js"),
-                    apply_default_css=False,
-                    visible=bool(shown_examples),
-                    elem_id="examples",
-                )
+                cards = [
+                    {"title": f"{use_of(name).title}: {path.stem}", "image": thumbnail(path)}
+                    for path, name in shown_examples
+                ]
+                examples = gr.HTML(cards, **read_parts("examples"), visible=bool(cards), elem_id="examples")
                 fine = gr.Checkbox(
                     True, label="Fine edges", info="Refines large images in tiles. Takes longer.", elem_id="fine"
                 )
                 run = gr.Button("Find it", variant="primary", elem_id="run")
             with gr.Column(scale=8, min_width=320, elem_id="answer"):
-                viewer = gr.HTML(
-                    None,
-                    html_template=read_part("viewer.html"),
-                    js_on_load=read_part("viewer.js"),
-                    apply_default_css=False,
-                    stages=None,
-                    elem_id="viewer",
-                )
+                viewer = gr.HTML(None, **read_parts("viewer"), stages=None, elem_id="viewer")
                 with gr.Row(elem_id="downloads"):
                     mask = Download("Mask (PNG)", interactive=False, elem_id="mask", size="md")
                     ask_cutout = gr.Button("Cut-out (PNG)", elem_id="ask-cutout", size="md", interactive=False)
@@ -215,6 +202,12 @@ def thumbnail(path: Path) -> str:
 def read_part(name: str) -> str:
     """Return the text of a file in `page/`."""
     return (HERE / "page" / name).read_text(encoding="utf-8")
+
+
+def read_parts(name: str) -> dict[str, str | bool]:
+    """Return options for a `gr.HTML` drawn by files in `page/`."""
+    html, script = read_part(f"{name}.html"), read_part(f"{name}.js")
+    return {"html_template": html, "js_on_load": script, "apply_default_css": False}
 
 
 THEME = gr.themes.Base(

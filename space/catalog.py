@@ -70,10 +70,9 @@ def choose_sources(pairs: list[str]) -> dict[str, str]:
     if not sources:
         runs = sorted(Path(__file__).parent.parent.glob(DEMO_RUNS), key=lambda run: run.stat().st_mtime)
         if not runs:
-            raise ValueError(
-                "got no network to show, expected NAME=ID pairs such as camouflaged=owner/run-cos; "
-                "set UNCONCEAL_MODELS or --model, or train a tiny network with scripts/demo.sh"
-            )
+            advice = "set UNCONCEAL_MODELS or --model, or train a tiny network with scripts/demo.sh"
+            expected = "expected NAME=ID pairs such as camouflaged=owner/run-cos"
+            raise ValueError(f"got no network to show, {expected}; {advice}")
         sources = {"camouflaged": str(runs[-1])}
     return sources
 
@@ -114,13 +113,9 @@ class Catalog:
     def _load(self, source: str) -> Pipeline:
         model, _, revision = (source, "", "") if Path(source).is_dir() else source.partition("@")
         try:
-            return pipeline(
-                "soft-image-segmentation",
-                model=model,
-                revision=revision or None,
-                device=self.device,
-                trust_remote_code=True,  # the owner of this page chose the checkpoint
-            )
+            # The owner of this page chose the checkpoint and its code.
+            options = {"revision": revision or None, "device": self.device, "trust_remote_code": True}
+            return pipeline("soft-image-segmentation", model=model, **options)
         except Exception as error:  # nearly any class: files, network, code of the checkpoint
             print(f"cannot load {source}: {type(error).__name__}: {error}", flush=True)
             message = "This network cannot be loaded right now. The log of the Space says why."
