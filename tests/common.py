@@ -3,10 +3,13 @@
 import copy
 import inspect
 import json
+import math
+import os
 import pickle
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +23,12 @@ from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from unconceal import UnconcealImageProcessor
+from unconceal.utils.errors import UserError
 
 
+SPECS = Path(os.environ.get("UNCONCEAL_SPECS", Path(__file__).parents[2] / "shared" / "specs"))
+TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TWO_PROCESSES += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # any free port
 # The smallest SRS, for tests of something else.
 SMALLEST_SRS = {
     "stem_size": 4,
@@ -66,9 +73,40 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 def says(*parts: str):
     """Expect a `ValueError` with all `parts` in its message."""
     with pytest.raises(ValueError) as caught:
-        yield
+        yield caught
     missing = [part for part in parts if part not in str(caught.value)]
     assert not missing, f"{missing} not in the message: {caught.value}"
+
+
+@contextmanager
+def rejected(match: str):
+    """Expect a `UserError` of one line."""
+    with pytest.raises(UserError, match=match) as caught:
+        yield caught
+    assert "\n" not in str(caught.value)
+
+
+def check_published(name: str, shapes: dict[str, tuple[int, ...]]):
+    """Compare names and shapes of weights with a list of the published ones."""
+    path = SPECS / f"{name}_published_keys.tsv"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    lines = (line for line in path.read_text().splitlines() if not line.startswith("#"))
+    assert {name: str(shape) for name, shape in shapes.items()} == dict(line.split("\t") for line in lines)
+
+
+def random_weights(shapes: dict[str, tuple[int, ...]], seed: int, bias: float) -> dict[str, torch.Tensor]:
+    """Make a published state dict of random tensors, with activations near 1."""
+    generator, state = torch.Generator().manual_seed(seed), {}
+    for name, shape in shapes.items():
+        values = torch.randn(shape, generator=generator)
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(7)
+        elif name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1):
+            state[name] = 0.5 + values.sigmoid()
+        else:
+            state[name] = values / math.prod(shape[1:]) ** 0.5 if len(shape) > 1 else bias * values
+    return state
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -151,7 +189,7 @@ class PretrainedTester:
                 return
         raise AssertionError(f"no gradient for any seed: {silent}")
 
-    # ---- configuration ----------------------------------------------------------------------------------------------
+    # ---- configuration and construction -----------------------------------------------------------------------------
 
     def test_configuration_survives_files_copies_and_pickles(self, tmp_path):
         config = self.make_config()
@@ -159,8 +197,6 @@ class PretrainedTester:
         loaded = self.model_class.config_class.from_pretrained(tmp_path)
         for again in (loaded, copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
             assert again.to_dict() == config.to_dict()
-
-    # ---- construction -----------------------------------------------------------------------------------------------
 
     def test_can_be_built_without_memory(self):
         with torch.device("meta"):
@@ -190,7 +226,7 @@ class PretrainedTester:
         model.initialize_weights()
         assert [name for name, tensor in tensors.items() if not (tensor.isfinite() & (tensor != -1)).all()] == []
 
-    # ---- saving and loading -----------------------------------------------------------------------------------------
+    # ---- saving, loading and copying --------------------------------------------------------------------------------
 
     def test_weights_in_many_files_and_partly_on_disk(self, tmp_path):
         model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
@@ -238,8 +274,6 @@ class PretrainedTester:
             # transformers adds the dtype of an encoder after loading.
             config.get("backbone_config", {}).pop("dtype", None)
         assert configs[0] == configs[1]
-
-    # ---- copies -----------------------------------------------------------------------------------------------------
 
     @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
     def test_copies_are_equal_and_independent(self):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import test_refine
 import torch
-from common import SMALLEST_SRS, noise
+from common import SMALLEST_SRS, noise, rejected
 from PIL import Image
 from transformers import BertConfig
 
@@ -172,10 +172,7 @@ def remove(name):
         (edit_config(id2label=3), "cannot load"),
         (remove("preprocessor_config.json"), "preprocessor_config.json"),
         (write("preprocessor_config.json", "[]"), "preprocessor_config.json"),
-        (
-            write("preprocessor_config.json", '{"image_processor_type": "ViTImageProcessor"}'),
-            "expected UnconcealImageProcessor",
-        ),
+        (write("preprocessor_config.json", '{"image_processor_type": "ViTImageProcessor"}'), "expected Unconceal"),
         (lambda folder: BertConfig().save_pretrained(folder), "BertConfig"),
         (lambda folder: SrsForReconstruction(SrsConfig(**SMALLEST_SRS)).save_pretrained(folder), "was saved as Srs"),
     ],
@@ -183,9 +180,8 @@ def remove(name):
 def test_unusable_checkpoints_are_one_clear_line(checkpoint, tmp_path, damage, words):
     folder = shutil.copytree(checkpoint, tmp_path / "damaged")
     damage(folder)
-    with pytest.raises(UserError, match=words) as caught:
+    with rejected(words):
         load(folder, device="cpu")
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [AttributeError, TypeError, SyntaxError, ZeroDivisionError, IndexError])
@@ -215,9 +211,8 @@ def test_defects_while_loading_name_their_place(checkpoint, monkeypatch, error):
     ],
 )
 def test_wrong_arguments_are_rejected(arguments, words):
-    with pytest.raises(UserError, match=words) as caught:
+    with rejected(words):
         load(**arguments)
-    assert "\n" not in str(caught.value)
 
 
 # ---- drawing -----------------------------------------------------------------------------------------------------

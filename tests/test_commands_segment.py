@@ -175,11 +175,7 @@ def test_wrong_plans_are_rejected(tree, words, paths, out, kinds):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [
-        (["a.png"], "--out"),
-        (["-", "--out", "out"], "stdin"),
-        (["a.png", "--out", "a.png"], "cannot write to a.png"),
-    ],
+    [(["a.png"], "--out"), (["-", "--out", "out"], "stdin"), (["a.png", "--out", "a.png"], "cannot write to a.png")],
 )
 def test_nothing_is_done_on_a_wrong_call(segment, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)

@@ -1,13 +1,11 @@
 """Test MSCAN: published layout, converter, use alone."""
 
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from common import PretrainedTester, aligned, says
+from common import PretrainedTester, aligned, check_published, random_weights, says
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel
 
@@ -17,9 +15,6 @@ from unconceal.hub.convert import convert_mscan, load_published
 from unconceal.models.configuration_mscan import SIZES
 from unconceal.utils.errors import UserError
 
-
-ROOT = Path(__file__).parents[1]
-SPECS = Path(os.environ.get("UNCONCEAL_SPECS", ROOT.parent / "shared" / "specs"))
 
 TINY = {"hidden_sizes": (8, 12, 16, 24), "depths": (1, 2, 1, 1), "mlp_ratios": (4, 2, 2, 2)}
 BASE = {"hidden_sizes": (64, 128, 320, 512), "depths": (3, 3, 12, 3), "mlp_ratios": (8, 8, 4, 4)}
@@ -67,20 +62,7 @@ def published_shapes(hidden_sizes, depths, mlp_ratios) -> dict[str, tuple[int, .
 
 
 def random_state(sizes: dict) -> dict[str, torch.Tensor]:
-    """Make a published state dict of random tensors, with activations near 1."""
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name, shape in published_shapes(**sizes).items():
-        noise = torch.randn(shape, generator=generator)
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.tensor(7)
-        elif name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1):
-            state[name] = 0.5 + noise.sigmoid()
-        elif len(shape) > 1:
-            state[name] = noise / math.prod(shape[1:]) ** 0.5
-        else:
-            state[name] = 0.3 * noise
-    return state
+    return random_weights(published_shapes(**sizes), seed=0, bias=0.3)
 
 
 def published_features(state: dict[str, torch.Tensor], image: torch.Tensor, depths) -> list[torch.Tensor]:
@@ -126,11 +108,8 @@ def published_features(state: dict[str, torch.Tensor], image: torch.Tensor, dept
 # ---- the published network ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (SPECS / "mscan_b_published_keys.tsv").exists(), reason="list of published names is missing")
 def test_names_and_shapes_are_the_published_ones():
-    lines = (SPECS / "mscan_b_published_keys.tsv").read_text().splitlines()
-    listed = dict(line.split("\t") for line in lines if not line.startswith("#"))
-    assert {name: str(shape) for name, shape in published_shapes(**BASE).items()} == listed
+    check_published("mscan_b", published_shapes(**BASE))
 
 
 def test_converted_base_has_every_tensor_and_equal_features():

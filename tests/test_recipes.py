@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from common import rejected
 
 from unconceal.__main__ import main
 from unconceal.models import NETWORKS
@@ -86,10 +87,8 @@ def test_every_run_has_its_own_output_folder():
     ],
 )
 def test_mistakes_name_the_key(override, expected):
-    with pytest.raises(UserError) as raised:
+    with rejected(re.escape(expected)):
         load_recipe(SMOKE, [override])
-    assert expected in str(raised.value)
-    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +114,8 @@ def test_mistakes_name_the_key(override, expected):
 def test_broken_files_are_rejected(tmp_path, text, expected):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    with pytest.raises(UserError) as raised:
+    with rejected(re.escape(expected)):
         load_recipe(path)
-    assert expected in str(raised.value)
-    assert "\n" not in str(raised.value)
 
 
 def test_recipe_starts_from_its_bases(tmp_path, monkeypatch):
@@ -128,7 +125,9 @@ def test_recipe_starts_from_its_bases(tmp_path, monkeypatch):
     top = {"base": "../middle.yaml", "seed": 4, "phases": {"segmentation": {"batch_size": 2}}}
     (tmp_path / "sub" / "top.yaml").write_text(yaml.safe_dump(top))
     monkeypatch.chdir(tmp_path / "sub")
-    recipe, plain = load_recipe("top.yaml", ["phases.segmentation.epochs=5"]), load_recipe(SMOKE)
+    overrides = ["phases.segmentation.epochs=5", "processor.size={height: 32, width: 64}"]
+    recipe, plain = load_recipe("top.yaml", overrides), load_recipe(SMOKE)
+    assert recipe.processor["size"] == {"height": 32, "width": 64}
     assert (recipe.seed, recipe.model["depths"], recipe.model["stem_size"]) == (4, [2, 2, 2, 2], 8)
     assert (recipe.phases["segmentation"].batch_size, recipe.phases["segmentation"].epochs) == (2, 5)
     assert recipe.phases["reconstruction"] == plain.phases["reconstruction"]
@@ -143,9 +142,7 @@ def test_recipe_starts_from_its_bases(tmp_path, monkeypatch):
 
 
 def test_fields_of_an_encoder_are_checked():
-    with pytest.raises(
-        UserError, match="model.backbone_config is 'depth', expected a field of the configuration of resnet"
-    ):
+    with rejected("model.backbone_config is 'depth', expected a field of the configuration of resnet"):
         load_recipe(ROOT / "configs/run/smoke.yaml", ["model.backbone_config.depth=[1,1,1,1]"])
 
 
@@ -172,10 +169,7 @@ def test_run_with_switches_of_older_recipes_is_resumed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--seeds", "0", "1", "recipe.yaml"],
-            "got 'recipe.yaml', expected a whole number from 0; put --seeds last\n",
-        ),
+        (["--seeds", "0", "1", "x.yaml"], "got 'x.yaml', expected a whole number from 0; put --seeds last\n"),
         ([], "the following arguments are required: recipe\n"),
     ],
 )
@@ -183,13 +177,3 @@ def test_wrong_arguments_are_explained(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(["train", *arguments])
     assert capsys.readouterr().err.endswith(message)
-
-
-def test_missing_file_is_reported():
-    with pytest.raises(UserError, match="cannot read recipe nowhere.yaml"):
-        load_recipe("nowhere.yaml")
-
-
-def test_overrides_win():
-    recipe = load_recipe(SMOKE, ["processor.size={height: 32, width: 64}"])
-    assert recipe.processor["size"] == {"height": 32, "width": 64}

@@ -5,11 +5,11 @@ import statistics
 from pathlib import Path
 
 import pytest
+from common import rejected
 
 from unconceal.data.sources import COD_TEST_SETS, DIS5K_SPLITS
 from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.evaluation.tables import find_benchmark, load_papers, make_tables, read_result, to_markdown
-from unconceal.utils.errors import UserError
 
 
 BENCHMARKS, PUBLISHED = load_papers()
@@ -260,12 +260,6 @@ def test_mean_of_the_test_sets_over_random_splits(write):
     assert row["max F"] == f"0.815 ± {statistics.stdev([0.825, 0.805]):.3f}"
 
 
-def one_line_of(error) -> str:
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
 @pytest.mark.parametrize(
     ("first", "second", "problem"),
     [
@@ -277,11 +271,10 @@ def one_line_of(error) -> str:
 )
 def test_two_results_for_one_row_are_rejected(write, first, second, problem):
     paths = [write("BUS", **first), write("BUS", name="other"), write("KBT"), write("BUS", **second)]
-    with pytest.raises(UserError, match=problem) as error:
+    files = f"{paths[0] / 'results.json'} and {paths[3] / 'results.json'}"
+    parts = (problem, files, "'ours'", "BUS", "give them different --name")
+    with rejected("".join(f"(?=.*{part})" for part in parts)):
         tables_of(*paths)
-    message = one_line_of(error)
-    assert f"{paths[0] / 'results.json'} and {paths[3] / 'results.json'}" in message
-    assert "'ours'" in message and "BUS" in message and "give them different --name" in message
 
 
 @pytest.mark.parametrize(
@@ -293,16 +286,14 @@ def test_two_results_for_one_row_are_rejected(write, first, second, problem):
 )
 def test_unknown_benchmark_is_rejected(write, benchmark, expected):
     path = write("DIS-TE1", benchmark=benchmark)
-    with pytest.raises(UserError, match=expected) as error:
+    with rejected(f"(?=.*{path}).*{expected}"):
         tables_of(path)
-    assert str(path) in one_line_of(error)
 
 
 def test_missing_file_is_rejected(tmp_path):
     for path in (tmp_path / "nothing", tmp_path):
-        with pytest.raises(UserError, match="No such file.*unconceal evaluate --out") as error:
+        with rejected("No such file.*unconceal evaluate --out"):
             read_result(path)
-        one_line_of(error)
 
 
 @pytest.mark.parametrize(
@@ -319,9 +310,8 @@ def test_missing_file_is_rejected(tmp_path):
 def test_damaged_and_foreign_content_is_rejected(tmp_path, content, problem):
     path = tmp_path / "results.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{path}.*{problem}") as error:
+    with rejected(f"{path}.*{problem}"):
         read_result(path)
-    one_line_of(error)
 
 
 @pytest.mark.parametrize(
@@ -342,9 +332,8 @@ def test_damaged_and_foreign_content_is_rejected(tmp_path, content, problem):
 )
 def test_foreign_file_is_rejected(write, changed, problem):
     path = write(**changed)
-    with pytest.raises(UserError, match=f"is not a results.json of unconceal evaluate: .*{problem}") as error:
+    with rejected(f"(?=.*{path}).*is not a results.json of unconceal evaluate: .*{problem}"):
         read_result(path)
-    assert str(path) in one_line_of(error)
 
 
 def test_markdown(write):
