@@ -10,15 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unconceal.__main__ import main
 from unconceal.commands.benchmark import DEFAULTS
 from unconceal.evaluation import cost
-from unconceal.evaluation.cost import (
-    MODELS,
-    Measurement,
-    Part,
-    count_parts,
-    measure,
-    run_measurement,
-    scan_multiply_adds,
-)
+from unconceal.evaluation.cost import MODELS, Measurement, Part, count_parts, measure, run_measurement
 from unconceal.models.selective_scan import selective_scan
 from unconceal.utils.errors import UserError
 
@@ -59,7 +51,7 @@ def test_encoders_and_scans_of_run_are_counted(model, features, millions, monkey
 
 
 def test_counter_sees_one_of_the_four_multiply_adds_of_a_scan():
-    assert scan_multiply_adds(length=5, channels=6, states=4) == 5 * 6 * (3 * 4 + 2)
+    assert cost.scan_multiply_adds(length=5, channels=6, states=4) == 5 * 6 * (3 * 4 + 2)
     inputs = [(1, 32, 64), (1, 32, 64), (32, 8), (1, 4, 8, 64), (1, 4, 8, 64)]
     with FlopCounterMode(display=False) as counter:
         selective_scan(*(torch.empty(shape, device="meta") for shape in inputs))

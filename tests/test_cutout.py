@@ -13,9 +13,8 @@ from unconceal.models import cutout as cutout_module
 from unconceal.models.cutout import estimator, mask_to_image, object_colors
 
 
-needs_pymatting = pytest.mark.skipif(
-    importlib.util.find_spec("pymatting") is None, reason="pymatting, the extra cutout, is not installed"
-)
+has_pymatting = importlib.util.find_spec("pymatting") is not None
+needs_pymatting = pytest.mark.skipif(not has_pymatting, reason="pymatting, the extra cutout, is not installed")
 RED, GREEN = (np.array(color, np.float32) for color in ((210, 30, 20), (20, 200, 40)))
 
 

@@ -75,19 +75,14 @@ def test_masks_of_all_kinds_give_equal_numbers():
     hard = [probs > 0.5 for probs in PROBS]
     wanted = expected("lesion")
 
-    def numbers(predictions, references=TARGETS):
-        return metric.compute(predictions=predictions, references=references)
-
-    assert numbers(hard) == wanted
-    assert numbers([mask.astype(np.uint8) * 255 for mask in hard]) == wanted
-    assert numbers([Image.fromarray(mask) for mask in hard]) == wanted
-    assert numbers([torch.from_numpy(probs) for probs in PROBS]) == wanted
-    assert numbers(np.stack(PROBS)) == wanted
-    assert numbers([probs.astype(np.float64) for probs in PROBS]) == wanted
-    assert numbers(hard, [target.astype(np.uint8) for target in TARGETS]) == wanted  # 0 and 1
-    assert numbers(hard, [target.astype(np.uint8) * 255 for target in TARGETS]) == wanted
-    assert numbers(hard, [target.astype(int).tolist() for target in TARGETS]) == wanted
-    assert numbers(hard, [Image.fromarray(target) for target in TARGETS]) == wanted
+    levels, floats = [mask.astype(np.uint8) * 255 for mask in hard], [probs.astype(np.float64) for probs in PROBS]
+    images, tensors = [Image.fromarray(mask) for mask in hard], [torch.from_numpy(probs) for probs in PROBS]
+    for predictions in (hard, levels, images, tensors, np.stack(PROBS), floats):
+        assert metric.compute(predictions=predictions, references=TARGETS) == wanted
+    bits = [target.astype(np.uint8) for target in TARGETS]
+    lists, images = [target.tolist() for target in bits], [Image.fromarray(target) for target in TARGETS]
+    for references in (bits, [255 * target for target in bits], lists, images):
+        assert metric.compute(predictions=hard, references=references) == wanted
 
 
 @pytest.mark.parametrize(
@@ -98,11 +93,7 @@ def test_masks_of_all_kinds_give_equal_numbers():
         ([Image.new("RGB", (4, 4))], [np.ones((4, 4), bool)], "prediction of mode RGB"),
         ([np.zeros((4, 4), np.float32)], [np.full((4, 4), 300, np.int32)], "values from 300 to 300"),
         ([np.zeros((4, 4), np.float32)], [Image.new("RGB", (4, 4))], "reference of mode RGB"),
-        (
-            [np.zeros((4, 4), np.float32)],
-            [np.full((4, 4), 0.2, np.float32)],
-            "reference of mode F with values from 0.2",
-        ),
+        ([np.zeros((4, 4), np.float32)], [np.full((4, 4), 0.2, np.float32)], "mode F with values from 0.2"),
         ([np.zeros((4, 4), np.float32)], [np.full((4, 4), np.nan, np.float32)], "reference of mode F with .* nan"),
     ],
 )
@@ -129,13 +120,9 @@ for file in sys.argv[2:]:
 def test_modules_work_without_this_package(tmp_path):
     np.savez(tmp_path / "pairs.npz", probs=PROBS, targets=TARGETS)
     files = [str(FOLDER / f"unconceal_{name}.py") for name in PROTOCOLS]
-    output = subprocess.run(
-        [sys.executable, "-c", ALONE, str(tmp_path / "pairs.npz"), *files],
-        env={**os.environ, "HF_HOME": str(tmp_path / "home")},
-        stdout=subprocess.PIPE,
-        cwd=tmp_path,
-        check=True,
-    ).stdout
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "pairs.npz"), *files]
+    options = {"env": {**os.environ, "HF_HOME": str(tmp_path / "home")}, "cwd": tmp_path, "check": True}
+    output = subprocess.run(command, stdout=subprocess.PIPE, **options).stdout
     assert [json.loads(line) for line in output.splitlines()] == [expected(name) for name in PROTOCOLS]
 
 

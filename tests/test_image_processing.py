@@ -361,9 +361,7 @@ def test_thin_parts_of_a_mask_fade_or_break_into_dots():
     rows[::16] = 255  # lines of one pixel, a sixteenth of the whole
     mask, image = Image.fromarray(rows), Image.new("RGB", (256, 256))
     size = {"height": 24, "width": 24}
-    hard, soft = (
-        UnconcealImageProcessor(size=size, mask_resample=mask_resample)(image, mask).labels for mask_resample in (0, 2)
-    )
+    hard, soft = (UnconcealImageProcessor(size=size, mask_resample=way)(image, mask).labels for way in (0, 2))
     assert set(hard.unique().tolist()) <= {0.0, 1.0}
     assert (hard == 1).any(dim=2).sum() < 16  # some of the 16 lines are lost
     assert soft.mean().item() == pytest.approx(1 / 16, rel=0.1)

@@ -36,9 +36,8 @@ def mask(*values: float) -> torch.Tensor:
     ],
 )
 def test_dice(logits, labels, expected):
-    torch.testing.assert_close(
-        dice_loss(mask(*logits), mask(*labels)), torch.tensor(float(expected)), atol=2e-5, rtol=0
-    )
+    loss = dice_loss(mask(*logits), mask(*labels))
+    torch.testing.assert_close(loss, torch.tensor(float(expected)), atol=2e-5, rtol=0)
 
 
 def test_smoothing_is_added_to_numerator_and_denominator():

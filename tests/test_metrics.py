@@ -121,9 +121,7 @@ def test_a_protocol_is_complete(protocol):
     assert set(protocol.columns) == set(summary) - {"num_images"}
     assert isinstance(row[protocol.ranked_by[0]], float)
     for numbers in (quick, summary):
-        titles, _, values = (
-            [cell.strip() for cell in line.split("|")] for line in format_table(protocol, numbers).splitlines()
-        )
+        titles, _, values = (line.split("|") for line in format_table(protocol, numbers).splitlines())
         assert len(titles) == len(values) == len(numbers) + 1  # an empty cell at both ends, and no num_images
     with pytest.raises(ValueError, match=f"got option sharpness, but the protocol {protocol.name} has only"):
         protocol.options(sharpness=1)
@@ -287,15 +285,13 @@ def test_cod_where_pysodmetrics_gives_no_number():
 
 
 def test_cod_max_is_of_the_mean_curve():
-    low, high = (
-        cod.score_image(np.where(BLOCK, *levels), BLOCK, min_max=False) for levels in ((0.4, 0.1), (0.9, 0.5))
-    )
+    predictions = (np.where(BLOCK, *levels) for levels in ((0.4, 0.1), (0.9, 0.5)))
+    low, high = (cod.score_image(probs, BLOCK, min_max=False) for probs in predictions)
     assert low["f_measure_max"] == high["f_measure_max"] == 1
     # Where `low` is right, all of `high` counts as predicted; where `high` is right, nothing of `low`.
     precision = BLOCK.mean()
-    assert cod.PROTOCOL.summarize([low, high])["f_measure_max"] == pytest.approx(
-        (1 + 1.3 * precision / (0.3 * precision + 1)) / 2
-    )
+    expected = (1 + 1.3 * precision / (0.3 * precision + 1)) / 2
+    assert cod.PROTOCOL.summarize([low, high])["f_measure_max"] == pytest.approx(expected)
 
 
 def test_cod_min_max_stretches_and_rounds():

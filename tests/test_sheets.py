@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from common import rejected
 from PIL import Image, ImageFont
 
 from unconceal.drawing.layout import FRAME, GAP, LINE_HEIGHT, PAPER, shortened
@@ -32,7 +33,6 @@ from unconceal.drawing.sheets import (
 )
 from unconceal.evaluation import protocol_cod as cod
 from unconceal.evaluation import protocol_segmentation as segmentation
-from unconceal.utils.errors import UserError
 
 
 def cells_of(sheet, sizes, columns=CELL_NAMES):
@@ -51,6 +51,7 @@ def cells_of(sheet, sizes, columns=CELL_NAMES):
 
 
 def cut(sheet, left, top, width, height):
+    """Cut a framed cell; None for a blank."""
     framed = np.asarray(sheet.crop((left - 1, top - 1, left + width + 1, top + height + 1)))
     is_frame = np.ones(framed.shape[:2], bool)
     is_frame[1:-1, 1:-1] = False
@@ -150,10 +151,8 @@ def test_errors_of_any_number_under_a_pixel_keep_their_kind(is_there):
 def test_8_bit_predictions_are_drawn_as_floats(threshold):
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     target = np.arange(256).reshape(16, 16) % 3 == 0
-    sheets = [
-        draw_sheet([ScoredImage("id", "", None, target, probs, threshold)], "")
-        for probs in (levels, levels / np.float64(255))
-    ]
+    scored = [ScoredImage("id", "", None, target, probs, threshold) for probs in (levels, levels / np.float64(255))]
+    sheets = [draw_sheet([one], "") for one in scored]
     np.testing.assert_array_equal(*map(np.asarray, sheets))
     (cells,) = cells_of(sheets[0], [(CELL, CELL)], CELL_NAMES[1:])
     predicted = np.isin(kinds_of(cells["errors"]), (FOUND, FALSE))[::20, ::20]
@@ -368,7 +367,6 @@ def test_without_matplotlib(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for call in (check_plots, lambda: draw_curves({"RUN": curves_of()}, segmentation.CURVES, "")):
-        with pytest.raises(UserError, match="pip install 'unconceal\\[plots\\]'") as caught:
+        with rejected("pip install 'unconceal\\[plots\\]'"):
             call()
-        assert "\n" not in str(caught.value)
     draw_sheet([make_scored()], "title")  # which needs none
