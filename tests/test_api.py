@@ -43,9 +43,6 @@ def test_package_offers_its_public_names_only():
         unconceal.absent  # noqa: B018
 
 
-# ---- the network on images ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
@@ -134,9 +131,6 @@ def test_only_running_out_of_memory_is_explained(bright, monkeypatch, error, rai
         bright.segment([noise()])
 
 
-# ---- loading -----------------------------------------------------------------------------------------------------
-
-
 def edit_config(**changes):
     def damage(folder):
         path = folder / "config.json"
@@ -214,8 +208,6 @@ def test_wrong_arguments_are_rejected(arguments, words):
     with rejected(words):
         load(**arguments)
 
-
-# ---- drawing -----------------------------------------------------------------------------------------------------
 
 GRAY = Image.new("RGB", (3, 1), (100, 100, 100))
 RAMP = np.array([[0, 0.5, 1]], np.float32)

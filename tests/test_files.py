@@ -95,9 +95,6 @@ def test_hub_ids_have_an_owner_and_a_name(name, expected):
     assert is_hub_id(name) == expected
 
 
-# ---- images ------------------------------------------------------------------------------------------------------
-
-
 def test_threads_open_images_under_different_limits(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # so that Pillow itself would stop at 200
     for suffix in ("png", "gif", "tiff", "jpg", "bmp"):

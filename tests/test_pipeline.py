@@ -92,9 +92,6 @@ def test_url(find, images, tmp_path):
     torch.testing.assert_close(found["probs"], find(images[0])["probs"])
 
 
-# ---- large images and cut-outs --------------------------------------------------------
-
-
 def resized(*size: int) -> Image.Image:
     return make_image().resize(size)
 
@@ -216,9 +213,6 @@ def test_wrong_values_are_rejected_in_one_line(find, images, call, words):
         call(find, images[0])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-# ---- the pipeline of transformers --------------------------------------------------------
 
 
 @pytest.mark.parametrize("tester", TESTERS.values(), ids=TESTERS)
