@@ -150,10 +150,9 @@ def test_sirst_lists_and_files_are_kept(sirst, prepare, load, out):
     text = prepare("sirst", "--source", sirst, "--out", out)
     assert "left out: 0 unusable, 2 in no list" in text
     assert "train 4, val 2" in text
-    assert sorted(path.name for path in (out / "data").iterdir()) == [
-        "train-00000-of-00001.parquet",
-        "val-00000-of-00001.parquet",
-    ]
+    assert {path.name for path in (out / "data").iterdir()} == {
+        f"{s}-00000-of-00001.parquet" for s in ("train", "val")
+    }
     loaded = load(out)
     assert loaded["train"]["id"][:] == ["Misc_1", "Misc_2", "Misc_3", "Misc_4"]
     assert loaded["val"]["id"][:] == ["Misc_5", "Misc_6"]
@@ -531,9 +530,8 @@ def test_prepared_splits_can_be_split_again(tmp_path, load):
         build("folder", root, tmp_path / name, seed=seed, fractions={"train": 0.7, "val": 0.3})
     first, second = (load(tmp_path / name) for name in ("first", "second"))
     again = split_datasets_at_random(first, seed=3)
-    assert {split: rows["id"][:] for split, rows in again.items()} == {
-        split: rows["id"][:] for split, rows in second.items()
-    }
+    dealt, expected = ({split: rows["id"][:] for split, rows in each.items()} for each in (again, second))
+    assert dealt == expected
     for row, expected in zip(again["val"], second["val"], strict=True):  # each image with its own mask
         assert row["image"].tobytes() == expected["image"].tobytes()
         assert row["mask"].tobytes() == expected["mask"].tobytes()
@@ -737,9 +735,8 @@ def test_large_splits_are_written_in_shards(monkeypatch, load, out):
     build_synthetic("dichotomous", out, {"train": 9}, size=32)
     shards = sorted((out / "data").iterdir())
     assert len(shards) > 1
-    assert [path.name for path in shards] == [
-        f"train-{i:05d}-of-{len(shards):05d}.parquet" for i in range(len(shards))
-    ]
+    names = [f"train-{i:05d}-of-{len(shards):05d}.parquet" for i in range(len(shards))]
+    assert [path.name for path in shards] == names
     assert load(out)["train"]["id"][:] == [f"train-{i:06d}" for i in range(9)]
 
 

@@ -33,8 +33,6 @@ class TestOpdsForImageSegmentation(ModelTester):
         *((16, 2, 2), (16, 4, 4), (8, 8, 8), (8, 16, 16)),
     ]
 
-    # ---- outputs ----------------------------------------------------------------------------------------------------
-
     def test_every_level_is_in_the_output_coarse_to_fine(self):
         output = self.make_model()(**self.make_inputs(size=(33, 70)), output_levels=True)  # padded to 96x64
         sizes = [(2, 3), (4, 6), (8, 12), (16, 24)]
@@ -70,8 +68,6 @@ class TestOpdsForImageSegmentation(ModelTester):
         for level in OpdsForImageSegmentation.from_pretrained(tmp_path).levels:
             assert (level.hamburger.factorisation.bases == 0.123).all()
 
-    # ---- progression ------------------------------------------------------------------------------------------------
-
     def test_each_level_depends_on_features_and_mask_of_the_level_before(self):
         model, pixel_values = self.make_lively_model(), self.make_inputs(size=(64, 64))["pixel_values"]
         before = model(pixel_values, output_levels=True).level_logits
@@ -106,13 +102,10 @@ class TestOpdsForImageSegmentation(ModelTester):
         hidden_states = model(inputs["pixel_values"], output_hidden_states=True).hidden_states
         assert [states.shape[1] for states in hidden_states] == [8, 8, 16, 16, 16]
 
-    # ---- factorization ----------------------------------------------------------------------------------------------
-
     def make_factorization(self, channels: int = 6, **changes) -> OpdsMatrixFactorization:
         layer = OpdsMatrixFactorization(OpdsConfig(**{**TINY, **changes}), channels)
-        layer.bases.copy_(
-            F.normalize(torch.rand(layer.bases.shape, generator=torch.Generator().manual_seed(3)), dim=0)
-        )
+        values = torch.rand(layer.bases.shape, generator=torch.Generator().manual_seed(3))
+        layer.bases.copy_(F.normalize(values, dim=0))
         return layer.eval()
 
     def test_factorization_follows_the_multiplicative_updates(self):
@@ -152,8 +145,6 @@ class TestOpdsForImageSegmentation(ModelTester):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             torch.testing.assert_close(layer(features.float()), expected, atol=0, rtol=0)
 
-    # ---- losses -----------------------------------------------------------------------------------------------------
-
     def test_loss_is_the_weighted_sum_over_levels_at_the_input_size(self):
         weights = [1.0, 0.5, 0.25, 0.0]
         model = self.make_model(level_weights=weights, bce_weight=2.0, iou_weight=3.0)
@@ -170,8 +161,6 @@ class TestOpdsForImageSegmentation(ModelTester):
             expected = expected + weight * (2 * bce + 3 * (1 - (both + 1) / (either + 1)).mean())
         torch.testing.assert_close(output.loss, expected)
 
-    # ---- configuration ----------------------------------------------------------------------------------------------
-
     @pytest.mark.parametrize(
         ("changes", "parts"),
         [
@@ -184,10 +173,7 @@ class TestOpdsForImageSegmentation(ModelTester):
             ({"iou_weight": -1.0}, ["iou_weight", "0 or more", "-1.0"]),
             ({"eval_steps": 0}, ["eval_steps", "1 or more", "got 0"]),
             ({"num_channels": 1}, ["num_channels", "got 1, but 3 in"]),
-            (
-                {"backbone_config": {"model_type": "mscan_backbone", "out_features": ["stage2"]}},
-                ["4 levels", "stage2"],
-            ),
+            ({"backbone_config": {**TINY_MSCAN, "out_features": ["stage2"]}}, ["4 levels", "stage2"]),
             ({"backbone_config": {"model_type": "vit"}}, ["backbone_config", "vit"]),
         ],
     )

@@ -47,8 +47,6 @@ class TestRunForImageSegmentation(ModelTester):
     # Of the encoder, padded to 64x64, then of the coarse mask and the stages.
     hidden_shapes = [(8, 16, 16), (16, 8, 8), (16, 4, 4), (32, 2, 2), *((16, n, n) for n in (2, 2, 4, 8, 16))]
 
-    # ---- outputs ----------------------------------------------------------------------------------------------------
-
     def test_every_stage_is_in_the_output(self):
         output = self.make_model()(**self.make_inputs(size=(33, 70)), output_stages=True)  # padded to 96x64
         sizes = [(2, 3), (4, 6), (8, 12), (16, 24)]
@@ -75,8 +73,6 @@ class TestRunForImageSegmentation(ModelTester):
         torch.testing.assert_close(model.denormalize((image - mean) / std), image)
         assert model.denormalize(torch.full((1, 3, 32, 32), 9.0)).max() == 1
 
-    # ---- unfolding --------------------------------------------------------------------------------------------------
-
     def test_final_mask_depends_on_every_part_of_every_stage(self):
         model = self.make_lively_model()
         estimates = []
@@ -87,9 +83,8 @@ class TestRunForImageSegmentation(ModelTester):
         parts |= {f"M_{k}": output.mask_logits[k] for k in range(num_stages)}
         parts |= {f"B_{k}": output.backgrounds[k] for k in range(num_stages)}
         assert len(estimates) == num_stages
-        gradients = torch.autograd.grad(
-            output.logits.sum(), list(parts.values()), retain_graph=True, allow_unused=True
-        )
+        options = {"retain_graph": True, "allow_unused": True}
+        gradients = torch.autograd.grad(output.logits.sum(), list(parts.values()), **options)
         silent = [name for name, grad in zip(parts, gradients, strict=True) if grad is None or not grad.any()]
         assert silent == []
 
@@ -159,8 +154,6 @@ class TestRunForImageSegmentation(ModelTester):
         assert 0.9e-3 < steps.min() < 3e-3 < 3e-2 < steps.max() < 1.1e-1
         torch.testing.assert_close(-scan.log_decay[0].exp(), -torch.arange(1.0, 5.0))
         assert scan.skip.eq(1).all()
-
-    # ---- closed forms -----------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("sparsity", [0.0, 0.3])
     def test_mask_estimate_minimizes_its_surrogate(self, sparsity):
@@ -245,8 +238,6 @@ class TestRunForImageSegmentation(ModelTester):
             assert seen[4:, 4:].any() != is_local
             assert seen[0, 4:].any() != is_local
 
-    # ---- bad input --------------------------------------------------------------------------------------------------
-
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_bad_image_does_not_affect_the_others(self, value):
         model, pixel_values = self.make_lively_model(), self.make_inputs(batch_size=3)["pixel_values"]
@@ -263,8 +254,6 @@ class TestRunForImageSegmentation(ModelTester):
         loss.backward()
         assert loss.isfinite()
         assert all(p.grad.isfinite().all() for p in model.parameters())
-
-    # ---- loss -------------------------------------------------------------------------------------------------------
 
     def test_total_loss_computed_from_the_outputs(self):
         weights = {"bce_weight": 0.6, "iou_weight": 1.4, "reconstruction_weight": 3.0, "edge_weight": 0.7}
