@@ -126,8 +126,6 @@ def _outlined(image: Image.Image, mask: np.ndarray) -> Image.Image:
     inside = Image.fromarray(np.where(mask > 0.5, np.uint8(255), np.uint8(0)))
     for line_width, color in ((4, INK), (2, MARK)):
         size = line_width + 1
-        line = ImageChops.difference(
-            inside.filter(ImageFilter.MaxFilter(size)), inside.filter(ImageFilter.MinFilter(size))
-        )
-        image.paste(color, mask=line)
+        highest, lowest = inside.filter(ImageFilter.MaxFilter(size)), inside.filter(ImageFilter.MinFilter(size))
+        image.paste(color, mask=ImageChops.difference(highest, lowest))
     return image

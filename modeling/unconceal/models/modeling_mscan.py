@@ -42,9 +42,8 @@ class MscanDownsampling(nn.Sequential):
     """3x3 convolution of stride 2 with batch norm."""
 
     def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1), nn.BatchNorm2d(out_channels)
-        )
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
+        super().__init__(conv, nn.BatchNorm2d(out_channels))
 
 
 class MscanGate(nn.Module):
@@ -208,11 +207,9 @@ class MscanBackbone(BackboneMixin, MscanPreTrainedModel):
         hidden_states = [pixel_values]
         for stage in self.stages:
             hidden_states.append(stage(hidden_states[-1]))
-        maps = zip(self.stage_names, hidden_states[1:], strict=True)
-        return BackboneOutput(
-            feature_maps=tuple(feature_map for name, feature_map in maps if name in self.out_features),
-            hidden_states=tuple(hidden_states),
-        )
+        stages = zip(self.stage_names, hidden_states[1:], strict=True)
+        feature_maps = tuple(feature_map for name, feature_map in stages if name in self.out_features)
+        return BackboneOutput(feature_maps=feature_maps, hidden_states=tuple(hidden_states))
 
 
 # For use alone, even without the package. Networks use their own copy of this file, see backbones.py.

@@ -390,9 +390,8 @@ class SrsForReconstruction(SrsPreTrainedModel):
         decoded = self.reconstruction_decoder(features)
         reconstruction = F.pad(self.reconstruction_head(decoded[-1]), cropping)
         loss = F.mse_loss(reconstruction.float(), pixel_values.float())
-        return SrsReconstructionOutput(
-            loss, reconstruction, self.keep_hidden_states(output_hidden_states, (*features, *decoded))
-        )
+        hidden_states = self.keep_hidden_states(output_hidden_states, (*features, *decoded))
+        return SrsReconstructionOutput(loss, reconstruction, hidden_states)
 
 
 class SrsForImageSegmentation(SrsPreTrainedModel):
@@ -459,9 +458,8 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
         if labels is not None:
             labels = self.match_labels(labels, logits)
             loss = bce_dice_loss(logits, labels, self.config.bce_weight, self.config.dice_weight)
-        return SrsSegmentationOutput(
-            loss, logits, self.keep_hidden_states(output_hidden_states, (*features, *decoded))
-        )
+        hidden_states = self.keep_hidden_states(output_hidden_states, (*features, *decoded))
+        return SrsSegmentationOutput(loss, logits, hidden_states)
 
 
 __all__ = ["SrsConfig", "SrsForImageSegmentation", "SrsForReconstruction", "SrsPreTrainedModel"]

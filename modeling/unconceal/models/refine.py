@@ -108,9 +108,8 @@ def edge_band(probs: torch.Tensor, reach: int) -> torch.Tensor:
 def _highest(values: torch.Tensor, reach: int) -> torch.Tensor:
     side = 2 * reach + 1
     # Rows, then columns: equal to a square window and much faster.
-    return F.max_pool2d(
-        F.max_pool2d(values, (side, 1), stride=1, padding=(reach, 0)), (1, side), stride=1, padding=(0, reach)
-    )
+    values = F.max_pool2d(values, (side, 1), stride=1, padding=(reach, 0))
+    return F.max_pool2d(values, (1, side), stride=1, padding=(0, reach))
 
 
 def _blended_tiles(
