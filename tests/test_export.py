@@ -17,12 +17,7 @@ from test_modeling_run import TINY as TINY_RUN
 from test_modeling_srs import TINY as TINY_SRS
 
 import unconceal.hub.export as export_module
-from unconceal import (
-    OpdsForImageSegmentation,
-    RunForImageSegmentation,
-    SrsConfig,
-    SrsForImageSegmentation,
-)
+from unconceal import OpdsForImageSegmentation, RunForImageSegmentation, SrsConfig, SrsForImageSegmentation
 from unconceal.__main__ import main as run_command
 from unconceal.api import Segmenter, load
 from unconceal.hub.export import check_sizes, export_model

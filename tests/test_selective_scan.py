@@ -367,10 +367,6 @@ def test_triton_runs_only_on_request(monkeypatch):
 def test_triton_kernels_in_the_interpreter():
     # In a separate process, because triton reads the variable on import. All cases would take minutes.
     chosen = "cpu-triton and (test_widths or test_not_contiguous)"
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "0", __file__, "-k", chosen, "-p", "no:cacheprovider"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "pytest", "-n", "0", __file__, "-k", chosen, "-p", "no:cacheprovider"]
+    result = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert result.returncode == 0 and "skipped" not in result.stdout, result.stdout
