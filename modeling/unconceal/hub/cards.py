@@ -47,9 +47,8 @@ def network_name(config: PreTrainedConfig) -> str:
     for name, network in NETWORKS.items():
         if network.config_class.model_type == config.model_type:
             return name
-    raise UserError(
-        f"got a model of type {config.model_type!r}, expected one of this project; choose {' or '.join(NETWORKS)}"
-    )
+    got = f"got a model of type {config.model_type!r}"
+    raise UserError(f"{got}, expected one of this project; choose {' or '.join(NETWORKS)}")
 
 
 def read_data_card(path: str | Path) -> DatasetCard | None:
@@ -190,16 +189,11 @@ def _phase_table(training: Training) -> str:
         if task == training.task and (done := training.progress):
             processes = f", {done.num_processes} processes" if done.num_processes > 1 else ""
             epochs = f"{done.epoch} ({done.step} steps{processes})"
-        rows.append(
-            (
-                task,
-                f"{optimizer.name}, {optimizer.learning_rate:g}, decay {optimizer.weight_decay:g}",
-                f"{schedule.name}, {schedule.warmup_steps} warm-up steps",
-                str(phase.batch_size * phase.gradient_accumulation_steps),
-                start if is_on_hub(start, "model") else Path(start).name if start else MISSING,
-                epochs,
-            )
-        )
+        updates = f"{optimizer.name}, {optimizer.learning_rate:g}, decay {optimizer.weight_decay:g}"
+        rates = f"{schedule.name}, {schedule.warmup_steps} warm-up steps"
+        batch = str(phase.batch_size * phase.gradient_accumulation_steps)
+        start = start if is_on_hub(start, "model") else Path(start).name if start else MISSING
+        rows.append((task, updates, rates, batch, start, epochs))
     return markdown_table(header, rows)
 
 

@@ -150,10 +150,8 @@ def convert_mscan(published: Mapping[str, torch.Tensor]) -> tuple[MscanBackbone,
 
 def _mscan_config(published: Mapping[str, torch.Tensor]) -> MscanConfig:
     """Read the size from the shapes."""
-    fault = UserError(
-        f"these are not the weights of a published MSCAN, which has {NUM_LEVELS} stages of blocks and norms; name the "
-        "ImageNet checkpoint or one of SegNeXt"
-    )
+    what = f"a published MSCAN, which has {NUM_LEVELS} stages of blocks and norms"
+    fault = UserError(f"these are not the weights of {what}; name the ImageNet checkpoint or one of SegNeXt")
     widths, depths, ratios = [], [], []
     for i in range(1, NUM_LEVELS + 1):
         norm, linear = published.get(f"norm{i}.weight"), published.get(f"block{i}.0.mlp.fc1.weight")
@@ -263,8 +261,7 @@ def _take(
         if found
     ]
     if faults:
-        raise UserError(
-            f"these are not the weights of the published {network}: tensors {'; '.join(faults)}; check that it is the "
-            "right file and that two files are not exchanged"
-        )
+        advice = "check that it is the right file and that two files are not exchanged"
+        what = f"these are not the weights of the published {network}: tensors {'; '.join(faults)}"
+        raise UserError(f"{what}; {advice}")
     return state, list(dict.fromkeys(dropped.values()))

@@ -161,10 +161,9 @@ def export_model(
                     _save_program(program, path, smallest, about)
         # Tracing runs any backbone's code, which may raise any class.
         except Exception as error:
-            raise UserError(
-                f"cannot export {type(model).__name__} as {format}: {type(error).__name__}: {one_line(error)}; "
-                "the input is not the cause, UNCONCEAL_DEBUG=1 shows where it failed"
-            ) from error
+            what = f"cannot export {type(model).__name__} as {format}: {type(error).__name__}: {one_line(error)}"
+            advice = "the input is not the cause, UNCONCEAL_DEBUG=1 shows where it failed"
+            raise UserError(f"{what}; {advice}") from error
         figures = {}
         if check:
             run = (_open_onnx if format == "onnx" else _open_program)(path)
@@ -275,23 +274,19 @@ def _compare(run: Callable, network: Callable, channels: int, sizes: list[tuple[
         try:
             got = run(images)
         except Exception as error:  # onnxruntime has many classes of its own
-            raise UserError(
-                f"the export fails {where}: {one_line(error)}; nothing is written, UNCONCEAL_DEBUG=1 shows where"
-            ) from error
+            advice = "nothing is written, UNCONCEAL_DEBUG=1 shows where"
+            raise UserError(f"the export fails {where}: {one_line(error)}; {advice}") from error
         if got.shape != expected.shape:
-            raise UserError(
-                f"the export gives logits of {tuple(got.shape)} {where}, expected {tuple(expected.shape)}; "
-                "nothing is written"
-            )
+            what = f"the export gives logits of {tuple(got.shape)} {where}, expected {tuple(expected.shape)}"
+            raise UserError(f"{what}; nothing is written")
         differences = _differences(got, expected)
         if not (differences <= tolerance).all():
             tolerance = max(tolerance, _tolerance(network, images, expected))
         strays = 1 - (differences <= tolerance).float().mean().item()  # counts NaN as stray
         if strays > STRAY_SHARE:
-            raise UserError(
-                f"the export's logits differ by up to {differences.max():.1e} {where}, by more than the allowed "
-                f"{tolerance:.1e} in {strays:.1%} of the pixels; nothing is written"
-            )
+            what = f"the export's logits differ by up to {differences.max():.1e} {where}"
+            share = f"by more than the allowed {tolerance:.1e} in {strays:.1%} of the pixels"
+            raise UserError(f"{what}, {share}; nothing is written")
         largest, stray_share = max(largest, differences.max().item()), max(stray_share, strays)
     return {"difference": largest, "tolerance": tolerance, "stray_share": stray_share}
 

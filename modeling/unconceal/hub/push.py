@@ -43,9 +43,8 @@ def check_names(repo_id: str, revision: str | None = None, tag: str | None = Non
             raise HFValidationError("it has no owner, or forbidden characters")
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(
-            f"got {repo_id!r} as the repository, expected owner/name, such as org/run-cos: {one_line(error)}"
-        ) from error
+        expected = "expected owner/name, such as org/run-cos"
+        raise UserError(f"got {repo_id!r} as the repository, {expected}: {one_line(error)}") from error
     for kind, name in (("revision", revision), ("tag", tag)):
         if name is None:
             continue
@@ -100,9 +99,8 @@ def push(
         tags = {ref.name: ref.target_commit for ref in refs.tags}
         branches = {ref.name: ref.target_commit for ref in refs.branches}
         if revision in tags:
-            raise UserError(
-                f"{upload.repo_id} has a tag {revision}, which cannot be a branch too; choose another, or use --tag"
-            )
+            advice = "choose another, or use --tag"
+            raise UserError(f"{upload.repo_id} has a tag {revision}, which cannot be a branch too; {advice}")
         head = commit = branches.get(revision or DEFAULT_REVISION) or api.repo_info(**repo).sha
         changed, stale = _compare(api, repo, upload, head)
         if tag in tags and (changed or stale or tags[tag] != head):  # nothing is sent yet
@@ -116,10 +114,8 @@ def push(
             commit = api.create_commit(**repo, operations=operations, commit_message=message, revision=revision).oid
             missing, _ = _compare(api, repo, upload, commit)  # such as files that a .gitignore there excludes
             if missing:
-                raise UserError(
-                    f"{upload.repo_id} lacks {len(missing)} of {len(upload.files)} files after the push, such as "
-                    f"{missing[0]}; check its .gitignore and push again"
-                )
+                what = f"{len(missing)} of {len(upload.files)} files after the push, such as {missing[0]}"
+                raise UserError(f"{upload.repo_id} lacks {what}; check its .gitignore and push again")
         if tag and tag not in tags:
             api.create_tag(**repo, tag=tag, revision=commit)
         if public and api.repo_info(**repo).private:
@@ -173,9 +169,8 @@ def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
         if status == 401:
             raise UserError(f"the Hub refuses the token; log in again with `hf auth login` ({reason})") from error
         if status in (403, 404):
-            raise UserError(
-                f"the Hub does not let this token write to {repo_id}; use an owner and a token that may ({reason})"
-            ) from error
+            what = f"the Hub does not let this token write to {repo_id}"
+            raise UserError(f"{what}; use an owner and a token that may ({reason})") from error
         raise UserError(f"the Hub refused {repo_id} (status {status}): {reason}") from error
     except OfflineModeIsEnabled as error:
         raise UserError("got HF_HUB_OFFLINE, which forbids sending; unset it") from error
@@ -186,7 +181,6 @@ def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
         cause = error.__cause__ or error
         where = f"the push to {repo_id} at {endpoint}"
         if isinstance(error, CUT_OFF) or isinstance(cause, CUT_OFF):
-            raise UserError(
-                f"{where} was cut off ({one_line(cause)}); rerun the command, uploaded files are skipped"
-            ) from error
+            advice = "rerun the command, uploaded files are skipped"
+            raise UserError(f"{where} was cut off ({one_line(cause)}); {advice}") from error
         raise UserError(f"{where} failed: {one_line(cause)}") from error

@@ -69,10 +69,8 @@ def stage_model(
     digest = weights_digest(segmenter.model) if read else None
     for result in read:
         if result.weights != digest:
-            raise UserError(
-                f"{result.path} holds no results of the weights in {source}; evaluate them with "
-                "`unconceal evaluate --model`, or leave it out"
-            )
+            advice = "evaluate them with `unconceal evaluate --model`, or leave it out"
+            raise UserError(f"{result.path} holds no results of the weights in {source}; {advice}")
         if result.limit:
             raise UserError(f"{result.path} covers only the first {result.limit} images; evaluate without --limit")
     for part in filter(None, (getattr(config, name, None) for name in config.sub_configs)):
@@ -98,9 +96,8 @@ def _read_training(source: Path, given: str | Path | None, network: str) -> Trai
         return None
     recipe = load_recipe(path)
     if recipe.network != network:
-        raise UserError(
-            f"got {path}, a recipe of {recipe.network}, but {source} holds {network}; name its own with --recipe"
-        )
+        what = f"got {path}, a recipe of {recipe.network}, but {source} holds {network}"
+        raise UserError(f"{what}; name its own with --recipe")
     task = source.parent.name if source.parent.name in recipe.phases else list(recipe.phases)[-1]
     return Training(recipe, task, read_progress(source), read_data_card(recipe.data.path))
 
@@ -126,16 +123,14 @@ def stage_dataset(
     _check_shards(card, shards)
     stated = card.data.license
     if license and stated not in (None, *UNSTATED_LICENSES, license):
-        raise UserError(
-            f"got --license {license}, but the card of {source} states {stated}; if that is wrong, correct the card"
-        )
+        what = f"got --license {license}, but the card of {source} states {stated}"
+        raise UserError(f"{what}; if that is wrong, correct the card")
     card.data.license = license or stated
     if card.data.license not in OPEN_LICENSES and not may_redistribute:
         terms = " ".join((section(card, "Terms") or "none are on its card").split())
-        raise UserError(
-            f"the card of {source} names no license that allows copies (it says {card.data.license}; terms: {terms}); "
-            "ask its makers, then state what they allow with --license ID or --may-redistribute"
-        )
+        said = f"it says {card.data.license}; terms: {terms}"
+        advice = "ask its makers, then state what they allow with --license ID or --may-redistribute"
+        raise UserError(f"the card of {source} names no license that allows copies ({said}); {advice}")
     text = without_folders(str(card))
     if stated not in OPEN_LICENSES:
         said = f"the license `{license}`" if license else "that the makers allow it"
@@ -159,9 +154,8 @@ def _check_shards(card: DatasetCard, shards: Sequence[Path]):
             raise UserError(f"cannot read {path}: {one_line(error)}; prepare the data set again") from error
         missing = set(FEATURES) - set(held.schema_arrow.names)
         if missing:
-            raise UserError(
-                f"{path} lacks the column {min(missing)}, expected {', '.join(FEATURES)}; prepare the data set again"
-            )
+            what = f"lacks the column {min(missing)}, expected {', '.join(FEATURES)}"
+            raise UserError(f"{path} {what}; prepare the data set again")
         split = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
         found[split] = found.get(split, 0) + held.metadata.num_rows
     if found != counted:
@@ -179,9 +173,8 @@ def stage_space(source: str | Path, repo_id: str) -> Upload:
         raise UserError(f"the header of {card} names no sdk; add one, such as sdk: gradio")
     app = header.get("app_file") or {"docker": "Dockerfile", "static": "index.html"}.get(header["sdk"], "app.py")
     if not (source / app).is_file():
-        raise UserError(
-            f"{source} has no {app}, which the sdk {header['sdk']} needs; add it, or name another app_file"
-        )
+        what = f"{source} has no {app}, which the sdk {header['sdk']} needs"
+        raise UserError(f"{what}; add it, or name another app_file")
     return Upload(repo_id, "space", _list_files(source), sdk=header["sdk"])
 
 
