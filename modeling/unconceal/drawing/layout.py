@@ -12,8 +12,7 @@ from ..utils.files import printable
 from ..utils.images import size_text
 
 
-GAP = 12
-LINE_HEIGHT = 18
+GAP, LINE_HEIGHT = 12, 18
 INK, FRAME, PAPER = (20, 20, 20), (150, 150, 150), (255, 255, 255)
 
 

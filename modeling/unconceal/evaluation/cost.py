@@ -186,8 +186,7 @@ def _scan(case: Measurement) -> dict[str, Callable]:
     x, delta = torch.randn(2, batch_size, channels, length, device=case.device)
     B, C = torch.randn(2, batch_size, groups, config.state_size, length, device=case.device)
     A = -torch.arange(1.0, config.state_size + 1, device=case.device).repeat(channels, 1)
-    D = torch.ones(channels, device=case.device)
-    inputs = (x, delta.sigmoid() / 10, A, B, C, D)
+    inputs = (x, delta.sigmoid() / 10, A, B, C, torch.ones(channels, device=case.device))
     return {
         "seconds": lambda: _infer(case, selective_scan, *inputs),
         "seconds_ref": lambda: _infer(case, selective_scan_ref, *inputs),

@@ -17,7 +17,7 @@ def positive_int(text: str) -> int:
 
 
 def count(text: str, least: int = 0) -> int:
-    """Parse a whole number from 0."""
+    """Parse a whole number from `least`."""
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
     return int(text)
