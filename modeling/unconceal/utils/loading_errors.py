@@ -1,6 +1,5 @@
 """Explain errors of the loaders of transformers."""
 
-import dis
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,9 +56,5 @@ def _place(error: Exception) -> TracebackType:
 
 
 def _is_defect(error: Exception, place: TracebackType) -> bool:
-    """Return whether our own code failed without a `raise`.
-
-    An example is a product of matrices that do not fit.
-    """
-    raised = place.tb_frame.f_code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return isinstance(error, (ImportError, RuntimeError)) and _package(place) in OWN_CODE and not raised
+    """Return whether our own code failed; on purpose it raises other classes."""
+    return isinstance(error, (ImportError, RuntimeError)) and _package(place) in OWN_CODE
