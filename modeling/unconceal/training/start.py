@@ -108,7 +108,7 @@ def check_start(recipe: Recipe, task: str, resume: bool):
 
 
 def build_config(recipe: Recipe, init_from: str | Path | None) -> PreTrainedConfig:
-    """Return the network's configuration: the checkpoint's or the default, changed by `recipe.model`.
+    """Return the configuration of checkpoint or network, changed by `recipe.model`.
 
     Raises:
         UserError: If the checkpoint is missing or of another network, or the values do not fit together.
