@@ -11,6 +11,7 @@ from ..utils.arguments import count, positive_int, probability
 from ..utils.errors import UserError
 from ..utils.files import is_folder, printable, replacing
 from ..utils.images import MAX_PIXELS
+from .segment import REFINE
 
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ BENCHMARK_NAMES = (
     *("BUS", "KBT"),
 )
 PER_IMAGE_FORMATS = ("csv", "parquet")
-REFINE = ("auto", "always", "never")
 OPTIONS = ("threshold", "min_max", "hce", "max_distance", "by_area")
 
 
@@ -268,9 +268,9 @@ def evaluate_network(args, accelerator, dataset, protocol, workers, options):
     import numpy as np
 
     from ..api import load, weights_digest
-    from ..evaluation.mask_files import read_ground_truth
+    from ..data.loading import read_pair
+    from ..data.masks import is_object
     from ..evaluation.networks import evaluate_model
-    from ..models.image_processing_unconceal import to_mask, to_rgb
 
     if args.limit:
         dataset = dataset.select(range(min(args.limit, len(dataset))))
@@ -289,9 +289,8 @@ def evaluate_network(args, accelerator, dataset, protocol, workers, options):
     )
 
     def load_example(index: int):
-        image, mask = dataset[index]["image"], dataset[index]["mask"]
-        (probs,) = segmenter.segment([image], refine=args.refine)
-        return to_rgb(image), read_ground_truth(np.asarray(to_mask(mask)))[0], probs
+        _, image, mask = read_pair(dataset, index)
+        return image, is_object(np.asarray(mask)), segmenter.segment(image, refine=args.refine)
 
     kept = {
         "model": args.model,
