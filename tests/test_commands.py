@@ -121,7 +121,8 @@ def test_networks_are_registered_unless_the_command_line_starts(tmp_path):
     """A program may take the word unconceal as an argument."""
     (tmp_path / "program").mkdir()
     (tmp_path / "program" / "__init__.py").write_text("import unconceal\n")
-    (tmp_path / "program" / "__main__.py").write_text("import sys; print('unconceal.models' in sys.modules)\n")
+    program = "import sys; print('unconceal.models.networks' in sys.modules)\n"
+    (tmp_path / "program" / "__main__.py").write_text(program)
     done = run("-m", "program", "unconceal", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.stdout == "True\n", done.stderr
 

@@ -26,7 +26,8 @@ import unconceal
 from unconceal.__main__ import main, make_parsers
 from unconceal.commands import COMMANDS
 from unconceal.data.synthetic import generate
-from unconceal.models import NETWORKS, modeling_unconceal
+from unconceal.models import modeling_unconceal
+from unconceal.models.networks import NETWORKS
 from unconceal.training.recipe import PhaseRecipe, Recipe, load_recipe
 from unconceal.utils.errors import UserError
 

@@ -9,9 +9,9 @@ import yaml
 from common import rejected
 
 from unconceal.__main__ import main
-from unconceal.models import NETWORKS
 from unconceal.models.configuration_run import REMOVED_SWITCHES
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
+from unconceal.models.networks import NETWORKS
 from unconceal.training.recipe import load_recipe
 from unconceal.training.start import check_folder, claim_folder
 from unconceal.utils.errors import UserError

@@ -65,4 +65,4 @@ def _is_command_line() -> bool:
 
 # This imports torch and transformers, which takes seconds. On the command line each command imports what it needs.
 if not _is_command_line():
-    _importlib.import_module(f"{__name__}.models")
+    _importlib.import_module(f"{__name__}.models.networks")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .commands import COMMANDS
+from .models.memory import keep_freed_memory
 from .utils.errors import run_main
 
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         args = command_parser.parse_intermixed_args(argv[1:])  # options may stand between positional arguments
     args.argv = argv  # reports keep the command that made them
+    keep_freed_memory()
     logging.basicConfig(format="%(message)s")
     return args.run(args) or 0
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from io import IOBase
 from itertools import islice
 from pathlib import Path
@@ -16,15 +17,17 @@ from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoModelForImageSegmentation, PreTrainedModel
-from transformers.models.auto.image_processing_auto import AutoImageProcessor  # see models/__init__.py
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # see models/networks.py
 
 from .data.image_files import read_image
 from .drawing.layout import check_mask_size, overlay
+from .models import networks  # noqa: F401  registers them with the Auto classes
 from .models.cutout import make_cutout, mask_to_image
 from .models.image_processing_unconceal import UnconcealImageProcessor, to_rgb
 from .models.predict import predict_masks
 from .models.refine import check_refine
 from .models.unfolding import Unfolding, unfold
+from .utils.devices import choose_device, choose_dtype
 from .utils.errors import UserError
 from .utils.files import is_hub_id
 from .utils.images import MAX_PIXELS, size_text
@@ -36,10 +39,24 @@ ImageSource = Image.Image | str | Path
 
 @dataclass(frozen=True)
 class Segmenter:
-    """Network in evaluation mode with its processor; `load` makes one."""
+    """Network in evaluation mode with its processor; `load` makes one.
+
+    Attributes:
+        model: The network as it was saved.
+        processor: Its image processor.
+        dtype: Type of the arithmetic. None is the type of `model`.
+    """
 
     model: PreTrainedModel
     processor: UnconcealImageProcessor
+    dtype: torch.dtype | None = None
+
+    @cached_property
+    def network(self) -> PreTrainedModel:
+        """Return the faster copy of `model` that predicts."""
+        if not hasattr(self.model, "for_inference"):  # the code of a checkpoint can be older
+            return self.model if self.dtype is None else self.model.to(self.dtype)
+        return self.model.for_inference(self.dtype)
 
     def segment(
         self, images: ImageSource | Iterable[ImageSource], batch_size: int = 1, refine: str = "auto"
@@ -73,7 +90,7 @@ class Segmenter:
         images = iter(images)
         while batch := [opened(image) for image in islice(images, batch_size)]:
             with self._memory_explained(batch):
-                for mask in predict_masks(self.model, self.processor, batch, refine, batch_size):
+                for mask in predict_masks(self.network, self.processor, batch, refine, batch_size):
                     yield mask.cpu().numpy()
 
     def unfold(self, image: ImageSource, size: tuple[int, int] | None = None) -> Unfolding:
@@ -92,7 +109,7 @@ class Segmenter:
                 f"got {type(self.model).__name__}, which has no stages; expected a network that unfolds, such as RUN"
             )
         with self._memory_explained([image]):
-            return unfold(self.model, self.processor, image, size)
+            return unfold(self.network, self.processor, image, size)
 
     def explain(self, image: ImageSource) -> Image.Image:
         """Draw how the network finds its mask, a row for each stage.
@@ -147,7 +164,8 @@ def load(
     Args:
         model_id_or_path: Folder that `save_pretrained` or training wrote, or "owner/name" on the Hub.
         device: As torch names it. None is the accelerator if there is one, otherwise the CPU.
-        dtype: "float32", "bfloat16", "float16" or torch's own. None keeps the checkpoint's.
+        dtype: Type of the arithmetic: "float32", "bfloat16", "float16" or torch's own. None keeps the checkpoint's. A
+            device without bfloat16 uses float32, and a line in the log says so.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Run the code that comes with the checkpoint. Networks of this package do not need it.
 
@@ -155,9 +173,8 @@ def load(
         UserError: If there is no such checkpoint, device or dtype, if it is damaged or of an unknown kind, or does not
             segment.
     """
-    device, dtype = choose_device(device), str(dtype or "auto").removeprefix("torch.")
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise UserError(f"got the dtype {dtype!r}, expected float32, bfloat16 or float16")
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device)
     name = str(model_id_or_path)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -173,7 +190,7 @@ def load(
         try:
             # Other shapes are reported below; the loader's own error points at a table that it logs.
             model, report = AutoModelForImageSegmentation.from_pretrained(
-                name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                name, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
         except SafetensorError as error:
             raise UserError(
@@ -201,7 +218,7 @@ def load(
             f"{name} has the processor {type(processor).__name__}, expected UnconcealImageProcessor; "
             "give a checkpoint of this project"
         )
-    return Segmenter(model.to(device).eval(), processor)
+    return Segmenter(model.to(device).eval(), processor, dtype)
 
 
 def weights_digest(model: PreTrainedModel) -> str:
@@ -211,23 +228,6 @@ def weights_digest(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return a device by name; by default the accelerator, otherwise the CPU.
-
-    Raises:
-        UserError: If torch cannot use it here.
-    """
-    if device is None:
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    # torch raises AssertionError if built without CUDA, NotImplementedError if built without the backend.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"got the device {str(device)!r}, which torch cannot use here; try cpu") from error
-    return device
 
 
 def cutout(image: Image.Image, mask: np.ndarray) -> Image.Image:

@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace):
     """Run the parts and print their tables."""
-    from ..api import choose_device
     from ..evaluation.cost import machine
     from ..evaluation.report import git_commit
+    from ..utils.devices import choose_device
 
     models = args.models or ["srs", "run", "opds"]
     for model in models:

@@ -1,7 +1,6 @@
 """Score a network on a data set."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -73,7 +72,8 @@ def evaluate_model(
         rank, world_size = accelerator.process_index, accelerator.num_processes
         # The wrapper's forward pass would wait for other processes, which may have one batch less.
         model = accelerator.unwrap_model(model)
-    parameter = next(model.parameters())
+    precision = None if accelerator is None else accelerator.mixed_precision
+    network = model.for_inference({"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision))
     indices = range(len(dataset))
     batches = [indices[start : start + batch_size] for start in range(0, len(dataset), batch_size)][rank::world_size]
     collate = partial(_collate, dataset, processor, refine != "never")
@@ -83,13 +83,13 @@ def evaluate_model(
         read = readable(loader, "the data")
         read = tqdm(read, "evaluate", len(loader), unit="batch", disable=rank > 0 or not progress)
         for batch, (examples, images, pixel_values) in zip(batches, read, strict=True):
-            pixel_values = pixel_values.to(parameter.device, parameter.dtype)
-            masks = predict_masks(model, processor, images, refine, batch_size, pixel_values)
+            pixel_values = pixel_values.to(network.device, network.dtype)
+            masks = predict_masks(network, processor, images, refine, batch_size, pixel_values)
             for index, example, probs in zip(batch, examples, masks, strict=True):
                 yield _checked({"index": index, **example}, probs)
 
     score = partial(score_job, protocol.score_image, options)
-    with _eval_mode(model), torch.inference_mode():
+    with torch.inference_mode():
         rows = list(map_unordered(score, jobs(), min(metric_workers, len(dataset))))
     if world_size > 1:
         rows = gather_object(rows)
@@ -136,14 +136,3 @@ def _checked(example: dict[str, Any], probs: torch.Tensor) -> Job:
     if not torch.isfinite(probs).all():
         raise UserError(f"{id}: the output of the model is not finite; check its weights, or use full precision")
     return example, probs.cpu().numpy(), target
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

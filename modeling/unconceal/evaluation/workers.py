@@ -1,16 +1,15 @@
 """Run jobs in worker processes."""
 
-import ctypes
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from multiprocessing import parent_process
 from typing import Any
 
+from ..models.memory import keep_freed_memory
 from ..utils.errors import UserError
 
 
@@ -60,7 +59,7 @@ def map_unordered(function: Callable[[Any], Any], jobs: Iterable[Any], num_worke
 def _start_worker():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _keep_freed_memory()
+    keep_freed_memory()
     import cv2
 
     # OpenCV's threads do not survive a fork: a child process that uses them may hang.
@@ -71,15 +70,3 @@ def _end_with_parent():
     """End this worker when its parent ends, even if that was killed."""
     parent_process().join()
     os._exit(1)
-
-
-def _keep_freed_memory():
-    """Let glibc reuse the memory of large arrays.
-
-    By default it returns that memory to the system. Then every new page is cleared, which costs a tenth of the time of
-    several workers.
-    """
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: all arrays are in the heap
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink

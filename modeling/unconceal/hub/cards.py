@@ -19,7 +19,7 @@ from .. import __version__
 from ..api import Segmenter
 from ..evaluation.protocols import PROTOCOLS
 from ..evaluation.tables import Result, load_papers, make_tables, to_markdown
-from ..models import NETWORKS
+from ..models.networks import NETWORKS
 from ..training.checkpoints import Progress
 from ..training.recipe import Recipe
 from ..utils.errors import UserError, one_line

@@ -37,7 +37,7 @@ from PIL import Image
 from torch import nn
 
 from ..api import Segmenter
-from ..models import NETWORKS
+from ..models.networks import NETWORKS
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_folder, make_folder, replacing, restore
 from ..utils.images import size_text

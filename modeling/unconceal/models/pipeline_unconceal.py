@@ -1,11 +1,13 @@
 """Return soft masks from a pipeline; `pipeline("image-segmentation")` returns hard ones."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 from transformers.image_utils import load_image
 from transformers.pipelines.base import Pipeline
 from transformers.utils import ModelOutput
@@ -72,6 +74,11 @@ class SoftMaskPipeline(Pipeline):
         # Under a second name: transformers does not pass the first on to `_forward`.
         return super().__call__(inputs, batch_size=batch_size, tile_batch_size=batch_size, **kwargs)
 
+    @cached_property
+    def network(self) -> PreTrainedModel:
+        """Return the faster copy of `model` that predicts."""
+        return self.model.for_inference()
+
     def cut_out(self, image: Any, mask: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
         """Return an image as RGBA with a mask as its opacity.
 
@@ -101,7 +108,7 @@ class SoftMaskPipeline(Pipeline):
         Raises:
             ValueError: If the network has no stages, or the input is not an image.
         """
-        return unfold(self.model, self.image_processor, self._read(image), size)
+        return unfold(self.network, self.image_processor, self._read(image), size)
 
     def _sanitize_parameters(
         self, timeout=None, refine=None, cutout=None, tile_batch_size=None
@@ -132,7 +139,7 @@ class SoftMaskPipeline(Pipeline):
         given = model_inputs["image"]  # one image, or the list of a batch
         images = given if isinstance(given, list) else [given]
         pixel_values = model_inputs["pixel_values"]
-        masks = predict_masks(self.model, self.image_processor, images, refine, batch_size, pixel_values)
+        masks = predict_masks(self.network, self.image_processor, images, refine, batch_size, pixel_values)
         # To the CPU one by one, so that an accelerator holds one large mask at a time.
         return ModelOutput(probs=[mask.cpu() for mask in masks], image=given)
 

@@ -18,9 +18,9 @@ from yaml import YAMLError
 
 from ..data.transforms import TransformRecipe
 from ..evaluation.protocols import PROTOCOLS
-from ..models import NETWORKS
 from ..models.configuration_run import drop_removed_switches
 from ..models.image_processing_unconceal import UnconcealImageProcessor
+from ..models.networks import NETWORKS
 from ..utils.errors import UserError
 from ..utils.files import is_folder
 

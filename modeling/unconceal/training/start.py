@@ -16,8 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.loading import load_splits
 from ..data.splits import split_datasets_at_random
-from ..models import NETWORKS
 from ..models.image_processing_unconceal import UnconcealImageProcessor
+from ..models.networks import NETWORKS
 from ..utils.errors import UserError
 from ..utils.files import is_hub_id, make_folder, replacing
 from ..utils.loading_errors import loading_explained

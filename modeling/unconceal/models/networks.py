@@ -1,0 +1,54 @@
+"""Networks and their registration with the Auto classes.
+
+Unlike its siblings, this module does not travel to the Hub.
+"""
+
+from typing import NamedTuple
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageSegmentation,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+# transformers 5.17 exports it at the top level only if torchvision is installed.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from .configuration_opds import OpdsConfig
+from .configuration_run import RunConfig
+from .configuration_srs import SrsConfig
+from .image_processing_unconceal import UnconcealImageProcessor
+from .modeling_opds import OpdsForImageSegmentation
+from .modeling_run import RunForImageSegmentation
+from .modeling_srs import SrsForImageSegmentation, SrsForReconstruction
+
+
+class Network(NamedTuple):
+    """Hold the configuration class, and the model class of each training task."""
+
+    config_class: type[PreTrainedConfig]
+    tasks: dict[str, type[PreTrainedModel]]
+
+
+NETWORKS = {
+    "opds": Network(OpdsConfig, {"segmentation": OpdsForImageSegmentation}),
+    "run": Network(RunConfig, {"segmentation": RunForImageSegmentation}),
+    "srs": Network(SrsConfig, {"reconstruction": SrsForReconstruction, "segmentation": SrsForImageSegmentation}),
+}
+
+
+# One class under both names, otherwise transformers logs a fallback.
+_PROCESSORS = dict.fromkeys(("pil", "torchvision"), UnconcealImageProcessor)
+for _config_class, _tasks in NETWORKS.values():
+    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
+    _default = _tasks["segmentation"]
+    # With a tuple, the `architectures` of the checkpoint choose the class.
+    AutoModel.register(_config_class, tuple(dict.fromkeys([_default, *_tasks.values()])), exist_ok=True)
+    AutoModelForImageSegmentation.register(_config_class, _default, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(_config_class, _default, exist_ok=True)
+    AutoImageProcessor.register(_config_class, image_processor_classes=_PROCESSORS, exist_ok=True)
+
+__all__ = ["NETWORKS", "Network"]
