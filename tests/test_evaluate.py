@@ -54,6 +54,8 @@ def make_dataset(num_images: int, seed: int = 0) -> datasets.Dataset:
 class Brightness(torch.nn.Module):
     """A network with results that depend on the whole batch."""
 
+    device, dtype = torch.device("cpu"), torch.float32
+
     def __init__(self):
         super().__init__()
         self.norm = torch.nn.BatchNorm2d(1, affine=False, track_running_stats=False)
@@ -186,7 +188,8 @@ def test_batches_are_equal_for_any_number_of_processes(processor, monkeypatch):
     for size in (2, 3, 5):  # 4 batches: with 5 processes one has nothing to do
         gathered = []
         for rank in range(size):
-            accelerator = SimpleNamespace(process_index=rank, num_processes=size, unwrap_model=lambda model: model)
+            facts = {"process_index": rank, "num_processes": size, "mixed_precision": "no"}
+            accelerator = SimpleNamespace(**facts, unwrap_model=lambda model: model)
             gathered += evaluate_model(Brightness(), processor, dataset, accelerator=accelerator, **options)
         assert equal(sorted(gathered, key=lambda row: row["id"]), expected)
 

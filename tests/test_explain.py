@@ -45,7 +45,7 @@ PHOTO = noise(90, 60)
 def run_on(segmenter, image):
     with torch.inference_mode():
         pixel_values = segmenter.processor(image).pixel_values
-        return pixel_values, segmenter.model(pixel_values=pixel_values, output_stages=True)
+        return pixel_values, segmenter.network(pixel_values=pixel_values, output_stages=True)
 
 
 def maps_of(stage):
@@ -149,7 +149,7 @@ def test_out_of_memory_is_explained(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     segmenter = make_segmenter()
-    monkeypatch.setattr(segmenter.model, "forward", full)
+    monkeypatch.setattr(segmenter.network, "forward", full)
     with pytest.raises(UserError, match="ran out of memory .* 90x60"):
         segmenter.explain(PHOTO)
 

@@ -100,7 +100,7 @@ def test_soft_pipeline_runs_no_code_of_the_folder(folder, image, expected, optio
     assert find.model.dtype == options.get("dtype", torch.float32)
     probs = find(image)["probs"].cpu()
     with torch.no_grad():
-        outputs = find.model(expected["pixel_values"].to(find.model.device, find.model.dtype))
+        outputs = find.network(expected["pixel_values"].to(find.model.device, find.model.dtype))
     (of_model,) = find.image_processor.post_process_masks(outputs, [(50, 70)])
     assert torch.equal(probs, of_model.cpu())
     (exact,) = find.image_processor.post_process_masks(SemanticSegmenterOutput(logits=expected["logits"]), [(50, 70)])

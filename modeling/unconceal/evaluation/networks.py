@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.loading import read_pair, readable
 from ..data.masks import is_object
+from ..models.inference import make_inference_form
 from ..models.predict import predict_masks
 from ..utils.errors import UserError
 from ..utils.images import size_text
@@ -73,7 +74,9 @@ def evaluate_model(
         # The wrapper's forward pass would wait for other processes, which may have one batch less.
         model = accelerator.unwrap_model(model)
     precision = None if accelerator is None else accelerator.mixed_precision
-    network = model.for_inference({"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision))
+    network = model  # an exported network is fast already
+    if isinstance(model, nn.Module):
+        network = make_inference_form(model, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision))
     indices = range(len(dataset))
     batches = [indices[start : start + batch_size] for start in range(0, len(dataset), batch_size)][rank::world_size]
     collate = partial(_collate, dataset, processor, refine != "never")

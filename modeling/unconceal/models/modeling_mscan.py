@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mscan import MscanConfig
+from .inference import FusedConv2d, fold_norm_before, scale_outputs
 from .modeling_unconceal import ChannelLayerNorm, UnconcealPreTrainedModel
 
 
@@ -121,6 +122,40 @@ class MscanBlock(GradientCheckpointingLayer):
         return branch * F.dropout(branch.new_ones(branch.shape[0], 1, 1, 1), self.drop_path_rate)
 
 
+class MscanInferenceBlock(nn.Module):
+    """`MscanBlock` for inference: norms and scales are part of the convolutions.
+
+    The input of the attention is its residual, too. Its norm remains as a scale of that residual.
+    """
+
+    def __init__(self, block: MscanBlock):
+        super().__init__()
+        attention, gate, scale = block.attention, block.attention.gate, block.attention_scale
+        norm_scale, norm_shift = fold_norm_before(block.attention_norm, attention.proj_in)
+        scale_outputs(attention.proj_out, scale)
+        attention.proj_out.bias.add_(scale * norm_shift)
+        self.register_buffer("residual_scale", (scale * norm_scale)[:, None, None])
+        self.proj_in = FusedConv2d(attention.proj_in, "gelu")
+        self.local = gate.local
+        self.strips = nn.ModuleList(nn.ModuleList([first, FusedConv2d(second)]) for first, second in gate.strips)
+        self.mix = FusedConv2d(gate.mix)
+        self.proj_out = FusedConv2d(attention.proj_out)
+        expand, depthwise, _, reduce = block.feed_forward
+        fold_norm_before(block.feed_forward_norm, expand)
+        scale_outputs(reduce, block.feed_forward_scale)
+        self.expand, self.depthwise, self.reduce = expand, FusedConv2d(depthwise, "gelu"), FusedConv2d(reduce)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        projected = self.proj_in(hidden_states)
+        attention = near = self.local(projected)
+        for first, second in self.strips:
+            attention = second(first(near), plus=attention)
+        gated = self.mix(attention, times=projected)
+        hidden_states = self.proj_out(gated, plus=hidden_states).addcmul(hidden_states, self.residual_scale)
+        return self.reduce(self.depthwise(self.expand(hidden_states)), plus=hidden_states)
+
+
 class MscanStage(nn.Module):
     """Downsampling, blocks, layer norm."""
 
@@ -136,6 +171,10 @@ class MscanStage(nn.Module):
         for block in self.blocks:
             hidden_states = block(hidden_states)
         return self.norm(hidden_states)
+
+    def prepare_for_inference(self):
+        """Replace the blocks by their inference form."""
+        self.blocks = nn.ModuleList(MscanInferenceBlock(block) for block in self.blocks)
 
 
 def depthwise_conv(channels: int, kernel_size: tuple[int, int]) -> nn.Conv2d:

@@ -80,24 +80,40 @@ class OpdsMatrixFactorization(nn.Module):
         self.register_buffer("bases", torch.empty(channels, config.num_bases))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map non-negative (B, C, H, W) to their reconstruction, in float32."""
+        """Map non-negative (B, C, H, W) to their reconstruction."""
         with without_autocast(hidden_states.device.type):  # half precision cannot hold EPSILON or sums over positions
             height, width = hidden_states.shape[-2:]
-            features = hidden_states.float().flatten(2)  # X: (B, C, L)
+            features = self.for_products(hidden_states).flatten(2)  # X: (B, C, L)
             bases = self.bases.float().expand(features.shape[0], -1, -1)  # D: (B, C, R)
             # 1. Coefficients, transposed, from the similarity of positions and bases.
-            similarity = features.transpose(1, 2) @ bases  # X^T D: (B, L, R)
-            coefficients = similarity.softmax(dim=-1)
+            similarity = self.product(features.transpose(1, 2), bases)  # X^T D: (B, L, R)
+            coefficients = similarity.float().softmax(dim=-1)
             # 2. Multiplicative updates of coefficients and bases, which bring D C nearer to X.
             for _ in range(self.train_steps if self.training else self.eval_steps):
-                coefficients = coefficients * similarity / (coefficients @ (bases.transpose(1, 2) @ bases) + EPSILON)
-                gram = coefficients.transpose(1, 2) @ coefficients  # C C^T: (B, R, R)
-                bases = bases * (features @ coefficients) / (bases @ gram + EPSILON)
-                similarity = features.transpose(1, 2) @ bases
+                coefficients = self.update(coefficients, similarity, self.product(bases.transpose(1, 2), bases))
+                gram = self.product(coefficients.transpose(1, 2), coefficients)  # C C^T: (B, R, R)
+                bases = self.update(bases, self.product(features, coefficients), gram)
+                similarity = self.product(features.transpose(1, 2), bases)
             # 3. The coefficients of the last bases.
-            coefficients = coefficients * similarity / (coefficients @ (bases.transpose(1, 2) @ bases) + EPSILON)
-            reconstruction = (bases @ coefficients.transpose(1, 2)).unflatten(2, (height, width))
+            coefficients = self.update(coefficients, similarity, self.product(bases.transpose(1, 2), bases))
+            reconstruction = self.product(bases, coefficients.transpose(1, 2)).unflatten(2, (height, width))
         return reconstruction.to(hidden_states.dtype)
+
+    def for_products(self, values: Tensor) -> Tensor:
+        """Return `values` in the type of matrix products."""
+        return values.to(torch.float32 if self.bases.dtype != torch.bfloat16 else torch.bfloat16)
+
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """Multiply matrices."""
+        return self.for_products(left) @ self.for_products(right)
+
+    def update(self, factors: Tensor, wanted: Tensor, gram: Tensor) -> Tensor:
+        """Return F * N / (F G + EPSILON) for factors F, (B, n, R)."""
+        denominators = self.product(factors, gram)
+        if torch.is_grad_enabled():
+            return factors * wanted / (denominators + EPSILON)
+        # In place: these are the largest tensors of the network.
+        return factors.mul(wanted).div_(denominators.add_(EPSILON))
 
 
 class OpdsHamburger(nn.Module):

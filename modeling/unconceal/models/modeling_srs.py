@@ -30,6 +30,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_srs import SrsConfig
+from .inference import channel_mean, scale_pixels
 from .losses import bce_dice_loss
 from .modeling_unconceal import UnconcealPreTrainedModel, pad_edges
 
@@ -71,6 +72,20 @@ class SrsSegmentationOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
+def spatial_peak(hidden_states: Tensor) -> Tensor:
+    """Return the maximum of each channel, (B, C, 1, 1)."""
+    # In this order it is ten times as fast for few channels, stored channels-last.
+    return hidden_states.permute(0, 2, 3, 1).amax(dim=1).amax(dim=1)[:, :, None, None]
+
+
+def channel_peak(hidden_states: Tensor) -> Tensor:
+    """Return the maximum over the channels, (B, 1, H, W)."""
+    # For few channels, the maximum of two halves is faster than `amax`.
+    while hidden_states.shape[1] % 2 == 0 and hidden_states.shape[1] <= 32:
+        hidden_states = torch.maximum(*hidden_states.chunk(2, dim=1))
+    return hidden_states if hidden_states.shape[1] == 1 else hidden_states.amax(dim=1, keepdim=True)
+
+
 class SrsConvNormAct(nn.Sequential):
     """Convolution of equal size, batch norm, ReLU."""
 
@@ -93,7 +108,7 @@ class SrsChannelAttention(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the weights, (B, C, 1, 1), for (B, C, H, W)."""
         mean = hidden_states.mean(dim=(2, 3), keepdim=True)
-        peak = hidden_states.amax(dim=(2, 3), keepdim=True)
+        peak = spatial_peak(hidden_states)
         return sum(self.excite(F.relu(self.squeeze(pooled))) for pooled in (mean, peak)).sigmoid()
 
 
@@ -106,18 +121,21 @@ class SrsSpatialAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the weights, (B, 1, H, W), for (B, C, H, W)."""
-        mean = hidden_states.mean(dim=1, keepdim=True)
-        peak = hidden_states.amax(dim=1, keepdim=True)
+        mean = channel_mean(hidden_states)
+        peak = channel_peak(hidden_states)
         return self.conv(torch.cat([mean, peak], dim=1)).sigmoid()
 
 
 class SrsBlock(GradientCheckpointingLayer):
     """Residual block of two 3x3 convolutions with channel and spatial attention."""
 
+    layers_in_order = (("conv1", "norm1", "activation1"), ("conv2", "norm2"))
+
     def __init__(self, in_channels: int, out_channels: int, reduction_ratio: int):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
         self.norm1 = nn.BatchNorm2d(out_channels)
+        self.activation1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.channel_attention = SrsChannelAttention(out_channels, reduction_ratio)
@@ -129,11 +147,11 @@ class SrsBlock(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H, W)."""
-        residual = self.norm1(self.conv1(hidden_states)).relu_()
+        residual = self.activation1(self.norm1(self.conv1(hidden_states)))
         residual = self.norm2(self.conv2(residual))
         residual = self.channel_attention(residual) * residual
-        residual = self.spatial_attention(residual) * residual
         # As in the release, whose weights need the ReLU. The figure of the paper ends in a batch norm.
+        residual = scale_pixels(residual, self.spatial_attention(residual))
         return (residual + self.shortcut(hidden_states)).relu_()
 
 
@@ -189,7 +207,7 @@ class SrsPeakAttention(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the weighted (B, C, H, W)."""
         # The sigmoid of the peak equals the peak of the sigmoid, as in the paper, and is cheaper.
-        peak = hidden_states.amax(dim=(2, 3)).sigmoid()  # (B, C)
+        peak = spatial_peak(hidden_states).flatten(1).sigmoid()  # (B, C)
         weights = self.conv(peak.unsqueeze(1)).sigmoid()  # (B, 1, C)
         return hidden_states * weights.transpose(1, 2).unsqueeze(-1)  # (B, C, 1, 1)
 
