@@ -533,6 +533,39 @@ class ModelTester(PretrainedTester):
             assert output.loss.dtype == torch.float32
             assert output.loss.isfinite()
 
+    # ---- inference form ---------------------------------------------------------------------------------------------
+
+    def test_inference_form_is_equal_and_leaves_the_network_as_it_is(self):
+        model = self.make_lively_model().train()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        form, evaluated = model.for_inference(), copy.deepcopy(model).eval()
+        assert not form.training
+        assert not any(parameter.requires_grad for parameter in form.parameters())
+        assert not [norm for norm in batch_norms(form) if norm.track_running_stats], "not folded"
+        for size in ((33, 47), (64, 64)):
+            for batch_size in (1, 2):
+                pixel_values = self.make_inputs(batch_size, size)["pixel_values"]
+                expected = self.predict(evaluated, pixel_values)
+                torch.testing.assert_close(self.predict(form, pixel_values), expected, rtol=0, atol=1e-4)
+        assert model.training
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name]), name
+        with pytest.raises(ValueError, match="copy for inference"):
+            form.save_pretrained("nowhere")
+
+    def test_inference_form_in_bfloat16_is_near_float32(self):
+        model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
+        exact = self.predict(model, pixel_values)
+        prediction = self.predict(model.for_inference(torch.bfloat16), pixel_values.bfloat16())
+        assert prediction.dtype == torch.bfloat16, "did not run in half precision"
+        assert (prediction.float() - exact).square().mean().sqrt() < 0.2 * exact.std()
+
+    def test_inference_form_needs_no_fused_convolution(self, monkeypatch):
+        form, pixel_values = self.make_lively_model().for_inference(), self.make_inputs()["pixel_values"]
+        fused = self.predict(form, pixel_values)
+        monkeypatch.setattr("unconceal.models.inference.fused_convolution", None)
+        torch.testing.assert_close(self.predict(form, pixel_values), fused, rtol=0, atol=1e-4)
+
     # ---- on the Hub -------------------------------------------------------------------------------------------------
 
     def test_saved_model_opens_by_every_auto_class(self, tmp_path):

@@ -1,7 +1,7 @@
 """Inference form of a network: equal results in fewer passes over memory.
 
-Batch norms are folded into convolutions. On a CPU, activations and sums run inside the convolution (oneDNN). Elsewhere,
-and in compiled or exported programs, the same layers run as plain operations.
+Batch norms are folded into convolutions. On a CPU, activations and sums run inside the convolution (oneDNN). On other
+devices, and in compiled or exported programs, the same layers run as plain operations.
 """
 
 import copy
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
+# Builds without oneDNN lack it.
+fused_convolution = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 # Layers that follow each other in a module of transformers, such as its ResNet.
 LAYERS_IN_ORDER = ("convolution", "normalization", "activation")
@@ -106,23 +108,11 @@ class FusedConv2d(nn.Conv2d):
         if not _has_fused_convolutions(hidden_states):
             outputs = ACTIVATIONS[self.activation](super().forward(hidden_states))
             return outputs if other is None else outputs + other if times is None else outputs * other
-        shape = self.padding, self.stride, self.dilation, self.groups
+        how = self.padding, self.stride, self.dilation, self.groups
         if other is None:
-            return torch.ops.mkldnn._convolution_pointwise(
-                hidden_states, self.weight, self.bias, *shape, self.activation, [], "none"
-            )
-        return torch.ops.mkldnn._convolution_pointwise.binary(
-            hidden_states,
-            other,
-            self.weight,
-            self.bias,
-            *shape,
-            "mul" if plus is None else "add",
-            None,
-            None,
-            [],
-            None,
-        )
+            return fused_convolution(hidden_states, self.weight, self.bias, *how, self.activation, [], "none")
+        kind = "mul" if plus is None else "add"
+        return fused_convolution.binary(hidden_states, other, self.weight, self.bias, *how, kind, None, None, [], None)
 
 
 def channel_mean(hidden_states: Tensor) -> Tensor:
@@ -140,7 +130,7 @@ def scale_pixels(hidden_states: Tensor, weights: Tensor) -> Tensor:
     ones = hidden_states.new_ones(hidden_states.shape[1], 1, 1, 1)
     height, width = weights.shape[-2:]
     weights = weights.as_strided(weights.shape, (height * width, 1, width, 1))  # tells that it is channels-last
-    return torch.ops.mkldnn._convolution_pointwise.binary(
+    return fused_convolution.binary(
         weights, hidden_states, ones, None, [0, 0], [1, 1], [1, 1], 1, "mul", None, None, [], None
     )
 
@@ -154,8 +144,8 @@ def _has_fused_convolutions(tensor: Tensor) -> bool:
     return (
         tensor.device.type == "cpu"
         and tensor.dtype in (torch.float32, torch.bfloat16)
+        and fused_convolution is not None
         and not torch.compiler.is_compiling()
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     )
 
 
