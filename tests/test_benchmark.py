@@ -1,16 +1,19 @@
 """The benchmark: counts against the published figures, and measurements that measure what they say."""
 
 import json
-from dataclasses import asdict
+import re
+import subprocess
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from unconceal.__main__ import main
-from unconceal.commands.benchmark import DEFAULTS
+from unconceal.commands.benchmark import DEFAULTS, PARTS
 from unconceal.evaluation import cost
 from unconceal.evaluation.cost import MODELS, Measurement, Part, count_parts, measure, run_measurement
+from unconceal.models.modeling_run import RunScan2d
 from unconceal.models.selective_scan import selective_scan
 from unconceal.utils.errors import UserError
 
@@ -60,45 +63,148 @@ def test_counter_sees_one_of_the_four_multiply_adds_of_a_scan():
 
 def test_peak_memory_is_that_of_the_measured_process():
     ballast = torch.ones(2**28)  # 1 GiB in this process
-    result = run_measurement(Measurement("scan", image_size=4, steps=1))
+    result = run_measurement(Measurement("scan", form="torch", image_size=4, steps=1))
     assert ballast.sum() > 0
-    assert 0.1 < result["peak_gib"] < 1
-    assert result["seconds"] > 0
+    assert 0.1 < result["peak_gib"] < 1 and 0 <= result["own_gib"] < 0.1
+    assert 0 < result["seconds"] <= result["first_seconds"]
+
+
+@pytest.fixture
+def hasty(monkeypatch, checkpoint):
+    """Measure few steps of the smallest SRS; return its folder."""
+    monkeypatch.setattr(cost, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(cost, "keep_freed_memory", lambda: None)  # would hold for the whole test process
+    return str(checkpoint)
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        Measurement("training", image_size=64, gradient_checkpointing=True, steps=1),
-        Measurement("inference", "opds", image_size=64, dtype="bfloat16", steps=1),
-        Measurement("dynamic_conv", batch_size=2, image_size=32, steps=1),
-        Measurement("scan", image_size=4, steps=1),
+        Measurement("training", form="channels_last", image_size=32, gradient_checkpointing=True, steps=1),
+        Measurement("training", form="plain", image_size=32, dtype="bfloat16", steps=1),
+        Measurement("inference", form="plain", batch_size=2, image_size=32, steps=1),
+        Measurement("inference", image_size=32, dtype="bfloat16", steps=1),
+        *(Measurement("dynamic_conv", form=form, batch_size=2, image_size=32, steps=1) for form in ("loop", "torch")),
+        *(Measurement(task, form="loop", image_size=4, steps=1) for task in ("scan", "scan-training")),
+        Measurement("scan-training", form="torch", image_size=4, dtype="bfloat16", steps=1),
     ],
-    ids=lambda case: case.task,
+    ids=lambda case: f"{case.task}-{case.form}",
 )
-def test_networks_and_operators_are_measured(case):
-    is_operator = case.task in ("dynamic_conv", "scan")
-    assert measure(case).keys() == {"seconds", "peak_gib", *(["seconds_ref"] if is_operator else [])}
+def test_networks_and_operators_are_measured(case, hasty):
+    result = measure(replace(case, model=hasty))
+    is_network = case.task in ("inference", "training")
+    per_image = {"images_per_second", "ns_per_pixel"} if is_network else set()
+    assert result.keys() - {"scan_share"} == {"seconds", "first_seconds", "peak_gib", "own_gib"} | per_image
 
 
-def test_the_command_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys):
+def test_scans_of_run_are_timed(hasty):
+    result = measure(Measurement("inference", "run", image_size=32, steps=1))
+    assert 0 < result["scan_share"] < 1
+    assert RunScan2d.scan.__name__ == "scan"
+
+
+def test_plain_form_of_srs_has_the_arithmetic_of_the_paper(hasty, monkeypatch):
+    images = []
+    monkeypatch.setattr(cost, "srs_dynamic_conv_ref", lambda _, hidden, guidance: images.append(len(hidden)) or hidden)
+    measure(Measurement("inference", hasty, "plain", batch_size=2, image_size=32, steps=1))
+    assert images == [2, 2]
+    measure(Measurement("inference", hasty, "inference", batch_size=2, image_size=32, steps=1))
+    assert images == [2, 2]
+
+
+@pytest.mark.slow
+def test_photos_are_segmented_by_the_command(hasty):
+    result = measure(Measurement("path", hasty, image_size=32, steps=1, num_photos=2))
+    assert result["share_of_model"] > 0
+    assert result["command_images_per_second"] == pytest.approx(2 / result["seconds"])
+
+
+@pytest.mark.slow
+def test_start_is_split(hasty):
+    result = measure(Measurement("start", hasty, image_size=32, steps=1))
+    assert min(result.values()) > 0
+    assert result.keys() == {"seconds", "import_seconds", "loading_seconds", "mask_seconds"}
+
+
+def test_memory_that_does_not_suffice_is_reported():
+    error = run_measurement(Measurement("scan", form="torch", batch_size=2**20, image_size=2**14))["error"]
+    assert re.fullmatch(r"out of memory: tried 1048576 of 16384x16384 pixels, [\d.]+ GiB were free", error)
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "error"),
+    [
+        (-9, "", "out of memory: tried 1 of 256x256"),
+        (1, "Traceback:\n  in f\nValueError: broken\n", "ValueError: broken"),
+    ],
+)
+def test_failing_process_is_reported_in_one_line(code, stderr, error, monkeypatch):
+    monkeypatch.setattr(cost.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], code, "", stderr))
+    assert run_measurement(Measurement())["error"].startswith(error)
+
+
+def test_missing_modes_are_named(monkeypatch):
+    monkeypatch.setattr(cost, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(cost, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    skipped = [
+        run_measurement(Measurement(**options))["skipped"]
+        for options in ({"dtype": "bfloat16"}, {"form": "onnx"}, {"form": "triton"}, {"device": "cuda"})
+    ]
+    assert skipped == ["cpu has no bfloat16 of its own", "onnx is not installed", "triton is not installed", "no CUDA"]
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """Let every measurement have a time of its own."""
+    seconds = {("plain", "float32"): 1.0, ("inference", "float32"): 0.3, ("inference", "bfloat16"): 0.3}
+    asked = []
+
     def pretend(case: Measurement) -> dict:
+        asked.append(case)
         if case.batch_size == 64:
             return {**asdict(case), "error": "out of memory"}
-        return {**asdict(case), "seconds": 0.5 * case.batch_size, "seconds_ref": 1.0, "peak_gib": 1.0}
+        if case.form == "onnx":
+            return {**asdict(case), "skipped": "onnx is not installed"}
+        time = seconds.get((case.form, case.dtype), 1.0) * case.batch_size / asked.count(case)
+        measured = {"seconds": time, "first_seconds": 9.0, "peak_gib": 1.0, "own_gib": 0.5, "ns_per_pixel": 1.0}
+        return {**asdict(case), **measured, "loop_share": 0.8, "data_wait_share": 0.0, "share_of_model": 0.9}
 
     monkeypatch.setattr(cost, "run_measurement", pretend)
     monkeypatch.setattr(cost, "count_parts", lambda *_: [Part("encoder", 482_000, 1_580_000_000, (0.482, 1.58))])
+    return asked
+
+
+def test_the_command_prints_tables_and_writes_json(tmp_path, pretended, capsys):
     file = tmp_path / "numbers.json"
-    main(["benchmark", "srs", "--batch-sizes", "1", "64", "--json", str(file)])
+    arguments = ["srs", "--batch-sizes", "8", "64", "--onnx", "--json", str(file), "--records", str(tmp_path)]
+    assert main(["benchmark", *arguments]) == 1, "a measurement failed"
     printed = capsys.readouterr().out
-    assert "| srs | encoder | 0.482 M | 1.58 G | 0.482 M | 1.58 G |" in printed
-    assert "| srs | 256x256 | training, gradient checkpointing | 1 | 500 | 1.00 | 1.00 GiB |" in printed
-    assert "| srs | 256x256 | inference | 64 | out of memory |  |  |" in printed
-    assert "| selective scan, length 576 | 2.00 |" in printed
+    assert "| srs | 256x256 | encoder | 0.482 M | 0.482 M | 1.58 G | 1.58 G |" in printed
+    assert "| srs | 256x256 | 8 | as trained, pages given back | 1000 | 1.00 | 9.0 s | 1.00 GiB |" in printed
+    assert "| srs | 256x256 | 8 | for inference, bfloat16 | 300 | 0.30 | 9.0 s | 1.00 GiB |" in printed
+    assert "| srs | 256x256 | 64 | for inference | out of memory |" in printed
+    assert "| srs | 256x256 | 8 | ONNX | skipped: onnx is not installed |" in printed
+    assert "| srs, batch 8, float32: time of the plain form | at most 0.4 | 0.3 | yes |" in printed
+    assert "| srs, batch 8, bfloat16: time of the plain form | at most 0.27 | 0.3 | no |" in printed
+    assert "| scan: memory of the loop | at most 0.333 | 1 | no |" in printed
     numbers = json.loads(file.read_text())
-    assert len(numbers["networks"]) == 6
-    assert numbers["command"] == f"unconceal benchmark srs --batch-sizes 1 64 --json {file}"
+    assert numbers["command"].startswith("unconceal benchmark srs --batch-sizes 8 64")
+    assert len(numbers["measurements"]) == len(pretended)
+    record = json.loads((tmp_path / "cost-targets.json").read_text())
+    assert record["numbers"] == numbers["targets"] and record["commit"] and record["hardware"]
+
+
+def test_every_part_has_a_table_and_the_fastest_round_counts(tmp_path, pretended, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.touch()
+    arguments = ["opds", "--rounds", "2", "--compile", "--recipes", str(recipe), "--only", *PARTS]
+    assert main(["benchmark", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n## ") == len(PARTS) + 1
+    assert "| opds | 1024x1024 | 1 | as trained, pages given back | 500 | 1.00 |" in printed
+    assert "| mine: rate of the loop, share of the network's | at least 0.9 | 0.8 | no |" in printed
+    assert {case.form for case in pretended} >= {"plain", "inference", "compiled", "channels_last", "loop", "torch"}
 
 
 @pytest.mark.parametrize(
@@ -108,6 +214,7 @@ def test_the_command_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys
         (["--device", "nonsense"], "nonsense"),
         (["--image-size", "16"], "at least 128"),
         (["--json", "."], "give a file"),
+        (["--only", "recipes"], "give files of recipes"),
     ],
 )
 def test_bad_arguments_are_rejected_before_the_work(arguments, message, capsys):
