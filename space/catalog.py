@@ -115,7 +115,11 @@ class Catalog:
         try:
             # The owner of this page chose the checkpoint and its code.
             options = {"revision": revision or None, "device": self.device, "trust_remote_code": True}
-            return pipeline("soft-image-segmentation", model=model, **options)
+            find = pipeline("soft-image-segmentation", model=model, **options)
+            if hasattr(find, "network"):  # old checkpoints lack it
+                find.keep_freed_memory()
+                find.network.eval()  # made now, not for the first visitor
+            return find
         except Exception as error:  # nearly any class: files, network, code of the checkpoint
             print(f"cannot load {source}: {type(error).__name__}: {error}", flush=True)
             message = "This network cannot be loaded right now. The log of the Space says why."

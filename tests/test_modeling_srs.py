@@ -186,6 +186,8 @@ def test_dynamic_conv_equals_its_slow_forms(reference):
     sources = {"hidden_states": hidden_states, "guidance": guidance, **dict(conv.named_parameters())}
     fast, slow = conv(hidden_states, guidance), reference(conv, hidden_states, guidance)
     torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(hidden_states, guidance), slow, atol=1e-12, rtol=1e-12)
     weighting = torch.randn_like(fast)
     gradients = [
         dict(zip(sources, torch.autograd.grad((output * weighting).sum(), sources.values()), strict=True))

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from .cutout import make_cutout, mask_to_image
 from .image_processing_unconceal import to_mask, to_rgb
+from .memory import keep_freed_memory
 from .predict import predict_masks
 from .refine import check_refine
 from .unfolding import Unfolding, unfold
@@ -38,6 +39,7 @@ class SoftMaskPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
     _load_video_processor = False  # otherwise transformers asks whether to run code of the repository
+    keep_freed_memory = staticmethod(keep_freed_memory)
 
     def __call__(
         self, inputs: Any, *, batch_size: int | None = None, **kwargs
