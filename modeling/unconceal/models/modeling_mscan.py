@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_mscan import MscanConfig
 from .inference import FusedConv2d, fold_norm_before, scale_outputs
-from .modeling_unconceal import ChannelLayerNorm, UnconcealPreTrainedModel
+from .modeling_unconceal import ChannelLayerNorm, UnconcealPreTrainedModel, without_autocast
 
 
 # Lengths of the strips. Each is a pair of depth-wise convolutions, along rows and columns (section 3.1).
@@ -47,14 +47,32 @@ class MscanDownsampling(nn.Sequential):
         super().__init__(conv, nn.BatchNorm2d(out_channels))
 
 
+class MscanDepthwiseConv(nn.Conv2d):
+    """Depth-wise convolution of constant size."""
+
+    def __init__(self, channels: int, kernel_size: tuple[int, int]):
+        padding = (kernel_size[0] // 2, kernel_size[1] // 2)
+        super().__init__(channels, channels, kernel_size, padding=padding, groups=channels)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        if hidden_states.device.type != "cpu" or self.in_channels >= 32:
+            return super().forward(hidden_states)
+        # For few channels, oneDNN never returns from a long strip in bfloat16.
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        with without_autocast("cpu"):
+            outputs = self._conv_forward(hidden_states.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        return outputs.to(hidden_states.dtype)
+
+
 class MscanGate(nn.Module):
     """Convolutional attention from 5x5 squares and strips (equation 1)."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.local = depthwise_conv(channels, (5, 5))
+        self.local = MscanDepthwiseConv(channels, (5, 5))
         self.strips = nn.ModuleList(
-            nn.Sequential(depthwise_conv(channels, (1, size)), depthwise_conv(channels, (size, 1)))
+            nn.Sequential(MscanDepthwiseConv(channels, (1, size)), MscanDepthwiseConv(channels, (size, 1)))
             for size in STRIP_SIZES
         )
         self.mix = nn.Conv2d(channels, channels, kernel_size=1)
@@ -88,7 +106,7 @@ class MscanFeedForward(nn.Sequential):
     def __init__(self, channels: int, inner_channels: int):
         super().__init__(
             nn.Conv2d(channels, inner_channels, kernel_size=1),
-            depthwise_conv(inner_channels, (3, 3)),
+            MscanDepthwiseConv(inner_channels, (3, 3)),
             nn.GELU(),
             nn.Conv2d(inner_channels, channels, kernel_size=1),
         )
@@ -137,7 +155,7 @@ class MscanInferenceBlock(nn.Module):
         self.register_buffer("residual_scale", (scale * norm_scale)[:, None, None])
         self.proj_in = FusedConv2d(attention.proj_in, "gelu")
         self.local = gate.local
-        self.strips = nn.ModuleList(nn.ModuleList([first, FusedConv2d(second)]) for first, second in gate.strips)
+        self.strips = gate.strips
         self.mix = FusedConv2d(gate.mix)
         self.proj_out = FusedConv2d(attention.proj_out)
         expand, depthwise, _, reduce = block.feed_forward
@@ -149,8 +167,8 @@ class MscanInferenceBlock(nn.Module):
         """Map (B, C, H, W) to (B, C, H, W)."""
         projected = self.proj_in(hidden_states)
         attention = near = self.local(projected)
-        for first, second in self.strips:
-            attention = second(first(near), plus=attention)
+        for strip in self.strips:
+            attention = strip(near).add_(attention)
         gated = self.mix(attention, times=projected)
         hidden_states = self.proj_out(gated, plus=hidden_states).addcmul(hidden_states, self.residual_scale)
         return self.reduce(self.depthwise(self.expand(hidden_states)), plus=hidden_states)
@@ -175,12 +193,6 @@ class MscanStage(nn.Module):
     def prepare_for_inference(self):
         """Replace the blocks by their inference form."""
         self.blocks = nn.ModuleList(MscanInferenceBlock(block) for block in self.blocks)
-
-
-def depthwise_conv(channels: int, kernel_size: tuple[int, int]) -> nn.Conv2d:
-    """Return a depth-wise convolution of constant size."""
-    padding = (kernel_size[0] // 2, kernel_size[1] // 2)
-    return nn.Conv2d(channels, channels, kernel_size, padding=padding, groups=channels)
 
 
 class MscanPreTrainedModel(UnconcealPreTrainedModel):
