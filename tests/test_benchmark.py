@@ -177,7 +177,7 @@ def pretended(monkeypatch):
 
 def test_the_command_prints_tables_and_writes_json(tmp_path, pretended, capsys):
     file = tmp_path / "numbers.json"
-    arguments = ["srs", "--batch-sizes", "8", "64", "--onnx", "--json", str(file), "--records", str(tmp_path)]
+    arguments = ["srs", "--batch-sizes", "8", "64", "--onnx", "--json", str(file), "--records", str(tmp_path / "cost")]
     assert main(["benchmark", *arguments]) == 1, "a measurement failed"
     printed = capsys.readouterr().out
     assert "| srs | 256x256 | encoder | 0.482 M | 0.482 M | 1.58 G | 1.58 G |" in printed
@@ -193,6 +193,14 @@ def test_the_command_prints_tables_and_writes_json(tmp_path, pretended, capsys):
     assert len(numbers["measurements"]) == len(pretended)
     record = json.loads((tmp_path / "cost-targets.json").read_text())
     assert record["numbers"] == numbers["targets"] and record["commit"] and record["hardware"]
+
+
+def test_failed_row_comes_first_and_empty_table_is_left_out(pretended, capsys):
+    assert main(["benchmark", "segformer-b2", "--only", "inference", "growth", "--batch-sizes", "64", "8"]) == 1
+    printed = capsys.readouterr().out
+    assert "| segformer-b2 | 1024x1024 | 64 | as trained | out of memory |  |  |  |" in printed
+    assert "| segformer-b2 | 1024x1024 | 8 | as trained | 1000 | 1.00 | " in printed
+    assert "Growth" not in printed
 
 
 def test_every_part_has_a_table_and_the_fastest_round_counts(tmp_path, pretended, capsys):

@@ -36,7 +36,14 @@ SCAN_SIDE = 96  # of a sequence of 9,216
 PARTS = ("size", "inference", "growth", "operators", "training", "recipes", "path", "start")
 DTYPES = ("float32", "bfloat16", "float16")
 # What tables call forms and operators.
-FORMS = {"plain": "as trained", "inference": "for inference", "compiled": "for inference, compiled", "onnx": "ONNX"}
+FORMS = {
+    "plain": "as trained",
+    "inference": "for inference",
+    "compiled": "for inference, compiled",
+    "onnx": "ONNX",
+    "loop": "plain loop",
+    "torch": "ours",
+}
 OPERATORS = {
     "scan": "scan",
     "scan-training": "scan, forward and backward",
@@ -65,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     add("--steps", type=positive_int, default=3, metavar="N", help="timed repetitions; the fastest counts (3)")
     add("--rounds", type=positive_int, default=1, metavar="N", help="times to measure each table (1)")
     add("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
-    add("--records", type=Path, metavar="DIR", help="also write each table to DIR, as in docs/results")
+    add("--records", type=Path, metavar="PREFIX", help="also write each table to PREFIX-NAME.json, as in docs/results")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,11 +100,11 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(f"- {name}: {value}" for name, value in report.items()))
 
     def show(name: str, title: str, rows: list[dict]):
-        keys = [key for key in rows[0] if any(row.get(key) for row in rows)]
+        keys = dict.fromkeys(key for row in rows for key, cell in row.items() if cell)
         rows = [{key: row.get(key) or "" for key in keys} for row in rows]
         print(f"\n## {title}\n\n{markdown_table(keys, (row.values() for row in rows))}", flush=True)
         if args.records:
-            _write(args.records / f"cost-{name}.json", _record(title, report, rows))
+            _write(args.records.with_name(f"{args.records.name}-{name}.json"), _record(title, report, rows))
 
     if "size" in args.only:
         parts = [(model, size, part) for model, size in sizes.items() for part in count_parts(model, size)]
@@ -107,7 +114,9 @@ def run(args: argparse.Namespace) -> int:
     with TemporaryDirectory() as folder:
         for name, title, groups in _tables(sizes, args, Path(folder)):
             _measure([case for group in groups for case in group], results, args.rounds)
-            show(name, title, [row for group in groups for row in _rows({case: results[case] for case in group})])
+            rows = [row for group in groups for row in _rows({case: results[case] for case in group})]
+            if rows:
+                show(name, title, rows)
     report["measurements"] = list(results.values())
     report["targets"] = _targets(results)
     if report["targets"]:
@@ -137,14 +146,15 @@ def _tables(
     kept = (False, True) if on_cpu else (True,)
     for model, size in sizes.items() if "inference" in args.only else ():
         name, groups = Path(model).name, []
-        for batch_size in args.batch_sizes or DEFAULTS.get(model, (0, (1,)))[1]:
+        batch_sizes = args.batch_sizes or DEFAULTS.get(model, (0, (1,)))[1]
+        for batch_size in batch_sizes:
             infer = partial(case, "inference", batch_size=batch_size, image_size=size)
             group = [infer(model, "plain", keeps_pages=keeps) for keeps in kept]
             if model != PEER:
                 for form in ["inference"] + ["compiled"] * args.compile:
                     group += [infer(model, form, dtype=dtype) for dtype in args.dtype]
                 group += [infer(model, "onnx", file=str(folder / name))] * args.onnx
-                group += [infer(PEER, "plain", keeps_pages=keeps) for keeps in kept]
+                group += [infer(PEER, "plain", keeps_pages=keeps) for keeps in kept if batch_size == batch_sizes[0]]
             groups.append(group)
         yield name, f"{name}: inference", groups
     if "growth" in args.only:
@@ -152,11 +162,10 @@ def _tables(
         yield "growth", "Growth of the time for a pixel", groups
     if "operators" in args.only:
         groups, forms = [], ["torch"] if on_cpu else ["torch", "triton", "mamba_ssm"]
-        for task in ("scan", "scan-training"):
+        for task, loop_steps in (("scan", args.steps), ("scan-training", 0)):  # the loop takes ten seconds
             scan = partial(case, task, image_size=SCAN_SIDE)
-            groups.append(
-                [scan(form="loop"), *(scan(form=form, dtype=dtype) for form in forms for dtype in args.dtype)]
-            )
+            fast = [scan(form=form, dtype=dtype) for form in forms for dtype in args.dtype]
+            groups.append([scan(form="loop", steps=loop_steps), *fast])
         for batch_size in (1, 8):
             groups.append([case("dynamic_conv", form=form, batch_size=batch_size) for form in ("loop", "torch")])
         yield "operators", "Operators beside their plain form", groups
@@ -299,7 +308,7 @@ def _record(title: str, report: dict, rows: list[dict]) -> dict:
         "hardware": f"{report['accelerator'] or hardware}, torch {report['torch']}",
         "minutes": None,
         "numbers": rows,
-        "notes": [],
+        "notes": ["Measured with uncommitted changes."] if "dirty" in (report["git_commit"] or "") else [],
     }
 
 

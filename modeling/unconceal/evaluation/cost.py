@@ -147,7 +147,7 @@ class Measurement:
     keeps_pages: bool = True  # see `keep_freed_memory`
     gradient_checkpointing: bool = False
     device: str = "cpu"
-    steps: int = field(default=3, compare=False)  # timed repetitions at least, after one warm-up
+    steps: int = field(default=3, compare=False)  # timed at least, after a warm-up; with 0 that one counts
     num_photos: int = field(default=8, compare=False)  # of "path"
     file: str = field(default="", compare=False)  # folder of the exported network, made if missing
 
@@ -159,6 +159,8 @@ def missing_mode(case: Measurement) -> str | None:
         return "no CUDA"
     if case.dtype == "bfloat16" and not has_bfloat16(device):
         return f"{device} has no bfloat16 of its own"
+    if case.form == "compiled" and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "c++")):
+        return "no C++ compiler"
     packages = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "triton": ("triton",), "mamba_ssm": ("mamba_ssm",)}
     missing = [name for name in packages.get(case.form, ()) if find_spec(name) is None]
     return f"{missing[0]} is not installed" if missing else None
@@ -173,7 +175,8 @@ def run_measurement(case: Measurement) -> dict[str, Any]:
     """
     if reason := missing_mode(case):
         return {**asdict(case), "skipped": reason}
-    free = psutil.virtual_memory().available if case.device == "cpu" else torch.cuda.mem_get_info(case.device)[0]
+    on_cuda = case.device.startswith("cuda")
+    free = torch.cuda.mem_get_info(case.device)[0] if on_cuda else psutil.virtual_memory().available
     command = [sys.executable, "-m", __name__, json.dumps(asdict(case))]
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode == 0:
@@ -403,13 +406,13 @@ LEAST_SECONDS = 1.0  # short steps are repeated for so long
 def _seconds(step: Callable, case: Measurement) -> tuple[float, float]:
     """Return the seconds of the first call, and of the fastest further one."""
     seconds = []
-    while len(seconds) <= case.steps or sum(seconds[1:]) < LEAST_SECONDS:
+    while len(seconds) <= case.steps or (case.steps and sum(seconds[1:]) < LEAST_SECONDS):
         start = time.perf_counter()
         step()
         if case.device != "cpu":
             torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - start)
-    return seconds[0], min(seconds[1:])
+    return seconds[0], min(seconds[1:] or seconds)
 
 
 @contextmanager
