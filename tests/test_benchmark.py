@@ -84,7 +84,6 @@ def hasty(monkeypatch, checkpoint):
         Measurement("training", form="plain", image_size=32, dtype="bfloat16", steps=1),
         Measurement("inference", form="plain", batch_size=2, image_size=32, steps=1),
         Measurement("inference", image_size=32, dtype="bfloat16", steps=1),
-        *(Measurement("dynamic_conv", form=form, batch_size=2, image_size=32, steps=1) for form in ("loop", "torch")),
         *(Measurement(task, form="loop", image_size=4, steps=1) for task in ("scan", "scan-training")),
         Measurement("scan-training", form="torch", image_size=4, dtype="bfloat16", steps=1),
     ],

@@ -41,14 +41,9 @@ FORMS = {
     "inference": "for inference",
     "compiled": "for inference, compiled",
     "onnx": "ONNX",
-    "loop": "plain loop",
     "torch": "ours",
 }
-OPERATORS = {
-    "scan": "scan",
-    "scan-training": "scan, forward and backward",
-    "dynamic_conv": "dynamic convolution",
-}
+OPERATORS = {"scan": "scan", "scan-training": "scan, forward and backward"}
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -166,9 +161,7 @@ def _tables(
             scan = partial(case, task, image_size=SCAN_SIDE)
             fast = [scan(form=form, dtype=dtype) for form in forms for dtype in args.dtype]
             groups.append([scan(form="loop", steps=loop_steps), *fast])
-        for batch_size in (1, 8):
-            groups.append([case("dynamic_conv", form=form, batch_size=batch_size) for form in ("loop", "torch")])
-        yield "operators", "Operators beside their plain form", groups
+        yield "operators", "The scan beside its definition, a loop", groups
     if "training" in args.only:
         groups = []
         for model, size in sizes.items():

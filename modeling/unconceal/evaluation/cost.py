@@ -36,7 +36,7 @@ from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..models.memory import keep_freed_memory
 from ..models.modeling_opds import OpdsForImageSegmentation
 from ..models.modeling_run import RunForImageSegmentation, RunScan2d
-from ..models.modeling_srs import SrsDynamicConv, SrsForImageSegmentation, SrsForReconstruction, srs_dynamic_conv_ref
+from ..models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction, srs_dynamic_conv_ref
 from ..models.modeling_unconceal import padding_to
 from ..models.selective_scan import selective_scan, selective_scan_ref
 from ..utils.devices import has_bfloat16
@@ -134,12 +134,12 @@ def _multiply_adds(model: nn.Module, image_size: int) -> dict[str, int]:
 class Measurement:
     """One thing to measure."""
 
-    # "inference", "training" (forward, backward, optimizer step), an operator ("scan", "scan-training",
-    # "dynamic_conv"), "recipe" (its training loop), "path" (`unconceal segment` on photos) or "start" (of the same)
+    # "inference", "training" (forward, backward, optimizer step), "scan", "scan-training", "recipe" (its training
+    # loop), "path" (`unconceal segment` on photos) or "start" (of the same)
     task: str = "inference"
-    model: str = "srs"  # one of `MODELS`, the folder of a saved network, or a recipe; operators ignore it
+    model: str = "srs"  # one of `MODELS`, the folder of a saved network, or a recipe; scans ignore it
     # Inference: "plain", "inference" (`for_inference`), "compiled" or "onnx". Training: "plain" or "channels_last".
-    # Operators: "loop" is the reference, "torch" ours; scans also "triton" and "mamba_ssm".
+    # Scans: "loop" is the reference, the others are backends.
     form: str = "inference"
     batch_size: int = 1
     image_size: int = 256  # side in pixels; for the scan, side of the map
@@ -262,15 +262,6 @@ def _training(case: Measurement) -> Callable:
         optimizer.zero_grad()
 
     return step
-
-
-def _dynamic_conv(case: Measurement) -> Callable:
-    config, side = SrsConfig(), case.image_size // 8
-    channels, guides = config.hidden_sizes[-1], config.reconstruction_hidden_sizes[-1]
-    conv = SrsDynamicConv(channels, guides, config.attention_reduction_ratio).to(case.device)
-    inputs = [torch.randn(case.batch_size, size, side, side, device=case.device) for size in (channels, guides)]
-    function = partial(srs_dynamic_conv_ref, conv) if case.form == "loop" else conv
-    return partial(_infer, case, function, *inputs)
 
 
 def _scan(case: Measurement) -> Callable:
@@ -396,7 +387,6 @@ STEPS = {
     "training": _training,
     "scan": _scan,
     "scan-training": _scan,
-    "dynamic_conv": _dynamic_conv,
 }
 WHOLE_TASKS = {"recipe": _recipe, "path": _path, "start": _start}
 UNCONCEAL = [sys.executable, "-m", "unconceal"]
