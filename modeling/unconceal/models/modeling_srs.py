@@ -74,16 +74,24 @@ class SrsSegmentationOutput(ModelOutput):
 
 def spatial_peak(hidden_states: Tensor) -> Tensor:
     """Return the maximum of each channel, (B, C, 1, 1)."""
-    # In this order it is ten times as fast for few channels, stored channels-last.
+    if not is_channels_last(hidden_states):
+        return hidden_states.amax(dim=(2, 3), keepdim=True)
+    # In this order it is ten times as fast for few channels.
     return hidden_states.permute(0, 2, 3, 1).amax(dim=1).amax(dim=1)[:, :, None, None]
 
 
 def channel_peak(hidden_states: Tensor) -> Tensor:
     """Return the maximum over the channels, (B, 1, H, W)."""
-    # For few channels, the maximum of two halves is faster than `amax`.
-    while hidden_states.shape[1] % 2 == 0 and hidden_states.shape[1] <= 32:
-        hidden_states = torch.maximum(*hidden_states.chunk(2, dim=1))
+    if is_channels_last(hidden_states):
+        # For few channels, the maximum of two halves is faster than `amax`.
+        while hidden_states.shape[1] % 2 == 0 and hidden_states.shape[1] <= 32:
+            hidden_states = torch.maximum(*hidden_states.chunk(2, dim=1))
     return hidden_states if hidden_states.shape[1] == 1 else hidden_states.amax(dim=1, keepdim=True)
+
+
+def is_channels_last(hidden_states: Tensor) -> bool:
+    """Return whether (B, C, H, W) is stored channels-last."""
+    return not torch.compiler.is_compiling() and hidden_states.is_contiguous(memory_format=torch.channels_last)
 
 
 class SrsConvNormAct(nn.Sequential):
