@@ -258,7 +258,7 @@ def test_mistakes_of_users_give_one_line(checkpoint, tmp_path, capsys, monkeypat
     ],
 )
 def test_differing_export_is_not_written(run, says, segmenter, traced_once, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module, "_open_program", lambda path: run(segmenter.model))
+    monkeypatch.setattr(export_module, "open_program", lambda path: run(segmenter.model))
     with pytest.raises(UserError, match="(?s)nothing is written") as caught:
         export_model(segmenter, "torch-export", tmp_path / "out")
     assert says in str(caught.value)
@@ -274,12 +274,12 @@ def test_small_spot_that_differs_is_accepted_and_reported(segmenter, traced_once
 
         return run
 
-    monkeypatch.setattr(export_module, "_open_program", lambda path: turn_spot(3))
+    monkeypatch.setattr(export_module, "open_program", lambda path: turn_spot(3))
     report = export_model(segmenter, "torch-export", tmp_path / "out")
     assert 0.9 < report.difference <= 1
     assert report.tolerance < 1e-2
     assert report.stray_share == pytest.approx(9 / (32 * 32), abs=1e-6)  # of the smallest size, one image
-    monkeypatch.setattr(export_module, "_open_program", lambda path: turn_spot(4))
+    monkeypatch.setattr(export_module, "open_program", lambda path: turn_spot(4))
     with pytest.raises(UserError, match="in 1.2% of the pixels"):
         export_model(segmenter, "torch-export", tmp_path / "other")
 

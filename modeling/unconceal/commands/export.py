@@ -33,10 +33,12 @@ def run(args: argparse.Namespace):
 
     from ..api import load
     from ..hub.export import check_target, export_model
+    from ..hub.exported import refuse_exported
     from ..utils.images import size_text
 
     check = not args.no_check
     check_target(args.format, args.out, args.opset, args.overwrite, check)
+    refuse_exported(args.model, "unconceal export")
     segmenter = load(args.model, "cpu", revision=args.revision, trust_remote_code=args.trust_remote_code)
     report = export_model(segmenter, args.format, args.out, args.opset, args.size, args.overwrite, check)
     dtype = str(segmenter.model.dtype).removeprefix("torch.")

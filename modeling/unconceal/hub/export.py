@@ -41,6 +41,7 @@ from ..models.networks import NETWORKS
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_folder, make_folder, replacing, restore
 from ..utils.images import size_text
+from .exported import open_onnx, open_program
 from .formats import FORMATS, LAST_OPSET, LEAST_OPSET, OPSET
 
 
@@ -166,7 +167,8 @@ def export_model(
             raise UserError(f"{what}; {advice}") from error
         figures = {}
         if check:
-            run = (_open_onnx if format == "onnx" else _open_program)(path)
+            with _quiet():
+                run = (open_onnx if format == "onnx" else open_program)(path)
             figures = _compare(run, network, channels, check_sizes(size, smallest))
             image = _images(1, channels, size)
             figures |= {"eager_seconds": _seconds(network, image), "exported_seconds": _seconds(run, image)}
@@ -244,20 +246,6 @@ def _save_program(program: torch.export.ExportedProgram, path: Path, smallest: i
             for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
                 node.meta.pop(key, None)  # local paths
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(about, indent=2)})
-
-
-def _open_onnx(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"pixel_values": images.numpy()})[0])
-
-
-def _open_program(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    with _quiet():
-        return torch.export.load(path).module()
 
 
 def _images(batch_size: int, channels: int, size: tuple[int, int]) -> torch.Tensor:

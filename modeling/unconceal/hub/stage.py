@@ -18,6 +18,7 @@ from ..training.recipe import load_recipe
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_folder
 from .cards import Training, make_model_card, network_name, read_data_card, section, split_counts, without_folders
+from .exported import refuse_exported
 from .push import CARD, Upload
 
 
@@ -62,6 +63,7 @@ def stage_model(
     source = Path(source)
     if not is_folder(source):
         raise UserError(f"got {source} as the model, which is not a folder; name the folder of a checkpoint")
+    refuse_exported(source, "unconceal push")
     segmenter = load(source, device="cpu")
     config = segmenter.model.config
     training = _read_training(source, recipe, network_name(config))
