@@ -61,7 +61,7 @@ def test_every_run_has_its_own_output_folder():
         ("phases.segmentation.optimizer.name=lion", "expected one of sgd, adam, adamw"),
         ("phases.segmentation.schedule.name=step", "expected one of polynomial, cosine, constant"),
         ("phases.detection.epochs=1", "phases is 'detection', expected only reconstruction, segmentation"),
-        ("mixed_precision=fp8", "mixed_precision is 'fp8', expected one of None, no, fp16, bf16"),
+        ("mixed_precision=fp8", "mixed_precision is 'fp8', expected one of None, no, fp16, bf16, auto"),
         ("protocol=coco", "protocol is 'coco', expected one of segmentation, cod, dis"),
         ("best_metric=mae", "best_metric is 'mae', expected one of iou, niou, f1, mean_f1 (protocol segmentation)"),
         ("model.backbone_config.depth=[1]", "model is 'backbone_config'"),
@@ -116,6 +116,10 @@ def test_broken_files_are_rejected(tmp_path, text, expected):
     path.write_text(text)
     with rejected(re.escape(expected)):
         load_recipe(path)
+
+
+def test_bare_no_is_not_read_as_false():
+    assert load_recipe(SMOKE, ["mixed_precision=no"]).mixed_precision == "no"
 
 
 def test_recipe_starts_from_its_bases(tmp_path, monkeypatch):

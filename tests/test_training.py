@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from common import TWO_PROCESSES, rejected
 from transformers import (
     AutoModel,
@@ -33,14 +34,15 @@ from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.training import loop
 from unconceal.training.loop import train
-from unconceal.training.recipe import load_recipe
+from unconceal.training.recipe import OptimizerRecipe, load_recipe
 from unconceal.training.seeds import summarize_seeds, train_seeds
+from unconceal.training.speed import measure_recipe
 from unconceal.training.start import build_config, build_model, check_start, claim_folder, load_backbone, load_data
 from unconceal.utils.errors import UserError
 
 
 ROOT = Path(__file__).parents[1]
-TIMES = ("seconds", "samples_per_second", "data_wait_share")
+TIMES = ("seconds", "samples_per_second", "data_wait_share", "first_step_seconds")
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +57,7 @@ def scenes(tmp_path_factory):
 def recipe_file(tmp_path, scenes):
     """Return a recipe that trains both phases in seconds."""
     recipe = yaml.safe_load((ROOT / "configs/srs/smoke.yaml").read_text())
-    recipe["output_dir"] = str(tmp_path / "run")
+    recipe |= {"output_dir": str(tmp_path / "run"), "mixed_precision": "no"}
     recipe["data"] = {"path": str(scenes), "num_workers": 0}
     recipe["processor"] = {"size": {"height": 32, "width": 32}}
     for phase in recipe["phases"].values():
@@ -176,8 +178,7 @@ def test_interrupt_keeps_the_last_checkpoint_whole(recipe_file, tmp_path):
 
 
 def test_reduced_precision_and_memory_under_accelerate_launch(recipe_file, tmp_path):
-    # In its own process, because Accelerate keeps one precision for as long as a process lives.
-    settings = ["mixed_precision=bf16", "channels_last=true", "phases.segmentation.gradient_checkpointing=true"]
+    settings = ["mixed_precision=bf16", "phases.segmentation.gradient_checkpointing=true"]
     epochs = "phases.segmentation.epochs=1"
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1")
     launcher += ("--mixed_precision", "no", "--dynamo_backend", "no")
@@ -189,6 +190,77 @@ def test_reduced_precision_and_memory_under_accelerate_launch(recipe_file, tmp_p
     assert reduced["train_loss"] == pytest.approx(whole["train_loss"], rel=0.05)
     weights = weights_of(tmp_path / "run" / "segmentation" / "last")
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_automatic_precision_is_that_of_the_device_and_stays(recipe_file, tmp_path, monkeypatch, caplog, has_bfloat16):
+    recipe = load_recipe(recipe_file, ["mixed_precision=auto", "phases.segmentation.epochs=1"])
+    monkeypatch.setattr("unconceal.training.start.has_bfloat16", lambda device: has_bfloat16)
+    train_until(1, recipe)
+    expected = "bf16" if has_bfloat16 else "no"
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["mixed_precision"] == expected
+    said = ["mixed_precision: cpu has no bfloat16 of its own; training in float32"]
+    assert [record.message for record in caplog.records] == ([] if has_bfloat16 else said)
+    # On another machine the run goes on as it began.
+    monkeypatch.setattr("unconceal.training.start.has_bfloat16", lambda device: not has_bfloat16)
+    train(recipe, resume=True)
+    assert AcceleratorState().mixed_precision == expected
+    assert any("the run goes on in it, slowly" in record.message for record in caplog.records) == has_bfloat16
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_optimizer_in_one_kernel_equals_a_plain_one(name):
+    layers = [torch.nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    recipe = OptimizerRecipe(name, learning_rate=0.1, weight_decay=0.1)
+    fused, plain = (loop.make_optimizer(list(layer.parameters()), recipe, torch.device("cpu")) for layer in layers)
+    assert fused.defaults["fused"]
+    plain.param_groups[0]["fused"] = False
+    for _ in range(5):
+        pixel_values = torch.randn(2, 3, 9, 9).contiguous(memory_format=torch.channels_last)
+        for layer, optimizer in zip(layers, (fused, plain), strict=True):
+            optimizer.zero_grad()
+            layer(pixel_values).square().mean().backward()
+            optimizer.step()
+        torch.testing.assert_close(*(layer.weight for layer in layers), rtol=1e-4, atol=1e-5)
+
+
+def test_loader_processes_do_not_change_the_samples(recipe_file, tmp_path):
+    # The processes live for the whole phase, so they have to learn of each epoch.
+    for workers in (0, 2):
+        settings = [f"data.num_workers={workers}", f"output_dir={tmp_path / str(workers)}"]
+        train(load_recipe(recipe_file, settings))
+    runs = [tmp_path / str(workers) / "segmentation" / "last" for workers in (0, 2)]
+    assert history(runs[0]) == history(runs[1])
+
+
+def test_missing_compiler_is_reported_before_anything_is_written(recipe_file, tmp_path, monkeypatch):
+    def fail(function):
+        raise RuntimeError("no g++\nfound")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with rejected(re.escape("torch cannot compile for cpu here (no g++ found); install a C++ compiler")):
+        train(load_recipe(recipe_file, ["compile=true"]))
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+@pytest.mark.thorough
+def test_compiled_training_keeps_names_and_losses(recipe_file, tmp_path):
+    settings = ["phases.segmentation.epochs=1", "phases.segmentation.ema_decay=0.9"]
+    plain = train(load_recipe(recipe_file, [*settings, f"output_dir={tmp_path / 'plain'}"])).parent / "last"
+    compiled = train(load_recipe(recipe_file, [*settings, "compile=true"])).parent / "last"
+    assert weights_of(compiled).keys() == weights_of(plain).keys()
+    (ours,), (theirs,) = history(compiled), history(plain)
+    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-2)
+    assert json.loads((compiled / "progress.json").read_text())["history"][0]["first_step_seconds"] > 0
+
+
+def test_speed_of_a_recipe_is_measured(recipe_file):
+    recipe = load_recipe(recipe_file, ["mixed_precision=bf16", "data.transforms.crop_size=32"])
+    measured = measure_recipe(recipe, "reconstruction", steps=2, rounds=1)
+    assert (measured["mixed_precision"], measured["batch_size"], measured["image_size"]) == ("bf16", 4, [32, 32])
+    assert measured["loop_share"] == measured["loop_images_per_second"] / measured["model_images_per_second"] > 0
+    assert 0 <= measured["data_wait_share"] < 1
 
 
 def test_two_processes_train_and_evaluate(recipe_file, scenes, tmp_path):
@@ -345,6 +417,7 @@ def run_recipe(tmp_path, scenes):
         "output_dir": tmp_path / "run",
         "data.path": scenes,
         "data.num_workers": 0,
+        "mixed_precision": "no",
         "processor.size": "{height: 32, width: 32}",
         "phases.segmentation.epochs": 2,
         "phases.segmentation.batch_size": 4,

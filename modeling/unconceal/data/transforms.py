@@ -144,11 +144,12 @@ class TrainingSet(torch.utils.data.Dataset):
 
     def __init__(self, dataset: Dataset, processor: Any, recipe: TransformRecipe, seed: int):
         self.dataset = dataset.select_columns(["image", "mask"])
-        self.processor, self.recipe, self.seed, self.epoch = processor, recipe, seed, 0
+        self.processor, self.recipe, self.seed = processor, recipe, seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader processes outlive an epoch
 
     def set_epoch(self, epoch: int):
         """Select the random numbers of an epoch; call it before iterating."""
-        self.epoch = epoch
+        self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -165,7 +166,7 @@ class TrainingSet(torch.utils.data.Dataset):
                 f"the mask of row {index} is {size_text(mask.size)}, its image {size_text(image.size)}; "
                 "build the data set again by unconceal prepare, which reports such pairs"
             )
-        rng = np.random.default_rng([self.seed, self.epoch, index])
+        rng = np.random.default_rng([self.seed, self.epoch.item(), index])
         image, mask = turn_and_flip(image, mask, self.recipe, rng)
         # Separate numbers for the later changes: older recipes keep theirs.
         (child,) = rng.spawn(1)

@@ -13,13 +13,17 @@ from ..models.memory import keep_freed_memory
 from ..utils.errors import UserError
 
 
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))  # the limit of a container or a batch system
+    except AttributeError:  # not on macOS or Windows
+        return os.cpu_count() or 1
+
+
 def default_workers(num_processes: int = 1) -> int:
     """Return the number of workers for each process, at most 8."""
-    try:
-        num_cores = len(os.sched_getaffinity(0))  # the limit of a container or a batch system
-    except AttributeError:  # not on macOS or Windows
-        num_cores = os.cpu_count() or 1
-    return max(1, min(8, num_cores // num_processes))
+    return max(1, min(8, num_cores() // num_processes))
 
 
 def map_unordered(function: Callable[[Any], Any], jobs: Iterable[Any], num_workers: int) -> Iterator[Any]:

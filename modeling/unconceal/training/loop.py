@@ -1,30 +1,44 @@
 """The training loop: phases, epochs, steps, evaluation."""
 
 import math
+import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DataLoaderConfiguration, gather_object, send_to_device, set_seed
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, gather_object, send_to_device, set_seed
 from datasets import Dataset
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 from transformers.utils import logging as transformers_logging
 
 from ..data.loading import readable
 from ..data.transforms import TrainingSet, TransformRecipe
 from ..evaluation.networks import evaluate_model
 from ..evaluation.protocols import PROTOCOLS
+from ..evaluation.workers import num_cores
+from ..models.memory import keep_freed_memory
 from ..utils.errors import UserError
 from .checkpoints import RECIPE_FILE, STATE_FOLDER, Progress, read_progress, save_checkpoint
-from .recipe import OptimizerRecipe, Recipe, ScheduleRecipe, flatten
-from .start import build_model, build_processor, check_folder, check_start, claim_folder, load_backbone, load_data
+from .recipe import OptimizerRecipe, PhaseRecipe, Recipe, ScheduleRecipe, flatten
+from .start import (
+    build_model,
+    build_processor,
+    check_compiler,
+    check_folder,
+    check_start,
+    choose_precision,
+    claim_folder,
+    load_backbone,
+    load_data,
+)
 
 
 UNCHANGED = TransformRecipe(rotate90_probability=0, flip_probability=0)
@@ -75,16 +89,91 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Path
     tasks = tasks[given[-1] :] if given else tasks
     # Check everything before anything is written or removed.
     with state.main_process_first():
+        precision = None
         if state.is_main_process:
             check_folder(output_dir, recipe, resume, overwrite)
+            precision = choose_precision(recipe, resume, state.device)
         splits = load_data(recipe.data)
         check_start(recipe, tasks[0], resume)
+        if recipe.compile:
+            check_compiler(state.device)
         if state.is_main_process:
-            claim_folder(output_dir, recipe, resume)
+            claim_folder(output_dir, replace(recipe, mixed_precision=precision), resume)
+    recipe = replace(recipe, mixed_precision=broadcast_object_list([precision])[0])
+    report_threads(state)
     best = None
     for task in tasks:
         best = run_phase(recipe, task, splits, init_from=recipe.phases[task].init_from or best)
     return best
+
+
+def make_accelerator(recipe: Recipe, phase: PhaseRecipe) -> Accelerator:
+    """Return the accelerator of a phase."""
+    AcceleratorState._reset_state()  # otherwise it would keep the precision of an earlier run of this process
+    return Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        gradient_accumulation_steps=phase.gradient_accumulation_steps,
+        log_with=recipe.trackers or None,
+        project_dir=recipe.output_dir,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=recipe.seed, non_blocking=True),
+    )
+
+
+@dataclass
+class PhaseParts:
+    """What one phase trains with.
+
+    Attributes:
+        network: The network itself, whose weights are saved.
+        model: The network with the wrappers of Accelerate.
+        batches: Loader of the training samples.
+        optimizer: The optimizer.
+        scheduler: The learning rate schedule.
+        averaged: Running mean of the weights, if the recipe keeps one.
+        steps_per_epoch: Optimizer steps in an epoch.
+    """
+
+    network: PreTrainedModel
+    model: nn.Module
+    batches: DataLoader
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    averaged: AveragedModel | None
+    steps_per_epoch: int
+
+
+def prepare_phase(
+    recipe: Recipe, phase: PhaseRecipe, accelerator: Accelerator, network: PreTrainedModel, samples: TrainingSet
+) -> PhaseParts:
+    """Make loader, optimizer and schedule of a phase, and wrap the network."""
+    options = {"num_workers": recipe.data.num_workers, "pin_memory": accelerator.device.type == "cuda"}
+    if recipe.data.num_workers:
+        # Started once: an epoch can be short, and a large process is slow to fork.
+        options |= {"persistent_workers": True, "worker_init_fn": _start_worker}
+    batches = DataLoader(samples, phase.batch_size, shuffle=True, **options)
+    network.train()
+    if recipe.channels_last:
+        network.to(memory_format=torch.channels_last)
+    if phase.gradient_checkpointing:
+        network.gradient_checkpointing_enable()
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(trainable, phase.optimizer, accelerator.device)
+    model, optimizer, batches = accelerator.prepare(network, optimizer, batches)
+    steps_per_epoch = math.ceil(len(batches) / phase.gradient_accumulation_steps)
+    # Not prepared, because Accelerate would step it once for every process.
+    scheduler = make_scheduler(optimizer, phase.schedule, steps_per_epoch * phase.epochs)
+    accelerator.register_for_checkpointing(scheduler)
+    averaged = None
+    if phase.ema_decay is not None:
+        averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(phase.ema_decay), use_buffers=True)
+        accelerator.register_for_checkpointing(averaged)
+    if recipe.compile:
+        network.compile()  # unlike a wrapper, it keeps the names of the weights
+    return PhaseParts(network, model, batches, optimizer, scheduler, averaged, steps_per_epoch)
+
+
+def _start_worker(_):
+    keep_freed_memory()
 
 
 def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: str | Path | None) -> Path:
@@ -100,13 +189,7 @@ def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: 
         metric, higher_is_better = recipe.best_metric, protocol.best_metrics[recipe.best_metric]
     folder = Path(recipe.output_dir) / task
     best, last = folder / "best", folder / "last"
-    accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        gradient_accumulation_steps=phase.gradient_accumulation_steps,
-        log_with=recipe.trackers or None,
-        project_dir=recipe.output_dir,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=recipe.seed),
-    )
+    accelerator = make_accelerator(recipe, phase)
     with accelerator.main_process_first():
         progress = read_progress(last) or Progress(task, num_processes=accelerator.num_processes)
     if progress.num_processes != accelerator.num_processes:
@@ -122,29 +205,12 @@ def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: 
 
     # 1. Model, data, optimizer, schedule.
     set_seed(recipe.seed)
-    model = build_model(recipe, task, init_from)
+    network = build_model(recipe, task, init_from)
     if phase.init_backbone_from and not progress.epoch:
-        load_backbone(model, phase)
+        load_backbone(network, phase)
     processor = build_processor(recipe, init_from)
     samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed)
-    batches = DataLoader(samples, phase.batch_size, shuffle=True, num_workers=recipe.data.num_workers)
-    model.train()
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)
-    if phase.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(trainable, phase.optimizer)
-    network = model
-    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
-    steps_per_epoch = math.ceil(len(batches) / phase.gradient_accumulation_steps)
-    # Not prepared, because Accelerate would step it once for every process.
-    scheduler = make_scheduler(optimizer, phase.schedule, steps_per_epoch * phase.epochs)
-    accelerator.register_for_checkpointing(scheduler)
-    averaged = None
-    if phase.ema_decay is not None:
-        averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(phase.ema_decay), use_buffers=True)
-        accelerator.register_for_checkpointing(averaged)
+    parts = prepare_phase(recipe, phase, accelerator, network, samples)
     if progress.epoch:
         accelerator.load_state(str(last / STATE_FOLDER))
         accelerator.print(f"{task}: resumed after epoch {progress.epoch}")
@@ -155,13 +221,13 @@ def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: 
     # 2. Epochs.
     for epoch in range(progress.epoch, phase.epochs):
         samples.set_epoch(epoch)
-        batches.set_epoch(epoch)
-        row = {"epoch": epoch + 1, "learning_rate": scheduler.get_last_lr()[0]}
-        model.train()
-        row |= train_epoch(recipe, phase, accelerator, model, optimizer, scheduler, batches, averaged, row["epoch"])
-        progress.step += steps_per_epoch
+        parts.batches.set_epoch(epoch)
+        row = {"epoch": epoch + 1, "learning_rate": parts.scheduler.get_last_lr()[0]}
+        parts.model.train()
+        row |= train_epoch(recipe, phase, accelerator, parts, row["epoch"])
+        progress.step += parts.steps_per_epoch
         progress.epoch = epoch + 1
-        kept = averaged.module if averaged is not None else network
+        kept = parts.averaged.module if parts.averaged is not None else network
         synchronize_buffers(kept)
         is_best = False
         if progress.epoch % phase.evaluate_every == 0 or progress.epoch == phase.epochs:
@@ -189,15 +255,14 @@ def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: 
 
 
 def train_epoch(
-    recipe, phase, accelerator, model, optimizer, scheduler, batches, averaged: AveragedModel | None, epoch: int
+    recipe: Recipe, phase: PhaseRecipe, accelerator: Accelerator, parts: PhaseParts, epoch: int
 ) -> dict[str, float]:
     """Train on the whole split once; return mean loss and times."""
-    started, waited, losses, num_samples = time.perf_counter(), 0.0, [], 0
+    started, waited, losses, num_samples, first = time.perf_counter(), 0.0, [], 0, 0.0
     hidden = not accelerator.is_local_main_process
     name = f"epoch {epoch}/{phase.epochs}"
-    bar = tqdm(total=len(batches), desc=name, unit="batch", leave=False, disable=hidden)
-    network = accelerator.unwrap_model(model)
-    iterator = readable(batches, "the training data")
+    bar = tqdm(total=len(parts.batches), desc=name, unit="batch", leave=False, disable=hidden)
+    iterator = readable(parts.batches, "the training data")
     while True:
         asked = time.perf_counter()
         batch = next(iterator, None)
@@ -206,19 +271,9 @@ def train_epoch(
             break
         if recipe.channels_last:
             batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
-        network.training_progress = (epoch - 1 + len(losses) / len(batches)) / phase.epochs
-        with accelerator.accumulate(model):
-            loss = model(**batch).loss
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and phase.max_grad_norm is not None:
-                accelerator.clip_grad_norm_(model.parameters(), phase.max_grad_norm)
-            optimizer.step()
-            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
-                scheduler.step()
-                if averaged is not None:
-                    averaged.update_parameters(network)
-            optimizer.zero_grad()
-        losses.append(loss.detach())
+        parts.network.training_progress = (epoch - 1 + len(losses) / len(parts.batches)) / phase.epochs
+        losses.append(train_step(phase, accelerator, parts, batch))
+        first = first or time.perf_counter() - started
         num_samples += len(batch["pixel_values"])
         bar.update()
     bar.close()
@@ -229,12 +284,30 @@ def train_epoch(
             "(the checkpoint of the previous epoch is kept)"
         )
     seconds = time.perf_counter() - started
+    compiled = {"first_step_seconds": first} if recipe.compile else {}
     return {
         "train_loss": mean_loss,
         "seconds": seconds,
         "samples_per_second": num_samples * accelerator.num_processes / seconds,
         "data_wait_share": waited / seconds,
+        **compiled,
     }
+
+
+def train_step(phase: PhaseRecipe, accelerator: Accelerator, parts: PhaseParts, batch: dict) -> torch.Tensor:
+    """Train on one batch; return its loss."""
+    with accelerator.accumulate(parts.model):
+        loss = parts.model(**batch).loss
+        accelerator.backward(loss)
+        if accelerator.sync_gradients and phase.max_grad_norm is not None:
+            accelerator.clip_grad_norm_(parts.model.parameters(), phase.max_grad_norm)
+        parts.optimizer.step()
+        if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+            parts.scheduler.step()
+            if parts.averaged is not None:
+                parts.averaged.update_parameters(parts.network)
+        parts.optimizer.zero_grad()
+    return loss.detach()
 
 
 def synchronize_buffers(model: nn.Module):
@@ -244,9 +317,23 @@ def synchronize_buffers(model: nn.Module):
             torch.distributed.broadcast(buffer, src=0)
 
 
-def make_optimizer(parameters: list[nn.Parameter], recipe: OptimizerRecipe) -> torch.optim.Optimizer:
-    """Return the optimizer of a recipe."""
-    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+def report_threads(state: PartialState):
+    """Say so if a CPU would compute on a part of its cores."""
+    threads = torch.get_num_threads()
+    cores = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if state.device.type == "cpu" and threads < cores:
+        state.print(
+            f"computing on {threads} of {cores} cores; OMP_NUM_THREADS={cores} uses all (accelerate launch and "
+            "torchrun set it to 1)"
+        )
+
+
+def make_optimizer(
+    parameters: list[nn.Parameter], recipe: OptimizerRecipe, device: torch.device
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe, in one kernel where torch has it."""
+    fused = device.type in ("cpu", "cuda")
+    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": fused}
     if recipe.name == "sgd":
         return torch.optim.SGD(parameters, momentum=recipe.momentum, **options)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.name](parameters, **options)
@@ -266,4 +353,6 @@ def _report(task: str, row: dict[str, Any], epochs: int, metric: str, is_best: b
         parts.append(f"{metric} {row[f'eval_{metric}']:.4f}" + (" (best)" if is_best else ""))
     parts.append(f"{row['seconds']:.0f} s, {row['samples_per_second']:.1f} samples/s")
     parts.append(f"{row['data_wait_share']:.0%} waiting for data")
+    if "first_step_seconds" in row:
+        parts.append(f"first step {row['first_step_seconds']:.0f} s (compiling)")
     return ", ".join(parts)

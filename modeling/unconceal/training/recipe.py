@@ -126,8 +126,10 @@ class Recipe:
         model: Fields of the network's configuration that differ from its defaults.
         processor: Fields of the image processor that differ from its defaults.
         seed: Seed of the weights, of the order of the samples and of their random changes.
-        mixed_precision: no, fp16 or bf16. None leaves it to `accelerate launch`.
-        channels_last: Store activations channels-last. Some machines convolve them faster.
+        mixed_precision: no, fp16, bf16 or auto. auto is bf16 where the device has instructions for it, otherwise no;
+            a resumed run keeps what it began with. None leaves it to `accelerate launch`.
+        channels_last: Store weights and images channels-last, which nearly all processors convolve faster.
+        compile: Compile the network by `torch.compile`. The first steps then take minutes.
         trackers: Loggers, by Accelerate's names.
         protocol: Protocol that scores a segmentation.
         best_metric: Number of that protocol that chooses the best checkpoint of a segmentation.
@@ -141,7 +143,8 @@ class Recipe:
     processor: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     mixed_precision: str | None = None
-    channels_last: bool = False
+    channels_last: bool = True
+    compile: bool = False
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     protocol: str = "segmentation"
     best_metric: str = "iou"
@@ -296,7 +299,9 @@ def _check(recipe: Recipe, path: Path):
         if phase.init_backbone_from and not network.tasks[task].has_backbone:
             refuse(f"{key}.init_backbone_from", phase.init_backbone_from, f"null, as {recipe.network} has no backbone")
 
-    one_of("mixed_precision", recipe.mixed_precision, (None, "no", "fp16", "bf16"))
+    if recipe.mixed_precision == "False":
+        recipe.mixed_precision = "no"  # YAML reads a bare no as false
+    one_of("mixed_precision", recipe.mixed_precision, (None, "no", "fp16", "bf16", "auto"))
     one_of("protocol", recipe.protocol, PROTOCOLS)
     best_metrics = PROTOCOLS[recipe.protocol].best_metrics
     one_of("best_metric", recipe.best_metric, best_metrics, f" (protocol {recipe.protocol})")

@@ -18,7 +18,8 @@ from ..data.loading import load_splits
 from ..data.splits import split_datasets_at_random
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..models.networks import NETWORKS
-from ..utils.errors import UserError
+from ..utils.devices import has_bfloat16
+from ..utils.errors import UserError, one_line
 from ..utils.files import is_hub_id, make_folder, replacing
 from ..utils.loading_errors import loading_explained
 from .checkpoints import RECIPE_FILE
@@ -58,12 +59,44 @@ def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool
     kept = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(file)))
     drop_old_switches(kept["network"], kept["model"], file)
     old, new = flatten(kept), flatten(OmegaConf.to_container(OmegaConf.create(asdict(recipe))))
+    if recipe.mixed_precision == "auto":
+        new["mixed_precision"] = old["mixed_precision"]
     changed = sorted(key for key in (old | new).keys() - FREE_KEYS if old.get(key) != new.get(key))
     if changed:
         raise UserError(
             f"the run in {output_dir} was started with another {', '.join(changed)}; "
             "resume it with the same recipe, or start from scratch with output_dir=ANOTHER"
         )
+
+
+def choose_precision(recipe: Recipe, resume: bool, device: torch.device) -> str | None:
+    """Return the mixed precision of a run; replaces auto.
+
+    A resumed run keeps what it began with. A line in the log says if the device has no bfloat16.
+    """
+    precision = recipe.mixed_precision
+    if precision == "auto":
+        precision = OmegaConf.load(Path(recipe.output_dir) / RECIPE_FILE).mixed_precision if resume else "bf16"
+        if precision == "bf16" and not has_bfloat16(device):
+            precision = precision if resume else "no"
+            consequence = "the run goes on in it, slowly" if resume else "training in float32"
+            logger.warning("mixed_precision: %s has no bfloat16 of its own; %s", device, consequence)
+    return precision
+
+
+def check_compiler(device: torch.device):
+    """Compile a trial function, to find out early that it is impossible.
+
+    Raises:
+        UserError: If there is no compiler.
+    """
+    try:
+        torch.compile(lambda values: values.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # of any class: from torch, from Triton or from the compiler
+        raise UserError(
+            f"compile=true: torch cannot compile for {device} here ({one_line(error)}); install a C++ compiler, "
+            "or on a GPU Triton, or set compile=false"
+        ) from error
 
 
 def claim_folder(output_dir: Path, recipe: Recipe, resume: bool):
