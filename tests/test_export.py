@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -11,19 +12,26 @@ import numpy as np
 import pytest
 import torch
 from common import SMALLEST_SRS, ModelTester
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_modeling_opds import TINY as TINY_OPDS
 from test_modeling_run import TINY as TINY_RUN
 from test_modeling_srs import TINY as TINY_SRS
 
 import unconceal.hub.export as export_module
+import unconceal.hub.exported as exported_module
 from unconceal import OpdsForImageSegmentation, RunForImageSegmentation, SrsConfig, SrsForImageSegmentation
 from unconceal.__main__ import main as run_command
-from unconceal.api import Segmenter, load
+from unconceal.api import Segmenter, load, weights_digest
 from unconceal.hub.export import check_sizes, export_model
+from unconceal.hub.exported import ExportedNetwork
 from unconceal.hub.formats import FORMATS
+from unconceal.hub.stage import stage_model
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.selective_scan import selective_scan
+from unconceal.training.recipe import load_recipe
+from unconceal.training.start import build_model
+from unconceal.utils.compiling import compile_forward
 from unconceal.utils.errors import UserError, run_main
 
 
@@ -184,6 +192,18 @@ def test_metadata_say_how_to_prepare_an_image(exported):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_exported_folder_segments_like_its_network(exported):
+    report, model, *_ = exported
+    folder, image = report.path.parent, Image.effect_noise((90, 70), 60)
+    network, file = Segmenter(model, UnconcealImageProcessor.from_pretrained(folder)), load(folder)
+    np.testing.assert_allclose(file.segment(image, 2, "always"), network.segment(image, 2, "always"), atol=1e-3)
+    assert weights_digest(file.model) != weights_digest(model), "results of a file are not those of the weights"
+    with pytest.raises(UserError, match="no stages"):
+        file.explain(image)
+
+
 @pytest.mark.thorough
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("format", FORMATS)
@@ -204,6 +224,16 @@ def test_command_exports_half_precision_as_float32_and_is_reproducible(format, c
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     assert UnconcealImageProcessor.from_pretrained(tmp_path / "one").size == {"height": 48, "width": 32}
     assert json.loads((tmp_path / "one" / "config.json").read_text())["dtype"] == "float32"
+
+
+@pytest.mark.slow
+def test_inference_form_is_traced_as_plain_operations():
+    """Fused convolutions of oneDNN exist only in eager mode."""
+    form = make_tester("opds").make_lively_model().for_inference()
+    graph = torch.export.export(form, (), {"pixel_values": torch.randn(1, 3, 64, 64)}, strict=False).graph
+    targets = {str(node.target) for node in graph.nodes}
+    assert "aten.conv2d.default" in targets
+    assert not {target for target in targets if "mkldnn" in target}
 
 
 def test_a_scan_is_exported_as_one_loop():
@@ -246,6 +276,41 @@ def test_mistakes_of_users_give_one_line(checkpoint, tmp_path, capsys, monkeypat
     error = capsys.readouterr().err
     assert "onnx, onnxscript, onnxruntime" in error
     assert "pip install 'unconceal[onnx]'" in error
+
+
+def test_mistakes_with_exported_folders_give_one_line(checkpoint, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    for name in ("config.json", "preprocessor_config.json"):
+        (folder / name).write_bytes((checkpoint / name).read_bytes())
+    (folder / "model.onnx").write_bytes(b"no program")
+    recipe = load_recipe(Path(__file__).parents[1] / "configs" / "srs" / "smoke.yaml")
+    for act, *says in (
+        (lambda: load(folder), "cannot run", "export the checkpoint again"),
+        (lambda: load(folder, device="meta"), "device meta", "no CUDA provider"),
+        (lambda: load(folder, dtype="float16"), "float16", "float32"),
+        (lambda: load(folder, compile=True), "--compile"),
+        (lambda: stage_model(folder, "me/name", tmp_path / "upload"), "push needs the network"),
+        (lambda: build_model(recipe, "segmentation", folder), "cannot start from"),
+    ):
+        with pytest.raises(UserError) as caught:
+            act()
+        assert [part for part in says if part not in str(caught.value)] == [], caught.value
+        assert "\n" not in str(caught.value)
+    assert main(folder, "--format", "onnx", "--out", tmp_path / "new") == 2
+    monkeypatch.setattr(exported_module, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"onnxruntime.*unconceal\[onnx\]"):
+        load(folder)
+
+
+def test_memory_of_an_exported_file_is_explained():
+    def run(images):
+        raise Exception("Failed to allocate memory for requested buffer of size 1073741824")
+
+    network = ExportedNetwork(Path("model.onnx"), SrsConfig(), run)
+    with pytest.raises(UserError, match="out of memory with 1 image"):
+        Segmenter(network, UnconcealImageProcessor(size=32)).segment(Image.new("RGB", (40, 40)))
 
 
 @pytest.mark.parametrize(
@@ -324,6 +389,38 @@ def test_sizes_of_the_check_differ_and_are_allowed():
 
 
 # ---- compiling ------------------------------------------------------------------------------------------------------
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, pixel_values):
+        return pixel_values * 2
+
+
+def compile_with(monkeypatch, backend) -> torch.nn.Module:
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    network = Doubled()
+    compile_forward(network)
+    return network
+
+
+def test_compiling_is_reported_once_for_a_size_and_any_larger_batch(monkeypatch, caplog):
+    graphs = []
+    network = compile_with(monkeypatch, lambda graph, _: graphs.append(graph) or graph)
+    for batch_size in (4, 3, 1, 2, 1):
+        images = torch.rand(batch_size, 3, 8, 6)
+        torch.testing.assert_close(network(pixel_values=images), images * 2)
+    lines = [record.getMessage() for record in caplog.records if "compiled" in record.getMessage()]
+    assert ["4 image(s) of 6x8" in lines[0], "1 image(s) of 6x8" in lines[1]] == [True, True]
+    assert len(lines) == len(graphs) == 2
+
+
+def test_missing_compiler_gives_one_line(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no compiler\nfound")
+
+    with pytest.raises(UserError, match=r"cannot compile Doubled on cpu: .*no compiler found.*leave out --compile"):
+        compile_with(monkeypatch, fail)(pixel_values=torch.rand(1, 3, 8, 6))
 
 
 @pytest.mark.thorough  # takes minutes; test_modeling_opds.py compiles one network

@@ -56,13 +56,6 @@ class ExportedNetwork:
                 raise torch.OutOfMemoryError(one_line(error)) from error
             raise
 
-    def for_inference(self, dtype: torch.dtype | None = None) -> "ExportedNetwork":
-        """Return this object, or raise a `UserError` for another type."""
-        if dtype not in (None, torch.float32):
-            got = str(dtype).removeprefix("torch.")
-            raise UserError(f"got {got}, but {self.path} computes in float32; leave it out, or give the checkpoint")
-        return self
-
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the bytes of the file, so that results can name it."""
         files = sorted(self.path.parent.glob(f"{self.path.name}*"))  # weights of large networks lie beside it
@@ -80,7 +73,9 @@ def load_exported(
     device = choose_device(device or "cpu")
     dtype = choose_dtype(dtype, device)
     if compile:
-        raise UserError(f"got --compile for {path}, which is compiled already; leave it out, or give the checkpoint")
+        raise UserError(f"got --compile for {path}, which is no network; leave it out, or give the checkpoint")
+    if dtype not in (None, torch.float32):
+        raise UserError(f"got the dtype {dtype}, but {path} computes in float32; leave it out, or give the checkpoint")
     with loading_explained(f"cannot load the settings of {path}"):
         config = AutoConfig.from_pretrained(path.parent)
         processor = UnconcealImageProcessor.from_pretrained(path.parent)
@@ -90,7 +85,7 @@ def load_exported(
         raise
     except Exception as error:  # onnxruntime's own classes, or any from the archive
         raise UserError(f"cannot run {path}: {one_line(error)}; export the checkpoint again") from error
-    return ExportedNetwork(path, config, run).for_inference(dtype), processor
+    return ExportedNetwork(path, config, run), processor
 
 
 def open_onnx(path: Path, device: torch.device = ExportedNetwork.device) -> Callable[[torch.Tensor], torch.Tensor]:
