@@ -163,7 +163,7 @@ def test_widths(case, width):
 @on(CPU)
 def test_batch_in_several_parts(case, monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(module, "CPU_CACHE", 2 * module.CPU_SEGMENT * 8 * 4)
+    monkeypatch.setattr(module, "CPU_MAX_STEP", 2 * 8 * 4 * 3)  # 3 chunks
     assert_same(case, make_inputs(batch=5))
 
 

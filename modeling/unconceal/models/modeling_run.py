@@ -23,6 +23,7 @@ in turns. Every stage takes a closed form and a learned network for M (SOFS), th
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -38,7 +39,7 @@ from .backbones import COARSEST_STRIDE, FINEST_STRIDE, NUM_LEVELS, UnconcealBack
 from .configuration_run import RunConfig
 from .losses import ambiguity_coefficient, ambiguity_loss, contour_weights, edge_dice_loss, mask_edges, structure_loss
 from .modeling_unconceal import ChannelLayerNorm, pad_edges, padding_to, upsample
-from .selective_scan import selective_scan
+from .selective_scan import is_exporting, selective_scan
 
 
 # Brightness added to B and C, so that B / C is defined for black pixels.
@@ -245,24 +246,48 @@ class RunScan2d(nn.Module):
 
     def scan(self, tokens: Tensor) -> Tensor:
         """Return the sum of four scans of (B, D, H, W)."""
-        batch_size, channels, height, width = tokens.shape
-        # 1. Four sequences: rows, columns, and both reversed.
-        rows, columns = tokens.flatten(2), tokens.transpose(2, 3).flatten(2)  # (B, D, L)
-        forth = torch.stack([rows, columns], dim=1)
-        sequences = torch.cat([forth, forth.flip(-1)], dim=1).flatten(1, 2)  # (B, 4 D, L)
-        # 2. Time steps, input and output matrices of each token (Mamba, section 3.2). By grouped convolutions: the
-        # strides of a batched product would tie an exported network to a batch size.
-        projected = F.conv1d(sequences, self.token_proj.flatten(0, 1)[..., None], groups=4).unflatten(1, (4, -1))
-        steps, inputs, outputs = projected.split([self.rank, self.state_size, self.state_size], dim=2)
-        steps = F.conv1d(steps.flatten(1, 2), self.step_proj.flatten(0, 1)[..., None], groups=4)  # (B, 4 D, L)
+        height, width = tokens.shape[-2:]
+        # 1. Time steps, input and output matrices of each token and direction (Mamba, section 3.2).
+        projected = project(tokens, self.token_proj.flatten(0, 1)).permute(0, 2, 3, 1)
+        steps, inputs, outputs = scan_sequences(projected.chunk(4, dim=-1)).split(
+            [self.rank, self.state_size, self.state_size], dim=-1
+        )
+        steps = steps.flatten(2).transpose(1, 2).unsqueeze(-1)  # (B, 4 rank, L, 1)
+        steps = project(steps, self.step_proj.flatten(0, 1), groups=4).squeeze(-1)  # (B, 4 D, L)
         steps = F.softplus(steps.float() + self.step_bias.float().view(-1, 1))
-        # 3. One scan of all directions, each a group.
-        mixed = selective_scan(sequences, steps, -self.log_decay.float().exp(), inputs, outputs, self.skip.float())
-        # 4. Back to the image.
-        mixed = mixed.view(batch_size, 4, channels, height * width)
-        mixed = mixed[:, :2] + mixed[:, 2:].flip(-1)  # (B, 2, D, L)
-        rows = mixed[:, 0].reshape(batch_size, channels, height, width)
-        return rows + mixed[:, 1].reshape(batch_size, channels, width, height).transpose(2, 3)
+        # 2. One scan of all directions, each a group.
+        tokens = tokens.permute(0, 2, 3, 1)
+        sequences = scan_sequences((tokens,) * 4).flatten(2).transpose(1, 2)  # (B, 4 D, L)
+        inputs, outputs = inputs.permute(0, 2, 3, 1), outputs.permute(0, 2, 3, 1)  # (B, 4, states, L)
+        mixed = selective_scan(sequences, steps, -self.log_decay.float().exp(), inputs, outputs)
+        # 3. Back to the image. The tokens themselves (D x) are added once for all directions.
+        mixed = mixed.transpose(1, 2).unflatten(2, (4, -1))  # (B, L, 4, D)
+        rows, columns = (mixed[:, :, i] + mixed[:, :, i + 2].flip(1) for i in range(2))
+        skip = self.skip.view(4, -1).sum(0).to(tokens.dtype)
+        rows = torch.addcmul(rows.unflatten(1, (height, width)), tokens, skip)
+        return (rows + columns.unflatten(1, (width, height)).transpose(1, 2)).permute(0, 3, 1, 2)
+
+
+def project(tokens: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+    """Map the channels of (B, C, H, W) by `weight`.
+
+    By a convolution: the strides of a matrix product would tie an exported network to a batch size.
+    """
+    if is_exporting():
+        tokens = tokens.contiguous()  # the memory format would tie it to sizes above 1
+    return F.conv2d(tokens, weight[..., None, None], groups=groups)
+
+
+def scan_sequences(maps: Sequence[Tensor]) -> Tensor:
+    """Return four maps, each (B, H, W, C), as sequences (B, L, 4, C).
+
+    The first is read row by row, the second column by column, the others so in reverse. In this order of dimensions a
+    step of all scans is a block of memory.
+    """
+    rows, columns, rows_back, columns_back = maps
+    rows, rows_back = rows.flatten(1, 2), rows_back.flatten(1, 2)
+    columns, columns_back = (z.transpose(1, 2).flatten(1, 2) for z in (columns, columns_back))
+    return torch.stack([rows, columns, rows_back.flip(1), columns_back.flip(1)], dim=2)
 
 
 class RunChannelAttentionBlock(nn.Sequential):
@@ -370,7 +395,11 @@ class RunReconstructionNetwork(nn.Module):
         dtype = self.head.weight.dtype
         levels = [self.stem(torch.cat([mask, background], dim=1).to(dtype))]
         for down in self.down:
-            levels.append(down(levels[-1]))
+            hidden_states = levels[-1]
+            if self.training and hidden_states.shape[-1] == 1:
+                # torch on a CPU has undefined gradients for strided convolutions of one column in bfloat16.
+                hidden_states = F.pad(hidden_states, (0, 1))
+            levels.append(down(hidden_states))
         hidden_states = levels.pop()
         for up in self.up:
             skip = levels.pop()
@@ -441,18 +470,16 @@ class RunStage(GradientCheckpointingLayer):
 
 
 def split_windows(tokens: Tensor, size: int) -> Tensor:
-    """Split (B, C, H, W) into (B * windows, C, size, size)."""
-    batch_size, channels, height, width = tokens.shape
-    rows, columns = height // size, width // size
-    tokens = tokens.view(batch_size, channels, rows, size, columns, size)
-    return tokens.permute(0, 2, 4, 1, 3, 5).reshape(batch_size * rows * columns, channels, size, size)
+    """Split (B, C, H, W) into (B * windows, C, size, size), channels last."""
+    tokens = tokens.permute(0, 2, 3, 1).unflatten(2, (-1, size)).unflatten(1, (-1, size))
+    return tokens.transpose(2, 3).flatten(0, 2).permute(0, 3, 1, 2)
 
 
 def join_windows(windows: Tensor, shape: torch.Size, size: int) -> Tensor:
     """Join windows into tokens of `shape`, the inverse of `split_windows`."""
     batch_size, channels, height, width = shape
-    windows = windows.view(batch_size, height // size, width // size, channels, size, size)
-    return windows.permute(0, 3, 1, 4, 2, 5).reshape(batch_size, channels, height, width)
+    windows = windows.permute(0, 2, 3, 1).reshape(batch_size, height // size, width // size, size, size, channels)
+    return windows.transpose(2, 3).reshape(batch_size, height, width, channels).permute(0, 3, 1, 2)
 
 
 class RunPreTrainedModel(UnconcealBackboneModel):
@@ -566,7 +593,9 @@ class RunForImageSegmentation(RunPreTrainedModel):
             mask_logits.append(logits)
             edge_logits.append(edges)
             all_hidden_states.append(hidden_states)
-            # 5. ROBE: closed form, then the learned network.
+            # 5. ROBE: closed form, then the learned network. After the last stage, only for those who ask.
+            if labels is None and not output_stages and k == self.num_stages - 1:
+                break
             probs = logits.float().sigmoid()
             background, reconstruction = self.background_step(image, probs, background)
             backgrounds.append(background)

@@ -187,7 +187,9 @@ def upsample(hidden_states: Tensor, factor: int) -> Tensor:
     """Enlarge (B, C, H, W) by a whole factor, bilinearly."""
     if factor == 1:
         return hidden_states
-    return F.interpolate(hidden_states, scale_factor=factor, mode="bilinear", align_corners=False)
+    # Sizes instead of the factor, which the compiler may take for a variable that bilinear kernels reject.
+    size = [side * factor for side in hidden_states.shape[-2:]]
+    return F.interpolate(hidden_states, size=size, mode="bilinear", align_corners=False)
 
 
 def padding_to(multiple: int, height: int, width: int) -> tuple[int, int, int, int]:

@@ -28,7 +28,7 @@ try:
     from torch._higher_order_ops.scan import scan as loop
     from torch.compiler import is_exporting
 except ImportError:  # before torch 2.7
-    loop = None
+    loop, is_exporting = None, torch.compiler.is_compiling
 
 try:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
@@ -54,8 +54,8 @@ class _Plan(NamedTuple):
 
     rows: int | None  # sequences of the batch that run together, or None for all
     num_chunks: int  # of a sequence; all chunks step at the same time, in two passes if there are several
-    segment: int  # steps whose states exist at the same time
-    num_segments: int  # of a chunk
+    chunk: int  # steps of a chunk
+    segment: int  # steps whose states exist at the same time, at most
     doublings: int  # passes that carry states over chunks, enough for 2^doublings chunks; 0 for a single chunk
     traced: bool  # whether the program is compiled, or exported by a torch version without loops
 
@@ -69,11 +69,11 @@ MAX_TRACED_LENGTH = TRACED_SEGMENT * TRACED_NUM_SEGMENTS * (2**TRACED_DOUBLINGS 
 CUDA_SEGMENT = 8
 CUDA_NUM_SEGMENTS = 8
 # Steps of the longest segment on a CPU.
-CPU_SEGMENT = 16
-# Smaller steps, in elements, would be mostly call overhead.
+CPU_SEGMENT = 32
+# Smaller steps, in elements, would be mostly call overhead. Sequences are cut into chunks to reach it.
 CPU_MIN_STEP = 2**12
-# A segment of states of this many elements stays in the cache.
-CPU_CACHE = 2**18
+# Larger steps, in elements, would drive a segment out of the cache. Rows step together to come near it.
+CPU_MAX_STEP = 2**16
 
 
 def _check_shapes(x, delta, A, B, C, D):
@@ -103,39 +103,41 @@ def _make_plan(batch, step, length, device, traced):
         chunk = TRACED_SEGMENT * TRACED_NUM_SEGMENTS
         # One chunk more than needed: tracing takes a count that can be 1 for the constant 1.
         num_chunks = (length + 2 * chunk - 1) // chunk
-        return _Plan(None, num_chunks, TRACED_SEGMENT, TRACED_NUM_SEGMENTS, TRACED_DOUBLINGS, True)
+        return _Plan(None, num_chunks, chunk, TRACED_SEGMENT, TRACED_DOUBLINGS, True)
     if device.type == "cpu":
-        rows = min(batch, max(1, CPU_CACHE // (step * CPU_SEGMENT)))
         # Independent of the batch, so that a sequence gives the same result alone and in a batch.
         segment, max_segments = CPU_SEGMENT, -(-length * step // (CPU_MIN_STEP * CPU_SEGMENT))
     else:
-        rows, segment, max_segments = None, CUDA_SEGMENT, CUDA_NUM_SEGMENTS
-    # Equal parts need little padding.
+        segment, max_segments = CUDA_SEGMENT, CUDA_NUM_SEGMENTS
     num_chunks = -(-length // (segment * max_segments))
-    num_segments = -(-length // (num_chunks * segment))
-    segment = -(-length // (num_chunks * num_segments))
-    return _Plan(rows, num_chunks, segment, num_segments, (num_chunks - 1).bit_length(), False)
+    rows = min(batch, max(1, CPU_MAX_STEP // (step * num_chunks))) if device.type == "cpu" else None
+    # Equal parts need little padding.
+    chunk = -(-length // num_chunks)
+    segment = -(-chunk // -(-chunk // segment))
+    return _Plan(rows, num_chunks, chunk, segment, (num_chunks - 1).bit_length(), False)
 
 
 def _time_major(z, plan):
     # From (batch, groups, width, length) to (chunk length, batch * chunks, groups, width).
     batch, groups, width, length = z.shape
-    chunk = plan.segment * plan.num_segments
-    # Copying a transposed matrix is fast; copying a permuted tensor of more dimensions is slow.
-    z = z.reshape(-1, length).t().contiguous()
-    if plan.traced or length % chunk:
-        z = F.pad(z, (0, 0, 0, plan.num_chunks * chunk - length))
-    z = z.view(-1, chunk, batch, groups * width).permute(1, 2, 0, 3)
-    return z.reshape(chunk, -1, groups, width)
+    if plan.traced or z.stride(2) != 1:
+        # Copying a transposed matrix is fast; copying a permuted tensor of more dimensions is slow.
+        z = z.reshape(-1, length).t().contiguous().view(length, batch, groups, width)
+    else:
+        z = z.permute(3, 0, 1, 2)
+    if plan.traced or plan.num_chunks > 1:
+        z = F.pad(z, (0, 0, 0, 0, 0, 0, 0, plan.num_chunks * plan.chunk - length))
+        z = z.unflatten(0, (-1, plan.chunk)).permute(1, 2, 0, 3, 4).flatten(1, 2)
+    return z
 
 
 def _batch_major(z, plan, batch, length):
-    """Undo `_time_major`."""
-    chunk, _, groups, width = z.shape
-    z = z.view(chunk, batch, -1, groups * width).permute(2, 0, 1, 3).flatten(0, 1).flatten(1, 2)
-    # A slice would make torch.export ask for a proof that the padded length is not the shorter one.
-    z = z.index_select(0, torch.arange(length, device=z.device)) if plan.traced else z[:length]
-    return z.t().contiguous().view(batch, groups, width, length)
+    """Undo `_time_major`. In memory, time stays outermost."""
+    if plan.traced or plan.num_chunks > 1:
+        z = z.unflatten(1, (batch, -1)).permute(2, 0, 1, 3, 4).flatten(0, 1)
+        # A slice would make torch.export ask for a proof that the padded length is not the shorter one.
+        z = z.index_select(0, torch.arange(length, device=z.device)) if plan.traced else z[:length]
+    return z.permute(1, 2, 3, 0)
 
 
 def _carry(decay, end, plan, reverse=False):
@@ -166,6 +168,10 @@ class _Steps(NamedTuple):
     whole: Tensor
     each: tuple[Tensor, ...]
 
+    def first(self, count):
+        """Return the first `count` steps."""
+        return self if count == len(self.each) else _Steps(self.whole[:count], self.each[:count])
+
 
 def _workspace(count, state, plan):
     # Reusable memory for segments: allocating costs more than the arithmetic.
@@ -176,17 +182,28 @@ def _workspace(count, state, plan):
 
 
 def _outer(per_width, other, out):
-    """Multiply (time, rows, groups, width) by states, into `out` if given."""
-    return torch.mul(per_width.unsqueeze(-2), other, out=None if out is None else out.whole)
+    """Multiply (time, rows, groups, width) by states, in the memory `out` if given."""
+    if out is None:
+        product = per_width.unsqueeze(-2) * other
+        return _Steps(product, product.unbind())
+    out = out.first(len(per_width))
+    torch.mul(per_width.unsqueeze(-2), other, out=out.whole)
+    return out
 
 
-def _decays(delta, A, out):
-    decays = _outer(delta, A, out).exp_()
-    return _Steps(decays, decays.unbind()) if out is None else out
+def _exponent(A):
+    """Return log2(e) A: exp2 is several times faster than exp, which PyTorch gives to another library."""
+    return A * 1.4426950408889634  # a global constant would be an input of a compiled program
 
 
-def _total_decay(delta, A):
-    return (delta.sum(0).unsqueeze(-2) * A).exp_()
+def _decays(delta, exponent, out):
+    decays = _outer(delta, exponent, out)
+    decays.whole.exp2_()
+    return decays
+
+
+def _total_decay(delta, exponent):
+    return (delta.sum(0).unsqueeze(-2) * exponent).exp2_()
 
 
 def _recur(summands, factors, first, in_place):
@@ -201,8 +218,8 @@ def _recur(summands, factors, first, in_place):
 def _states(decays, delta_x, B, state, out):
     """Return the states of a segment, starting from `state`."""
     summands = _outer(delta_x, B.unsqueeze(-1), out)
-    each = _recur(summands.unbind() if out is None else out.each, decays.each, state, out is not None)
-    return _Steps(torch.stack(each), each) if out is None else out
+    each = _recur(summands.each, decays.each, state, out is not None)
+    return _Steps(torch.stack(each), each) if out is None else summands
 
 
 def _grad_states(decays, grad_y, C, carry, out):
@@ -210,56 +227,56 @@ def _grad_states(decays, grad_y, C, carry, out):
 
     `carry` is the gradient of the last state that comes from the next segment.
     """
-    summands = _outer(grad_y, C.unsqueeze(-1), out)
-    summands = summands.unbind() if out is None else out.each
+    whole, summands = _outer(grad_y, C.unsqueeze(-1), out)
     last = torch.add(summands[-1], carry, out=None if out is None else summands[-1])
     each = [last, *_recur(summands[-2::-1], decays.each[:0:-1], last, out is not None)]
-    return torch.stack(each[::-1]) if out is None else out.whole, decays.each[0] * each[-1]
+    return torch.stack(each[::-1]) if out is None else whole, decays.each[0] * each[-1]
 
 
-def _segments(plan, *tensors):
-    return list(zip(*(z.split(plan.segment) for z in tensors), strict=True))
+def _segments(plan, dtype, *tensors):
+    """Return the segments of time-major tensors, converted one at a time."""
+    return [map(lambda z: z.to(dtype), part) for part in zip(*(z.split(plan.segment) for z in tensors), strict=True)]
 
 
-def _scan_rows(x, delta, A, B, C, plan):
-    """Return y, (batch, groups, width, length), and the state before each segment."""
-    batch, length = x.shape[0], x.shape[-1]
+def _scan_rows(x, delta, A, B, C, plan, keeps_starts):
+    """Return y, time-major, and the state before each segment if wanted."""
     x, delta, B, C = (_time_major(z, plan) for z in (x, delta, B, C))
-    delta_x = delta * x
+    exponent = _exponent(A)
     state = A.new_zeros(x.shape[1], *A.shape)
     decays_out, states_out = _workspace(2, state, plan)
     if plan.doublings:
-        for delta_s, delta_x_s, B_s in _segments(plan, delta, delta_x, B):
-            decays = _decays(delta_s, A, decays_out)
-            state = _states(decays, delta_x_s, B_s, state, states_out).each[-1].clone()
-        state = _carry(_total_decay(delta, A), state, plan)
+        for x_s, delta_s, B_s in _segments(plan, A.dtype, x, delta, B):
+            decays = _decays(delta_s, exponent, decays_out)
+            state = _states(decays, delta_s * x_s, B_s, state, states_out).each[-1].clone()
+        state = _carry(_total_decay(delta, exponent), state, plan)
     y, starts = [], []
-    for delta_s, delta_x_s, B_s, C_s in _segments(plan, delta, delta_x, B, C):
-        starts.append(state)
-        decays = _decays(delta_s, A, decays_out)
-        states = _states(decays, delta_x_s, B_s, state, states_out)
+    for x_s, delta_s, B_s, C_s in _segments(plan, A.dtype, x, delta, B, C):
+        if keeps_starts:
+            starts.append(state)
+        decays = _decays(delta_s, exponent, decays_out)
+        states = _states(decays, delta_s * x_s, B_s, state, states_out)
         y.append((C_s.unsqueeze(-2) @ states.whole).squeeze(-2))
         state = states.each[-1].clone()
-    return _batch_major(torch.cat(y), plan, batch, length), starts
+    return torch.cat(y), starts
 
 
 def _scan_rows_backward(grad_y, x, delta, A, B, C, starts, plan):
-    """Return the gradients of A, x, delta, B and C."""
-    batch, length = x.shape[0], x.shape[-1]
+    """Return the gradients of A and, time-major, of x, delta, B and C."""
     grad_y, x, delta, B, C = (_time_major(z, plan) for z in (grad_y, x, delta, B, C))
-    delta_x = delta * x
+    exponent = _exponent(A)
     carry = A.new_zeros(x.shape[1], *A.shape)
     decays_out, states_out, grads_out = _workspace(3, carry, plan)
     if plan.doublings:
-        for delta_s, grad_y_s, C_s in _segments(plan, delta, grad_y, C)[::-1]:
-            _, carry = _grad_states(_decays(delta_s, A, decays_out), grad_y_s, C_s, carry, grads_out)
-        carry = _carry(_total_decay(delta, A), carry, plan, reverse=True)
+        for delta_s, grad_y_s, C_s in _segments(plan, A.dtype, delta, grad_y, C)[::-1]:
+            _, carry = _grad_states(_decays(delta_s, exponent, decays_out), grad_y_s, C_s, carry, grads_out)
+        carry = _carry(_total_decay(delta, exponent), carry, plan, reverse=True)
     grad_A = torch.zeros_like(A)
     parts = []
-    for (delta_s, delta_x_s, B_s, C_s, grad_y_s), start in zip(
-        _segments(plan, delta, delta_x, B, C, grad_y)[::-1], starts[::-1], strict=True
+    for (x_s, delta_s, B_s, C_s, grad_y_s), start in zip(
+        _segments(plan, A.dtype, x, delta, B, C, grad_y)[::-1], starts[::-1], strict=True
     ):
-        decays = _decays(delta_s, A, decays_out)
+        decays = _decays(delta_s, exponent, decays_out)
+        delta_x_s = delta_s * x_s
         states = _states(decays, delta_x_s, B_s, start, states_out).whole
         grads, carry = _grad_states(decays, grad_y_s, C_s, carry, grads_out)
         # A row times a transposed matrix is several times faster than the matrix times a column.
@@ -270,28 +287,25 @@ def _scan_rows_backward(grad_y, x, delta, A, B, C, starts, plan):
         grads.mul_(decays.whole)
         grads[1:].mul_(states[:-1])
         grads[0].mul_(start)
-        grad_A += _outer(delta_s, grads, decays_out).sum((0, 1))
-        grad_delta = grads.mul_(A).sum(-2)
-        parts.append((grad_delta_x, grad_delta, grad_B, grad_C))
-    grad_delta_x, grad_delta, grad_B, grad_C = (torch.cat(part[::-1]) for part in zip(*parts, strict=True))
-    grad_delta.addcmul_(grad_delta_x, x)
-    grads = (_batch_major(z, plan, batch, length) for z in (grad_delta_x.mul_(delta), grad_delta, grad_B, grad_C))
-    return grad_A, *grads
+        grad_A += _outer(delta_s, grads, decays_out).whole.sum((0, 1))
+        grad_delta = grads.mul_(A).sum(-2).addcmul_(grad_delta_x, x_s)
+        parts.append((grad_delta_x.mul_(delta_s), grad_delta, grad_B, grad_C))
+    return grad_A, *(torch.cat(part[::-1]) for part in zip(*parts, strict=True))
 
 
 def _split_rows(plan, *tensors):
     return list(zip(*([z] if plan.rows is None else z.split(plan.rows) for z in tensors), strict=True))
 
 
-def _cat_rows(parts):
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+def _join_rows(parts, plan, batch, length):
+    return _batch_major(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], plan, batch, length)
 
 
-def _scan(x, delta, A, B, C, plan):
+def _scan(x, delta, A, B, C, plan, keeps_starts=False):
     """Return y and, for each split of the batch, states before segments."""
-    parts = [_scan_rows(x, delta, A, B, C, plan) for x, delta, B, C in _split_rows(plan, x, delta, B, C)]
+    parts = [_scan_rows(x, delta, A, B, C, plan, keeps_starts) for x, delta, B, C in _split_rows(plan, x, delta, B, C)]
     y, starts = zip(*parts, strict=True)
-    return _cat_rows(y), starts
+    return _join_rows(y, plan, x.shape[0], x.shape[-1]), starts
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -299,7 +313,7 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, delta, A, B, C, plan):
-        y, starts = _scan(x, delta, A, B, C, plan)
+        y, starts = _scan(x, delta, A, B, C, plan, keeps_starts=True)
         ctx.plan = plan
         ctx.save_for_backward(x, delta, A, B, C, *(torch.stack(part) for part in starts))
         return y
@@ -314,7 +328,10 @@ class _SelectiveScan(torch.autograd.Function):
                 for part, start in zip(_split_rows(ctx.plan, grad_y, x, delta, B, C), starts, strict=True)
             ]
         grad_A, *grads = zip(*parts, strict=True)
-        grad_x, grad_delta, grad_B, grad_C = map(_cat_rows, grads)
+        grads = (_join_rows(grad, ctx.plan, x.shape[0], x.shape[-1]) for grad in grads)
+        grad_x, grad_delta, grad_B, grad_C = (
+            grad.to(z.dtype) for grad, z in zip(grads, (x, delta, B, C), strict=True)
+        )
         return grad_x, grad_delta, sum(grad_A), grad_B, grad_C, None
 
 
@@ -393,12 +410,15 @@ def selective_scan(
     kernel = {"triton": selective_scan_triton, "mamba_ssm": selective_scan_fn}.get(backend, _portable_scan)
     if kernel is None:
         raise ValueError(f'backend: got "{backend}", which cannot be imported; install it or use "torch".')
-    dtype = x.dtype
+    dtype, at_least = x.dtype, torch.promote_types(x.dtype, torch.float32)
     with without_autocast(x.device.type):
-        x, delta, A, B, C = (z.to(torch.promote_types(dtype, torch.float32)) for z in (x, delta, A, B, C))
+        delta, A = delta.to(at_least), A.to(at_least)
+        # The portable scan converts one segment at a time.
+        if kernel is not _portable_scan or torch.compiler.is_compiling():
+            x, B, C = x.to(at_least), B.to(at_least), C.to(at_least)
         y = kernel(x, delta, A, B, C)
         if D is not None:
-            y = torch.addcmul(y, x, D.to(x.dtype).unsqueeze(-1))
+            y = torch.addcmul(y, x.to(at_least), D.to(at_least).unsqueeze(-1))
     return y.to(dtype)
 
 
@@ -410,10 +430,11 @@ def selective_scan_ref(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor
         B, C = (z.repeat_interleave(x.shape[1] // z.shape[1], dim=1) for z in (B, C))
         state = x.new_zeros(*x.shape[:2], A.shape[1])
         y = []
-        for t in range(x.shape[-1]):
-            delta_t = delta[..., t, None]
-            state = torch.exp(delta_t * A) * state + delta_t * B[..., t] * x[..., t, None]
-            y.append((C[..., t] * state).sum(-1))
+        # Not by index: then each step's gradient would be a tensor of the whole sequence.
+        for x_t, delta_t, B_t, C_t in zip(*(z.unbind(-1) for z in (x, delta, B, C)), strict=True):
+            delta_t = delta_t[..., None]
+            state = torch.exp(delta_t * A) * state + delta_t * B_t * x_t[..., None]
+            y.append((C_t * state).sum(-1))
         y = torch.stack(y, dim=-1)
         if D is not None:
             y = y + D.to(x.dtype).unsqueeze(-1) * x
