@@ -16,8 +16,9 @@ from common import noise
 from PIL import Image
 
 from unconceal.__main__ import entry, main
-from unconceal.commands.segment import REFINE, plan_jobs
+from unconceal.commands.segment import REFINE
 from unconceal.models import refine
+from unconceal.segmenting import plan_jobs
 from unconceal.utils.errors import UserError
 
 

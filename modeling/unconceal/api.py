@@ -2,14 +2,14 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from io import IOBase
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,11 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 
 from .data.image_files import read_image
 from .drawing.layout import check_mask_size, overlay
+from .hub.exported import exported_file, load_exported
 from .models import networks  # noqa: F401  registers them with the Auto classes
 from .models.cutout import make_cutout, mask_to_image
 from .models.image_processing_unconceal import UnconcealImageProcessor, to_rgb
+from .models.inference import make_inference_form
 from .models.predict import predict_masks
 from .models.refine import check_refine
 from .models.unfolding import Unfolding, unfold
@@ -35,6 +37,13 @@ from .utils.loading_errors import loading_explained
 
 
 ImageSource = Image.Image | str | Path
+
+
+class PreparedImage(NamedTuple):
+    """Image with the network's input made of it, (1, 3, H, W)."""
+
+    image: Image.Image
+    pixel_values: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -54,9 +63,8 @@ class Segmenter:
     @cached_property
     def network(self) -> PreTrainedModel:
         """Return the faster copy of `model` that predicts."""
-        if not hasattr(self.model, "for_inference"):  # the code of a checkpoint can be older
-            return self.model if self.dtype is None else self.model.to(self.dtype)
-        return self.model.for_inference(self.dtype)
+        is_export = not isinstance(self.model, torch.nn.Module)
+        return self.model if is_export else make_inference_form(self.model, self.dtype)
 
     def segment(
         self, images: ImageSource | Iterable[ImageSource], batch_size: int = 1, refine: str = "auto"
@@ -79,18 +87,35 @@ class Segmenter:
             return next(self.stream([images], batch_size, refine))
         return list(self.stream(images, batch_size, refine))
 
-    def stream(self, images: Iterable[ImageSource], batch_size: int = 1, refine: str = "auto") -> Iterator[np.ndarray]:
-        """Yield the masks of `segment`, with `batch_size` images in memory."""
+    def prepare(self, image: ImageSource) -> PreparedImage:
+        """Open an image and make the network's input; safe in threads."""
+        image = opened(image)
+        return PreparedImage(image, self.processor(image).pixel_values)
+
+    def stream(
+        self,
+        images: Iterable[ImageSource | PreparedImage],
+        batch_size: int = 1,
+        refine: str = "auto",
+        network: Any | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yield the masks of `segment`, with `batch_size` images in memory.
+
+        `network` takes the place of this object's own, such as one that counts its time.
+        """
         if batch_size < 1:
             raise UserError(f"got batch_size={batch_size}, expected at least 1")
         try:
             check_refine(refine)
         except ValueError as error:
             raise UserError(str(error)) from error
-        images = iter(images)
-        while batch := [opened(image) for image in islice(images, batch_size)]:
+        network = network or self.network
+        images = (image if isinstance(image, PreparedImage) else self.prepare(image) for image in images)
+        while batch := list(islice(images, batch_size)):
+            batch, pixel_values = zip(*batch, strict=True)
             with self._memory_explained(batch):
-                for mask in predict_masks(self.network, self.processor, batch, refine, batch_size):
+                pixel_values = torch.cat(pixel_values).to(network.device, network.dtype)
+                for mask in predict_masks(network, self.processor, batch, refine, batch_size, pixel_values):
                     yield mask.cpu().numpy()
 
     def unfold(self, image: ImageSource, size: tuple[int, int] | None = None) -> Unfolding:
@@ -122,7 +147,7 @@ class Segmenter:
         return draw_unfolding(image, self.unfold(image, map_size(image.size)))
 
     @contextmanager
-    def _memory_explained(self, images: list[Image.Image]) -> Iterator[None]:
+    def _memory_explained(self, images: Sequence[Image.Image]) -> Iterator[None]:
         """Turn running out of memory into a `UserError`."""
         try:
             yield
@@ -158,21 +183,27 @@ def load(
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    compile: bool = False,
 ) -> Segmenter:
     """Load a segmentation network and its processor.
 
     Args:
-        model_id_or_path: Folder that `save_pretrained` or training wrote, or "owner/name" on the Hub.
-        device: As torch names it. None is the accelerator if there is one, otherwise the CPU.
+        model_id_or_path: Folder that `save_pretrained`, training or `unconceal export` wrote, or "owner/name" on the
+            Hub.
+        device: As torch names it. None is the accelerator if there is one, otherwise the CPU. For an export it is the
+            CPU.
         dtype: Type of the arithmetic: "float32", "bfloat16", "float16" or torch's own. None keeps the checkpoint's. A
             device without bfloat16 uses float32, and a line in the log says so.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Run the code that comes with the checkpoint. Networks of this package do not need it.
+        compile: Compile the network by torch.compile. The first batch takes minutes; the log says how long.
 
     Raises:
         UserError: If there is no such checkpoint, device or dtype, if it is damaged or of an unknown kind, or does not
             segment.
     """
+    if exported := exported_file(model_id_or_path):
+        return Segmenter(*load_exported(exported, device, dtype, compile))
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     name = str(model_id_or_path)
@@ -218,7 +249,12 @@ def load(
             f"{name} has the processor {type(processor).__name__}, expected UnconcealImageProcessor; "
             "give a checkpoint of this project"
         )
-    return Segmenter(model.to(device).eval(), processor, dtype)
+    segmenter = Segmenter(model.to(device).eval(), processor, dtype)
+    if compile:
+        from .utils.compiling import compile_forward  # slow to import
+
+        compile_forward(segmenter.network)
+    return segmenter
 
 
 def weights_digest(model: PreTrainedModel) -> str:

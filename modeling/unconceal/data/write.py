@@ -53,7 +53,7 @@ def write_splits(folder: Path, rows: Iterable[tuple[str, dict]]) -> dict[str, Sp
 
 
 def _write_split(folder: Path, split: str, rows: Iterable[dict]) -> SplitInfo:
-    info, shards, groups = SplitInfo(split), [], _row_groups(rows)
+    info, shards, groups = SplitInfo(split), [], row_groups(rows)
     group = next(groups, None)
     while group:
         shards.append(folder / f"{split}-{len(shards):05d}.parquet")
@@ -69,7 +69,8 @@ def _write_split(folder: Path, split: str, rows: Iterable[dict]) -> SplitInfo:
     return info
 
 
-def _row_groups(rows: Iterable[dict]) -> Iterator[list[dict]]:
+def row_groups(rows: Iterable[dict]) -> Iterator[list[dict]]:
+    """Collect rows into groups that memory can hold."""
     group, size = [], 0
     for row in rows:
         group.append(row)
@@ -87,34 +88,42 @@ def _num_bytes(row: dict) -> int:
 
 
 def write_card(
-    folder: Path, splits: dict[str, SplitInfo], title: str, license: str, tags: list[str], sections: dict[str, str]
+    folder: Path,
+    splits: dict[str, SplitInfo],
+    title: str,
+    license: str,
+    tags: list[str],
+    sections: dict[str, str],
+    path: Path | None = None,
 ):
     """Write `README.md`: a header for `load_dataset` and the Hub, then text.
 
-    `splits` are the result of `write_splits`, `license` and `tags` those of the Hub, `sections` titles with texts.
+    `splits` are the result of `write_splits`, `license` and `tags` those of the Hub, `sections` titles with texts. If
+    a split is empty, the card has no counts. It is written to `path`, by default in the folder.
     """
-    info = DatasetInfo(
-        features=FEATURES,
-        splits=SplitDict(splits),
-        download_size=sum(path.stat().st_size for path in (folder / "data").iterdir()),
-        dataset_size=sum(split.num_bytes for split in splits.values()),
-    )
     header = DatasetCardData(
         license=license, pretty_name=title, task_categories=["image-segmentation"], tags=["unconceal", *tags]
     )
-    DatasetInfosDict(default=info).to_dataset_card_data(header)
+    if counted := all(split.num_examples for split in splits.values()):
+        info = DatasetInfo(
+            features=FEATURES,
+            splits=SplitDict(splits),
+            download_size=sum(path.stat().st_size for path in (folder / "data").iterdir()),
+            dataset_size=sum(split.num_bytes for split in splits.values()),
+        )
+        DatasetInfosDict(default=info).to_dataset_card_data(header)
     files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
     MetadataConfigs(default={"data_files": files}).to_dataset_card_data(header)
     counts = "\n".join(f"| {name} | {split.num_examples} |" for name, split in splits.items())
     columns = "\n".join(f"| `{name}` | {what} |" for name, what in DATA_COLUMNS.items())
     body = [
         f"# {title}",
-        f"| split | pairs |\n|---|---|\n{counts}",
+        *([f"| split | pairs |\n|---|---|\n{counts}"] if counted else []),
         f"## Features\n\n| column | holds |\n|---|---|\n{columns}",
     ]
     body += [f"## {name}\n\n{text}" for name, text in sections.items()]
     text = f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (path or folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _is_data_set(path: Path) -> bool:

@@ -13,6 +13,7 @@ from ..utils.images import size_text
 
 
 GAP, LINE_HEIGHT = 12, 18
+BAND_ROWS = 32
 INK, FRAME, PAPER = (20, 20, 20), (150, 150, 150), (255, 255, 255)
 
 
@@ -32,9 +33,12 @@ def overlay(
     """
     image = to_rgb(image)
     check_mask_size(mask, image)
-    pixels = np.asarray(image, np.float32)
-    weight = alpha * np.asarray(mask, np.float32)[..., None]  # (H, W, 1)
-    return Image.fromarray(np.rint(pixels + weight * (np.asarray(color, np.float32) - pixels)).astype(np.uint8))
+    pixels, mask, color = np.array(image), np.asarray(mask, np.float32), np.asarray(color, np.float32)
+    for top in range(0, image.height, BAND_ROWS):  # floats of a whole photograph would leave the cache
+        band = pixels[top : top + BAND_ROWS]
+        weight = alpha * mask[top : top + BAND_ROWS, :, None]  # (rows, W, 1)
+        band[:] = np.rint(band + weight * (color - band))
+    return Image.fromarray(pixels)
 
 
 def check_mask_size(mask: np.ndarray, image: Image.Image):

@@ -128,6 +128,20 @@ def push(
     return f"{api.endpoint}/{kind}{upload.repo_id} ({seen_by}), commit {commit}{unchanged}{removed}"
 
 
+def list_files(repo_id: str, repo_type: str) -> list[str]:
+    """Return the files of a repository; none if it does not exist.
+
+    Raises:
+        UserError: If the Hub cannot be reached, or the name is none of its.
+    """
+    check_names(repo_id)
+    api = HfApi()
+    with _explained(repo_id, api.endpoint):
+        if not api.repo_exists(repo_id, repo_type=repo_type):
+            return []
+        return api.list_repo_files(repo_id, repo_type=repo_type)
+
+
 def _check_card(upload: Upload):
     """Let the Hub check the card before anything is created or sent."""
     try:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import cache
+from threading import Lock
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from PIL import Image
 BLOCK_SIZE = 2048
 BLOCK_MARGIN = 256
 logger = logging.getLogger(__name__)
+_one_at_a_time = Lock()  # numba's own threads, where it has no OpenMP, end the program if two threads call them
 
 
 def mask_to_image(mask: np.ndarray) -> Image.Image:
     """Return a mask (H, W) in [0, 1] as 8-bit gray."""
-    return Image.fromarray(np.rint(np.asarray(mask, np.float32) * 255).astype(np.uint8))
+    values = np.asarray(mask, np.float32) * 255
+    return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
 
 
 def make_cutout(image: Image.Image, opacity: Image.Image) -> Image.Image:
@@ -54,7 +57,8 @@ def object_colors(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
                 continue
             rows, columns = block
             seen = (_widened(rows, height), _widened(columns, width))
-            estimated = estimate(pixels[seen] / np.float32(255), alpha[seen] / np.float32(255))
+            with _one_at_a_time:
+                estimated = estimate(pixels[seen] / np.float32(255), alpha[seen] / np.float32(255))
             inside = estimated[
                 rows.start - seen[0].start : rows.stop - seen[0].start,
                 columns.start - seen[1].start : columns.stop - seen[1].start,

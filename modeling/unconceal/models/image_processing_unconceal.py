@@ -317,9 +317,10 @@ class UnconcealImageProcessor(PilBackend):
             height, width = (int(side) for side in target_size)
             if height < logits.shape[-2] or width < logits.shape[-1]:
                 probs = F.interpolate(image_logits.sigmoid(), (height, width), mode="bilinear", antialias=True)
+                probs.clamp_(0, 1)  # rounding can lift an antialiased sum above 1
             else:
-                probs = F.interpolate(image_logits, (height, width), mode="bilinear", align_corners=False).sigmoid()
-            masks.append(probs[0, 0].clamp(0, 1))  # rounding can lift an antialiased sum above 1
+                probs = F.interpolate(image_logits, (height, width), mode="bilinear", align_corners=False).sigmoid_()
+            masks.append(probs[0, 0])
         return masks
 
     def post_process_semantic_segmentation(

@@ -1,0 +1,240 @@
+"""Segment rows of a data set; write masks as one.
+
+Both sides are cut into shards. A shard is the unit of sharing and of going on: a process writes it completely or not
+at all. Names and contents of shards do not depend on the number of processes.
+"""
+
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import SplitInfo, load_dataset
+from datasets.exceptions import DatasetsError
+
+from .data.write import FEATURES, make_row, row_groups, write_card
+from .segmenting import PNG_OPTIONS, Job, Runner, Tally, draw
+from .utils.errors import UserError, one_line
+from .utils.files import is_folder, is_hub_id, replacing
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+
+FILES_PER_SHARD = 100
+# A row group of a Parquet file holds about 100 images. Fewer groups a shard let more processes share a small data set.
+GROUPS_PER_SHARD, MANY_SHARDS = 4, 64
+SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})\.parquet")
+NUM_ATTEMPTS = 8
+TITLE = "Masks predicted by Unconceal"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part of the input; `jobs` reads it."""
+
+    name: str  # of its file
+    jobs: Callable[[], Iterator[Job]]
+
+
+def shards_of_files(jobs: dict[Path, dict[str, Path]], out: Path, split: str) -> list[Shard]:
+    """Cut the files of `plan_jobs` into shards."""
+
+    def read(part: list[Path]) -> Iterator[Job]:
+        for path in part:
+            id = jobs[path]["mask"].relative_to(out.resolve()).with_suffix("").as_posix()
+            yield Job(path, path, row={"id": id, "source": path.parent.name, "path": path.name})
+
+    paths = list(jobs)
+    parts = [paths[start : start + FILES_PER_SHARD] for start in range(0, len(paths), FILES_PER_SHARD)]
+    return [Shard(_shard_name(split, i, len(parts)), lambda part=part: read(part)) for i, part in enumerate(parts)]
+
+
+def shards_of_data(data: str, split: str) -> list[Shard]:
+    """Open a split as a stream and cut it into shards.
+
+    Raises:
+        UserError: If the data set, the split or the column `image` is missing.
+    """
+    advice = "give a folder of Parquet files, or the id of a data set on the Hub"
+    if not is_folder(data) and not is_hub_id(data):
+        raise UserError(f"data set {data} does not exist; {advice}")
+    try:
+        rows = load_dataset(data, split=split, streaming=True)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise UserError(f"cannot open split {split} of data set {data}: {one_line(error)}; {advice}") from error
+    if "image" not in (rows.column_names or ()):
+        raise UserError(f"split {split} of data set {data} has no column image; {advice}")
+    if rows.info.builder_name == "imagefolder":
+        raise UserError(f"got {data} as --data, which holds image files; give it as PATH")
+    rows = rows.decode(False)
+    rows = rows.reshard() if hasattr(rows, "reshard") else rows  # one part for each row group
+    number = min(rows.num_shards, max(MANY_SHARDS, -(-rows.num_shards // GROUPS_PER_SHARD)))
+
+    def read(i: int) -> Iterator[Job]:
+        try:
+            for number_in_shard, row in enumerate(rows.shard(num_shards=number, index=i)):
+                yield _row_job(row, f"{split}-{i:05d}-{number_in_shard:06d}", data)
+        except (OSError, ValueError, DatasetsError, pa.ArrowException) as error:
+            raise UserError(f"cannot read {data}: {one_line(error)}; run the command again to go on") from error
+
+    return [Shard(_shard_name(split, i, number), lambda i=i: read(i)) for i in range(number)]
+
+
+def _row_job(row: dict, default_id: str, data: str) -> Job:
+    id = str(row.get("id") or default_id)
+    image = row["image"] or {}
+    path = image.get("path")
+    source = image.get("bytes") or (Path(path) if path else UserError("the row has no image"))
+    name = PurePosixPath(path or f"{id}.png").name
+    return Job(id, source, row={"id": id, "source": str(row.get("source") or data), "path": name})
+
+
+def _shard_name(split: str, i: int, number: int) -> str:
+    return f"{split}-{i:05d}-of-{number:05d}.parquet"
+
+
+def file_jobs(shards: Iterable[Shard], out: Path, kinds: list[str], overwrite: bool, tally: Tally) -> Iterator[Job]:
+    """Yield the rows of shards with output files `out/ID.png`.
+
+    Rows whose outputs exist are counted as skipped.
+    """
+    for job in (job for shard in shards for job in shard.jobs()):
+        id = PurePosixPath(job.name)
+        if id.is_absolute() or ".." in id.parts or not id.name:
+            yield Job(job.name, UserError("its id is no name for a file"))
+            continue
+        files = {kind: out / id.parent / f"{id.name}{'' if kind == 'mask' else f'_{kind}'}.png" for kind in kinds}
+        if left := {kind: path for kind, path in files.items() if overwrite or not os.path.lexists(path)}:
+            yield Job(job.name, job.source, left)
+        else:
+            tally.skipped += 1
+
+
+@dataclass(frozen=True)
+class DataTarget:
+    """Folder or Hub repository that receives the shards of one split.
+
+    Attributes:
+        name: The folder, or owner/name.
+        split: Name of the split.
+        sections: For the card, as for `write_card`.
+    """
+
+    name: str
+    split: str
+    sections: dict[str, str]
+
+    @property
+    def on_hub(self) -> bool:
+        """Return whether it is a repository: owner/name, and no folder `owner` here."""
+        return is_hub_id(self.name) and not is_folder(Path(self.name).parent)
+
+    def finished(self, shards: list[Shard]) -> set[str]:
+        """Return the names of all shards that stand, also of other splits.
+
+        Raises:
+            UserError: If the place cannot be used, or holds something else.
+        """
+        folder = Path(self.name)
+        if self.on_hub:
+            from .hub.push import list_files
+
+            names = {PurePosixPath(file).name for file in list_files(self.name, "dataset") if file.startswith("data/")}
+        else:
+            names = {file.name for file in folder.glob("data/[!.]*")}
+            card = folder / "README.md"
+            others = {file.name for file in folder.glob("[!.]*")} - {"data", card.name}
+            if card.is_file() and f"\n# {TITLE}" not in card.read_text(encoding="utf-8", errors="replace"):
+                others.add(card.name)
+            if others:
+                raise UserError(
+                    f"{folder} holds {min(others)}, which is not of this command; choose another --to-data"
+                )
+        ours = {shard.name for shard in shards}
+        for name in sorted(names - ours):
+            if not SHARD_NAME.fullmatch(name) or name.startswith(f"{self.split}-"):
+                raise UserError(f"{self.name} holds {name}, which is not of this data; choose another --to-data")
+        return names
+
+    def write(self, shards: Iterable[Shard], runner: Runner):
+        """Segment shards; each appears when it is complete.
+
+        Raises:
+            UserError: If it cannot be written or sent.
+        """
+
+        def finish(job: Job, image: "Image.Image", mask: "np.ndarray") -> tuple[dict, list[str]]:
+            png = BytesIO()
+            draw("mask", image, mask, runner.threshold).save(png, **PNG_OPTIONS)
+            row = job.row
+            source = job.source if isinstance(job.source, bytes) else job.source.read_bytes()
+            return make_row(source, row["path"], png.getvalue(), row["id"], row["source"]), []
+
+        for shard in shards:
+            rows = (row for _, row in runner.run(shard.jobs(), finish))
+            try:
+                if not self.on_hub:
+                    with replacing(Path(self.name) / "data" / shard.name) as path:
+                        _write_shard(path, rows)
+                    continue
+                with TemporaryDirectory() as folder:
+                    path = Path(folder) / shard.name
+                    _write_shard(path, rows)
+                    self._send(path)
+            except OSError as error:
+                raise UserError(f"cannot write {shard.name}: {error.strerror or error}; free space") from error
+
+    def _send(self, shard: Path):
+        from .hub.push import Upload, push
+
+        self._write_card(shard.parent, {self.split: SplitInfo(self.split)})
+        files = {"README.md": shard.parent / "README.md", f"data/{shard.name}": shard}
+        for attempt in range(NUM_ATTEMPTS):
+            try:
+                push(Upload(self.name, "dataset", files), f"Add {shard.name}")
+                return
+            except UserError as error:
+                status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
+                # Another process made a commit at the same time.
+                if status not in (409, 412) or attempt + 1 == NUM_ATTEMPTS:
+                    raise
+                time.sleep(random.uniform(0, 2**attempt))
+
+    def complete(self, shards: list[Shard]) -> int:
+        """Write a complete folder's card; return the number of shards.
+
+        The Hub counts rows itself, so that its card has no counts.
+        """
+        names = self.finished(shards)
+        own = sum(shard.name in names for shard in shards)
+        if not self.on_hub and own == len(shards):
+            splits = {}
+            for name in sorted(names):
+                split, _ = SHARD_NAME.fullmatch(name).groups()
+                held = pq.read_metadata(Path(self.name) / "data" / name)
+                info = splits.setdefault(split, SplitInfo(split))
+                info.num_examples += held.num_rows
+                info.num_bytes += sum(held.row_group(i).total_byte_size for i in range(held.num_row_groups))
+            self._write_card(Path(self.name), splits)
+        return own
+
+    def _write_card(self, folder: Path, splits: dict[str, SplitInfo]):
+        with replacing(folder / "README.md") as path:
+            write_card(folder, splits, TITLE, "other", ["masks"], self.sections, path)
+
+
+def _write_shard(path: Path, rows: Iterable[dict]):
+    with pq.ParquetWriter(path, FEATURES.arrow_schema, write_page_index=True) as writer:
+        for group in row_groups(rows):
+            writer.write_table(pa.Table.from_pylist(group, schema=FEATURES.arrow_schema))

@@ -1,0 +1,269 @@
+"""Segmenting many images: overlap, several processes, data sets."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from common import TWO_PROCESSES, noise, rejected
+from datasets import Dataset, Features, Image, Value, load_dataset
+from PIL import Image as PilImage
+
+from unconceal.__main__ import main
+from unconceal.api import load
+from unconceal.data.write import FEATURES
+from unconceal.segmenting import Job, Runner, plan_jobs
+from unconceal.utils.errors import UserError
+from unconceal.utils.threads import map_ahead
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Return a folder of 7 images and a damaged one in their middle."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(7):
+        noise(40 + i, 70, seed=i).save(folder / f"{i}.png")
+    (folder / "3b.png").write_text("damaged")
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Return a data set of 3 files with 9 images, one damaged."""
+    folder = tmp_path / "rows"
+    for part in range(3):
+        files = {"image": [], "id": []}
+        for i in range(part * 3, part * 3 + 3):
+            noise(40 + i, 70, seed=i).save(tmp_path / "one.png")
+            files["image"].append({"bytes": b"damaged" if i == 4 else (tmp_path / "one.png").read_bytes()})
+            files["id"].append(f"case/{i}")
+        features = Features({"image": Image(), "id": Value("string")})
+        Dataset.from_dict(files, features).to_parquet(folder / f"test-{part:05d}-of-00003.parquet")
+    return folder
+
+
+@pytest.fixture
+def segment(checkpoint, capsys):
+    """Run `unconceal segment` and return (exit code, stdout, stderr)."""
+
+    def run(*args):
+        code = main(["segment", *map(str, args), "--model", str(checkpoint), "--device", "cpu"])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def launch(checkpoint, *args, launcher=TWO_PROCESSES, **variables):
+    """Run `unconceal segment` in two processes."""
+    command = [sys.executable, *launcher, "-m", "unconceal", "segment", *map(str, args), "--model", str(checkpoint)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **variables}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.p*")}
+
+
+def test_results_come_in_order_and_only_so_many_are_ahead():
+    drawn = []
+
+    def items():
+        for i in range(20):
+            drawn.append(i)
+            yield i
+
+    def slower_at_first(i):
+        time.sleep(0.02 * (i == 0))
+        return i
+
+    results = map_ahead(slower_at_first, items(), 3)
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert len(drawn) == 8
+    results.close()
+    assert list(map_ahead(str, range(4), 0)) == list(map_ahead(str, range(4), 9)) == ["0", "1", "2", "3"]
+
+
+def test_an_error_ends_the_calls_in_its_turn():
+    started, results = [], []
+
+    def fail_at_three(i):
+        started.append(i)
+        if i == 3:
+            raise UserError("three")
+        return i
+
+    with rejected("three"):
+        results.extend(map_ahead(fail_at_three, range(99), 2))
+    assert len(started) < 8
+
+
+@pytest.mark.parametrize("refine", ["never", "always"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_overlapped_outputs_are_those_in_turn(checkpoint, photos, tmp_path, capsys, refine, batch_size):
+    found, said = [], []
+    segmenter = load(checkpoint, "cpu")
+    capsys.readouterr()
+    for num_threads in (0, 1, 3):
+        out = tmp_path / f"out{num_threads}"
+        runner = Runner(segmenter, batch_size, refine, num_threads=num_threads)
+        plan = plan_jobs([photos], out, ["mask", "overlay"])
+        runner.write_files([Job(source, source, outputs) for source, outputs in plan.items()], out)
+        assert (runner.tally.done, runner.tally.failed) == (7, 1)
+        assert 0 < runner.tally.network_seconds < runner.tally.seconds
+        found.append(contents(out))
+        said.append(capsys.readouterr().err)
+    assert len(found[0]) == 14
+    assert found[0] == found[1] == found[2]
+    assert said[0] == said[1] == said[2] == f"failed: {photos / '3b.png'}: not an image file that Pillow can read\n"
+
+
+def test_ctrl_c_leaves_whole_files(checkpoint, photos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    segmenter = load(checkpoint, "cpu")
+    stream = type(segmenter).stream
+
+    def interrupted(*args):
+        for i, mask in enumerate(stream(*args)):
+            if i == 3:
+                raise KeyboardInterrupt
+            yield mask
+
+    monkeypatch.setattr(type(segmenter), "stream", interrupted)
+    jobs = [Job(source, source, outputs) for source, outputs in plan_jobs([photos], out, ["mask"]).items()]
+    with pytest.raises(KeyboardInterrupt):
+        Runner(segmenter).write_files(jobs, out)
+    assert {path.name for path in out.iterdir()} <= {"0.png", "1.png", "2.png"}
+    for path in out.iterdir():
+        with PilImage.open(path) as image:
+            image.load()
+
+
+ACCELERATE = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [TWO_PROCESSES, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_processes_share_a_folder(checkpoint, photos, segment, tmp_path, launcher):
+    segment(photos, "--out", tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    for name in ("1.png", "4.png"):  # what an earlier run left
+        shutil.copy(tmp_path / "one" / name, tmp_path / "two")
+    done = launch(checkpoint, photos, "--out", tmp_path / "two", launcher=launcher)
+    assert done.returncode == 1, done.stderr
+    assert re.fullmatch(r"8 images: 5 segmented .*, 2 skipped, .*, 1 failed, .* in the network\n", done.stdout)
+    assert done.stderr.count("failed: ") == 1
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_a_dead_process_fails_the_job_and_a_second_run_goes_on(checkpoint, rows, segment, tmp_path):
+    """The second process is killed after its first shard."""
+    code = """
+import os, signal, sys
+from unconceal import segmenting_data
+from unconceal.__main__ import entry
+write = segmenting_data._write_shard
+def dying(path, rows):
+    write(path, rows)
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+segmenting_data._write_shard = dying
+sys.argv[0] = "unconceal"
+entry()
+"""
+    (tmp_path / "dying.py").write_text(code)
+    target = tmp_path / "masks"
+    call = ["--data", rows, "--split", "test", "--to-data"]
+    command = [sys.executable, *TWO_PROCESSES, tmp_path / "dying.py", "segment", *call, target, "--model", checkpoint]
+    done = subprocess.run(list(map(str, command)), env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True)
+    assert done.returncode not in (0, 2)
+    left = {path.name for path in (target / "data").glob("test-*")}
+    assert "test-00001-of-00003.parquet" not in left
+    for name in left:
+        assert pq.read_table(target / "data" / name).num_rows == 3
+    assert not (target / "README.md").exists()
+
+    done = launch(checkpoint, *call, target)
+    assert done.returncode == 1, done.stderr
+    assert "1 failed" in done.stdout and done.stderr.count("failed: case/4: ") == 1
+    segment(*call, tmp_path / "one")
+    names = {f"test-{i:05d}-of-00003.parquet" for i in range(3)}
+    assert {path.name for path in (target / "data").glob("[!.]*")} == names  # the killed one left a hidden file
+    for name in names:
+        one, two = (pq.read_table(folder / "data" / name) for folder in (tmp_path / "one", target))
+        assert one.equals(two)
+
+
+def test_a_data_set_becomes_a_data_set(rows, segment, tmp_path):
+    target = tmp_path / "masks"
+    code, stdout, stderr = segment("--data", rows, "--split", "test", "--to-data", target, "--batch-size", 2)
+    assert code == 1
+    assert stdout.startswith(f"9 images: 8 segmented into {target}, 1 failed")
+    assert "failed: case/4: not an image" in stderr
+    made = load_dataset(str(target), split="test", cache_dir=tmp_path / "cache")
+    assert made.features == FEATURES
+    assert made["id"][:] == [f"case/{i}" for i in range(9) if i != 4]
+    assert set(made["source"]) == {str(rows)}
+    # The same masks as files.
+    segment("--data", rows, "--split", "test", "--out", tmp_path / "out")
+    for row in made.cast_column("mask", Image(decode=False)):
+        assert row["mask"]["bytes"] == (tmp_path / "out" / f"{row['id']}.png").read_bytes()
+    assert "8 skipped" in segment("--data", rows, "--split", "test", "--out", tmp_path / "out")[1]
+    # Nothing is done again, and another input does not mix.
+    before = contents(target)
+    assert "3 shards skipped" in segment("--data", rows, "--split", "test", "--to-data", target)[1]
+    assert contents(target) == before
+    (rows / "test-00002-of-00003.parquet").unlink()
+    with rejected("which is not of this data"):
+        segment("--data", rows, "--split", "test", "--to-data", target)
+
+
+def test_files_become_a_data_set(photos, segment, tmp_path, monkeypatch):
+    monkeypatch.setattr("unconceal.segmenting_data.FILES_PER_SHARD", 3)
+    code, stdout, _ = segment(photos, "--to-data", tmp_path / "masks", "--split", "new")
+    assert (code, "7 segmented" in stdout) == (1, True)
+    made = load_dataset(str(tmp_path / "masks"), split="new", cache_dir=tmp_path / "cache")
+    assert made["id"][:] == [str(i) for i in range(7)]
+    assert [image.size for image in made["image"]] == [mask.size for mask in made["mask"]]
+    assert json.dumps(sorted(path.name for path in (tmp_path / "masks" / "data").iterdir())).count("of-00003") == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ("both PATH and --data", ["photos", "--data", "rows", "--split", "test", "--out", "out"]),
+        ("no image", ["--out", "out"]),
+        ("both --out and --to-data", ["photos", "--out", "out", "--to-data", "more"]),
+        ("--data needs --split", ["--data", "rows", "--out", "out"]),
+        ("leave it out", ["photos", "--split", "test", "--out", "out"]),
+        ("masks only", ["photos", "--to-data", "out", "--output", "overlay"]),
+        ("absent does not exist", ["--data", "absent", "--split", "test", "--out", "out"]),
+        ("cannot open split train", ["--data", "rows", "--split", "train", "--out", "out"]),
+        ("give it as PATH", ["--data", "photos", "--split", "train", "--out", "out"]),
+        ("which is not of this command", ["photos", "--to-data", "rows"]),
+    ],
+)
+def test_wrong_calls(photos, rows, segment, tmp_path, monkeypatch, words, arguments):
+    monkeypatch.chdir(tmp_path)
+    with rejected(words):
+        segment(*arguments)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_ids_are_no_way_out_of_the_folder(segment, tmp_path):
+    noise().save(tmp_path / "one.png")
+    image = {"bytes": (tmp_path / "one.png").read_bytes()}
+    features = Features({"image": Image(), "id": Value("string")})
+    rows = {"image": [image, image, None], "id": ["../up", "/root", "none"]}
+    Dataset.from_dict(rows, features).to_parquet(tmp_path / "rows" / "test.parquet")
+    code, _, stderr = segment("--data", tmp_path / "rows", "--split", "test", "--out", tmp_path / "out")
+    assert code == 1
+    assert (stderr.count("no name for a file"), stderr.count("has no image")) == (2, 1)
+    assert not list((tmp_path / "out").iterdir())
