@@ -52,7 +52,7 @@ class ExportedNetwork:
         try:
             return SemanticSegmenterOutput(logits=self._run(pixel_values))
         except Exception as error:  # onnxruntime has classes of its own, and none for memory
-            if "allocat" in str(error):
+            if "alloc" in str(error):
                 raise torch.OutOfMemoryError(one_line(error)) from error
             raise
 

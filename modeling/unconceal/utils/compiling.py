@@ -14,14 +14,16 @@ from .images import size_text
 def compile_forward(network: nn.Module):
     """Compile the forward pass of a network, which then only predicts.
 
-    The first batch of a size compiles. A line in the log says how long it took. One image alone and several at a time
-    are two sizes.
+    The first batch of a size compiles. A line in the log says how long it took. Then any number of images runs
+    compiled; but one image after larger batches runs as before, which is not worth minutes of compiling.
     """
-    compiled, known = torch.compile(network.forward), set()
+    plain, compiled, known = network.forward, torch.compile(network.forward), set()
 
     def forward(pixel_values: torch.Tensor, **kwargs):
         batch_size, _, height, width = pixel_values.shape
         size = (batch_size > 1, height, width)
+        if batch_size == 1 and (True, height, width) in known:
+            return plain(pixel_values=pixel_values, **kwargs)
         if size in known:
             return compiled(pixel_values=pixel_values, **kwargs)
         if batch_size > 1:
@@ -30,7 +32,8 @@ def compile_forward(network: nn.Module):
         try:
             outputs = compiled(pixel_values=pixel_values, **kwargs)
         except TorchDynamoException as error:
-            what = f"cannot compile {type(network).__name__} on {pixel_values.device}: {one_line(error)}"
+            reason = one_line(error).partition(" Set TORCHDYNAMO")[0]
+            what = f"cannot compile {type(network).__name__} on {pixel_values.device}: {reason}"
             raise UserError(f"{what}; install a C++ compiler, or leave out --compile") from error
         known.add(size)
         seconds, size = time.perf_counter() - start, size_text((width, height))
