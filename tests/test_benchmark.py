@@ -194,6 +194,11 @@ def test_the_command_prints_tables_and_writes_json(tmp_path, pretended, capsys):
     assert record["numbers"] == numbers["targets"] and record["commit"] and record["hardware"]
 
 
+def test_published_size_is_only_shown_for_the_published_network(pretended, checkpoint, capsys):
+    main(["benchmark", str(checkpoint), "--only", "size"])
+    assert "| encoder | 0.482 M | 1.58 G |" in capsys.readouterr().out
+
+
 def test_failed_row_comes_first_and_empty_table_is_left_out(pretended, capsys):
     assert main(["benchmark", "segformer-b2", "--only", "inference", "growth", "--batch-sizes", "64", "8"]) == 1
     printed = capsys.readouterr().out

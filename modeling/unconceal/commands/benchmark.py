@@ -224,8 +224,9 @@ def _form(case: "Measurement") -> str:
 
 
 def _size_row(model: str, size: int, part: "Part") -> dict[str, str]:
-    # The authors' figures hold for the default size.
-    parameters, adds = part.published if size == DEFAULTS.get(model, (0,))[0] else (part.published[0], None)
+    # The authors' figures hold for the default network, multiply-adds for the default size.
+    parameters, adds = part.published if model in DEFAULTS else (None, None)
+    adds = adds if size == _default_size(model) else None
     return {
         "network": Path(model).name,
         "image": f"{size}x{size}",
