@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from common import TWO_PROCESSES, noise, rejected
 from datasets import Dataset, Features, Image, Value, load_dataset
+from hub_server import HubServer
 from PIL import Image as PilImage
 
 from unconceal.__main__ import main
@@ -267,3 +268,24 @@ def test_ids_are_no_way_out_of_the_folder(segment, tmp_path):
     assert code == 1
     assert (stderr.count("no name for a file"), stderr.count("has no image")) == (2, 1)
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+def test_shards_go_to_the_hub_and_are_not_sent_again(checkpoint, rows, tmp_path):
+    hub = HubServer()
+    hub.start()
+    command = [sys.executable, "-m", "unconceal", "segment", "--data", str(rows), "--split", "test"]
+    command += ["--to-data", "org/masks", "--model", str(checkpoint), "--device", "cpu"]
+    options = {"env": hub.environment(tmp_path / "home"), "cwd": tmp_path, "capture_output": True, "text": True}
+    try:
+        first, second = (subprocess.run(command, **options) for _ in range(2))
+        files = hub.files("org/masks", "dataset")
+        loaded = "from datasets import load_dataset; print(len(load_dataset('org/masks', split='test')))"
+        reader = subprocess.run([sys.executable, "-c", loaded], **options)
+    finally:
+        hub.stop()
+    assert (first.returncode, second.returncode) == (1, 0), first.stderr + second.stderr
+    assert "9 images: 8 segmented into org/masks" in first.stdout
+    assert "3 shards skipped" in second.stdout
+    assert sum(name.startswith("data/test-") for name in files) == 3
+    assert reader.stdout == "8\n", reader.stderr
