@@ -96,7 +96,7 @@ def test_small_images_are_not_refined():
     fine = segmenter(bright)
     images = [Image.effect_noise((width, 80), 100).convert("RGB") for width in (20, 80, 127)]
     assert fine.segment(images, batch_size=3)[0].shape == (80, 20)
-    assert fine.model.seen == 3
+    assert fine.network.seen == 3
     for automatic, never in zip(fine.segment(images), fine.segment(images, refine="never"), strict=True):
         np.testing.assert_array_equal(automatic, never)
 
@@ -107,11 +107,11 @@ def test_only_tiles_on_an_edge_are_predicted():
     corner = Image.new("RGB", (1024, 1024))
     corner.paste(image)
     fine.segment([corner])
-    assert 1 < fine.model.seen < 1 + len(tile_starts(128, 64)) ** 2
+    assert 1 < fine.network.seen < 1 + len(tile_starts(128, 64)) ** 2
     for color in ("black", "white"):  # no object, or only object
-        fine.model.seen = 0
+        fine.network.seen = 0
         (mask,) = fine.segment([Image.new("RGB", (500, 300), color)])
-        assert fine.model.seen == 1
+        assert fine.network.seen == 1
         assert ((mask > 0.5) == (color == "white")).all()
 
 

@@ -133,7 +133,7 @@ def _default_size(model: str) -> int:
 def _tables(
     sizes: dict[str, int], args: argparse.Namespace, folder: Path
 ) -> Iterator[tuple[str, str, list[list["Measurement"]]]]:
-    """Yield name, title and cases of each table, in groups that begin with a baseline."""
+    """Yield each table: name, title and groups that begin with a baseline."""
     from ..evaluation.cost import Measurement
 
     case = partial(Measurement, device=args.device, steps=args.steps)
@@ -193,7 +193,7 @@ def _measure(cases: list["Measurement"], results: dict["Measurement", dict], rou
 
 
 def _rows(group: dict["Measurement", dict]) -> Iterator[dict[str, str]]:
-    """Yield the cells of a group; ratios are those of the time for a pixel to the first."""
+    """Yield the cells of a group; ratios compare with its first."""
     base = None
     for case, result in group.items():
         row = {"network": OPERATORS.get(case.task, Path(case.model).stem)}

@@ -394,7 +394,7 @@ LEAST_SECONDS = 1.0  # short steps are repeated for so long
 
 
 def _seconds(step: Callable, case: Measurement) -> tuple[float, float]:
-    """Return the seconds of the first call, and of the fastest further one."""
+    """Return the seconds of the first call and of the fastest."""
     seconds = []
     while len(seconds) <= case.steps or (case.steps and sum(seconds[1:]) < LEAST_SECONDS):
         start = time.perf_counter()

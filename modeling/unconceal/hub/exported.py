@@ -1,4 +1,4 @@
-"""Run a folder that `unconceal export` wrote in the place of a network."""
+"""Run an exported folder in the place of a network."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from .formats import FORMATS
 
 
 def exported_file(folder: str | Path) -> Path | None:
-    """Return the exported file of a folder that has no weights of its own."""
+    """Return the exported file of a folder without weights."""
     folder = Path(folder).expanduser()
     if any(any(folder.glob(weights)) for weights in ("*.safetensors", "pytorch_model*.bin")):
         return None
@@ -25,7 +25,7 @@ def exported_file(folder: str | Path) -> Path | None:
 
 
 def refuse_exported(folder: str | Path, what: str):
-    """Raise a `UserError` if a folder is an export; `what` needs a network."""
+    """Raise `UserError` for an export; `what` needs a network."""
     if file := exported_file(folder):
         raise UserError(f"got the export {file}, but {what} needs the network; give the checkpoint it was made from")
 
@@ -65,7 +65,7 @@ class ExportedNetwork:
 def load_exported(
     path: Path, device: str | torch.device | None, dtype: str | torch.dtype | None, compile: bool = False
 ) -> tuple[ExportedNetwork, UnconcealImageProcessor]:
-    """Load an exported file and its image processor; by default on the CPU.
+    """Load an exported file and its image processor.
 
     Raises:
         UserError: If a package, the device or the type is missing, the file is damaged, or it should be compiled.

@@ -124,7 +124,7 @@ def channel_mean(hidden_states: Tensor) -> Tensor:
 
 
 def scale_pixels(hidden_states: Tensor, weights: Tensor) -> Tensor:
-    """Multiply (B, C, H, W) by one weight for each pixel, (B, 1, H, W)."""
+    """Multiply (B, C, H, W) by pixel weights, (B, 1, H, W)."""
     if not _is_slow_elementwise(hidden_states):
         return hidden_states * weights
     ones = hidden_states.new_ones(hidden_states.shape[1], 1, 1, 1)

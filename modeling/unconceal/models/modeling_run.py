@@ -279,7 +279,7 @@ def project(tokens: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
 
 
 def scan_sequences(maps: Sequence[Tensor]) -> Tensor:
-    """Return four maps, each (B, H, W, C), as sequences (B, L, 4, C).
+    """Return four maps (B, H, W, C) as (B, L, 4, C).
 
     The first is read row by row, the second column by column, the others so in reverse. In this order of dimensions a
     step of all scans is a block of memory.
@@ -470,7 +470,7 @@ class RunStage(GradientCheckpointingLayer):
 
 
 def split_windows(tokens: Tensor, size: int) -> Tensor:
-    """Split (B, C, H, W) into (B * windows, C, size, size), channels last."""
+    """Split (B, C, H, W) into (B * windows, C, size, size)."""
     tokens = tokens.permute(0, 2, 3, 1).unflatten(2, (-1, size)).unflatten(1, (-1, size))
     return tokens.transpose(2, 3).flatten(0, 2).permute(0, 3, 1, 2)
 

@@ -182,7 +182,7 @@ def _workspace(count, state, plan):
 
 
 def _outer(per_width, other, out):
-    """Multiply (time, rows, groups, width) by states, in the memory `out` if given."""
+    """Multiply (time, rows, groups, width) by states, into `out` if given."""
     if out is None:
         product = per_width.unsqueeze(-2) * other
         return _Steps(product, product.unbind())
@@ -192,7 +192,7 @@ def _outer(per_width, other, out):
 
 
 def _exponent(A):
-    """Return log2(e) A: exp2 is several times faster than exp, which PyTorch gives to another library."""
+    """Return log2(e) A, because exp2 is faster than exp."""
     return A * 1.4426950408889634  # a global constant would be an input of a compiled program
 
 
@@ -261,7 +261,7 @@ def _scan_rows(x, delta, A, B, C, plan, keeps_starts):
 
 
 def _scan_rows_backward(grad_y, x, delta, A, B, C, starts, plan):
-    """Return the gradients of A and, time-major, of x, delta, B and C."""
+    """Return gradients of A, x, delta, B and C, time-major."""
     grad_y, x, delta, B, C = (_time_major(z, plan) for z in (grad_y, x, delta, B, C))
     exponent = _exponent(A)
     carry = A.new_zeros(x.shape[1], *A.shape)

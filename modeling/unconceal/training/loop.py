@@ -318,7 +318,7 @@ def synchronize_buffers(model: nn.Module):
 
 
 def report_threads(state: PartialState):
-    """Say so if a CPU would compute on a part of its cores."""
+    """Say so if a CPU computes on only some cores."""
     threads = torch.get_num_threads()
     cores = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if state.device.type == "cpu" and threads < cores:
@@ -331,7 +331,7 @@ def report_threads(state: PartialState):
 def make_optimizer(
     parameters: list[nn.Parameter], recipe: OptimizerRecipe, device: torch.device
 ) -> torch.optim.Optimizer:
-    """Return the optimizer of a recipe, in one kernel where torch has it."""
+    """Return the optimizer of a recipe, fused where torch can."""
     fused = device.type in ("cpu", "cuda")
     options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": fused}
     if recipe.name == "sgd":
