@@ -14,6 +14,13 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 pytest.register_assert_rewrite("common", "space_server")
 
 
+def pytest_runtest_setup(item):
+    import torch
+
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A folder with the smallest SRS, untrained, and its processor for 32x32."""
