@@ -35,7 +35,8 @@ def has_bfloat16(device: torch.device) -> bool:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         return any(capabilities.get(name) for name in CPU_BFLOAT16)
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # it answers for the current device
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return True
 
 
