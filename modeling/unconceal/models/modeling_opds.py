@@ -108,7 +108,7 @@ class OpdsMatrixFactorization(nn.Module):
         return self.for_products(left) @ self.for_products(right)
 
     def update(self, factors: Tensor, wanted: Tensor, gram: Tensor) -> Tensor:
-        """Return F N / (F G + EPSILON), factors F are (B, n, R)."""
+        """Return F N / (F G + EPSILON) for factors F."""
         denominators = self.product(factors, gram)
         if torch.is_grad_enabled():
             return factors * wanted / (denominators + EPSILON)
