@@ -282,12 +282,14 @@ class UnconcealImageProcessor(PilBackend):
         """Normalize uint8 RGB (B, H, W, 3) to (B, 3, H, W)."""
         if channel_order == "bgr":
             pixels = pixels[..., ::-1]
-        pixels = pixels.astype(np.float32)
+        # Channels first: arithmetic on rows of three numbers would take ten times as long.
+        pixels = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")
         if do_rescale:
             pixels *= np.float32(rescale_factor)
         if do_normalize:
-            pixels = (pixels - np.asarray(image_mean, np.float32)) / np.asarray(image_std, np.float32)
-        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+            pixels -= np.asarray(image_mean, np.float32).reshape(-1, 1, 1)
+            pixels /= np.asarray(image_std, np.float32).reshape(-1, 1, 1)
+        return pixels
 
     def post_process_masks(self, outputs, target_sizes: Iterable | None = None) -> list[torch.Tensor]:
         """Return the soft mask of each image at its own size.
