@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from common import TWO_PROCESSES, rejected
 from transformers import (
@@ -223,6 +224,16 @@ def test_optimizer_in_one_kernel_equals_a_plain_one(name):
             layer(pixel_values).square().mean().backward()
             optimizer.step()
         torch.testing.assert_close(*(layer.weight for layer in layers), rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_skipped_for_a_scaled_loss_is_seen():
+    layer = torch.nn.Linear(2, 2)
+    optimizer = loop.make_optimizer(list(layer.parameters()), OptimizerRecipe(), torch.device("cpu"), scales_loss=True)
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = AcceleratedOptimizer(optimizer, device_placement=False, scaler=scaler)
+    scaler.scale(layer(torch.full((1, 2), torch.inf)).sum()).backward()
+    optimizer.step()
+    assert optimizer.step_was_skipped
 
 
 def test_loader_processes_do_not_change_the_samples(recipe_file, tmp_path):

@@ -157,7 +157,7 @@ def prepare_phase(
     if phase.gradient_checkpointing:
         network.gradient_checkpointing_enable()
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(trainable, phase.optimizer, accelerator.device)
+    optimizer = make_optimizer(trainable, phase.optimizer, accelerator.device, accelerator.scaler is not None)
     model, optimizer, batches = accelerator.prepare(network, optimizer, batches)
     steps_per_epoch = math.ceil(len(batches) / phase.gradient_accumulation_steps)
     # Not prepared, because Accelerate would step it once for every process.
@@ -329,10 +329,11 @@ def report_threads(state: PartialState):
 
 
 def make_optimizer(
-    parameters: list[nn.Parameter], recipe: OptimizerRecipe, device: torch.device
+    parameters: list[nn.Parameter], recipe: OptimizerRecipe, device: torch.device, scales_loss: bool = False
 ) -> torch.optim.Optimizer:
     """Return the optimizer of a recipe, fused where torch can."""
-    fused = device.type in ("cpu", "cuda")
+    # With a scaled loss (fp16), a fused optimizer does not tell Accelerate that it skipped a step.
+    fused = device.type in ("cpu", "cuda") and not scales_loss
     options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": fused}
     if recipe.name == "sgd":
         return torch.optim.SGD(parameters, momentum=recipe.momentum, **options)
