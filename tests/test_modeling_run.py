@@ -66,6 +66,16 @@ class TestRunForImageSegmentation(ModelTester):
         image = F.avg_pool2d(model.denormalize(pixel_values), 32)
         torch.testing.assert_close(output.backgrounds[0], (1 - output.mask_logits[0].sigmoid()) * image)
 
+    def test_last_background_is_computed_only_for_those_who_ask(self):
+        model, inputs = self.make_lively_model(), self.make_inputs()
+        calls = []
+        model.background_step.register_forward_hook(lambda *_: calls.append(1))
+        last = model(**inputs, output_stages=True)
+        output = model(inputs["pixel_values"])
+        assert torch.equal(output.logits, last.logits)
+        assert len(calls) == 2 * model.num_stages - 1
+        assert len(last.backgrounds) == len(model(inputs["pixel_values"], output_stages=True).backgrounds)
+
     def test_denormalize_restores_the_image(self):
         model = self.make_model()
         image = torch.rand(2, 3, 32, 32)

@@ -233,9 +233,8 @@ def _grad_states(decays, grad_y, C, carry, out):
     return torch.stack(each[::-1]) if out is None else whole, decays.each[0] * each[-1]
 
 
-def _segments(plan, dtype, *tensors):
-    """Return the segments of time-major tensors, converted one at a time."""
-    return [map(lambda z: z.to(dtype), part) for part in zip(*(z.split(plan.segment) for z in tensors), strict=True)]
+def _segments(plan, *tensors):
+    return list(zip(*(z.split(plan.segment) for z in tensors), strict=True))
 
 
 def _scan_rows(x, delta, A, B, C, plan, keeps_starts):
@@ -245,16 +244,16 @@ def _scan_rows(x, delta, A, B, C, plan, keeps_starts):
     state = A.new_zeros(x.shape[1], *A.shape)
     decays_out, states_out = _workspace(2, state, plan)
     if plan.doublings:
-        for x_s, delta_s, B_s in _segments(plan, A.dtype, x, delta, B):
+        for x_s, delta_s, B_s in _segments(plan, x, delta, B):
             decays = _decays(delta_s, exponent, decays_out)
-            state = _states(decays, delta_s * x_s, B_s, state, states_out).each[-1].clone()
+            state = _states(decays, delta_s * x_s.to(A.dtype), B_s, state, states_out).each[-1].clone()
         state = _carry(_total_decay(delta, exponent), state, plan)
     y, starts = [], []
-    for x_s, delta_s, B_s, C_s in _segments(plan, A.dtype, x, delta, B, C):
+    for x_s, delta_s, B_s, C_s in _segments(plan, x, delta, B, C):
         if keeps_starts:
             starts.append(state)
         decays = _decays(delta_s, exponent, decays_out)
-        states = _states(decays, delta_s * x_s, B_s, state, states_out)
+        states = _states(decays, delta_s * x_s.to(A.dtype), B_s, state, states_out)
         y.append((C_s.unsqueeze(-2) @ states.whole).squeeze(-2))
         state = states.each[-1].clone()
     return torch.cat(y), starts
@@ -267,15 +266,16 @@ def _scan_rows_backward(grad_y, x, delta, A, B, C, starts, plan):
     carry = A.new_zeros(x.shape[1], *A.shape)
     decays_out, states_out, grads_out = _workspace(3, carry, plan)
     if plan.doublings:
-        for delta_s, grad_y_s, C_s in _segments(plan, A.dtype, delta, grad_y, C)[::-1]:
+        for delta_s, grad_y_s, C_s in _segments(plan, delta, grad_y, C)[::-1]:
             _, carry = _grad_states(_decays(delta_s, exponent, decays_out), grad_y_s, C_s, carry, grads_out)
         carry = _carry(_total_decay(delta, exponent), carry, plan, reverse=True)
     grad_A = torch.zeros_like(A)
     parts = []
     for (x_s, delta_s, B_s, C_s, grad_y_s), start in zip(
-        _segments(plan, A.dtype, x, delta, B, C, grad_y)[::-1], starts[::-1], strict=True
+        _segments(plan, x, delta, B, C, grad_y)[::-1], starts[::-1], strict=True
     ):
         decays = _decays(delta_s, exponent, decays_out)
+        x_s = x_s.to(A.dtype)
         delta_x_s = delta_s * x_s
         states = _states(decays, delta_x_s, B_s, start, states_out).whole
         grads, carry = _grad_states(decays, grad_y_s, C_s, carry, grads_out)
@@ -329,10 +329,8 @@ class _SelectiveScan(torch.autograd.Function):
             ]
         grad_A, *grads = zip(*parts, strict=True)
         grads = (_join_rows(grad, ctx.plan, x.shape[0], x.shape[-1]) for grad in grads)
-        grad_x, grad_delta, grad_B, grad_C = (
-            grad.to(z.dtype) for grad, z in zip(grads, (x, delta, B, C), strict=True)
-        )
-        return grad_x, grad_delta, sum(grad_A), grad_B, grad_C, None
+        grad_x, grad_delta, grad_B, grad_C = grads
+        return grad_x.to(x.dtype), grad_delta, sum(grad_A), grad_B, grad_C, None
 
 
 def _exported_scan(x, delta, A, B, C):
@@ -412,10 +410,10 @@ def selective_scan(
         raise ValueError(f'backend: got "{backend}", which cannot be imported; install it or use "torch".')
     dtype, at_least = x.dtype, torch.promote_types(x.dtype, torch.float32)
     with without_autocast(x.device.type):
-        delta, A = delta.to(at_least), A.to(at_least)
-        # The portable scan converts one segment at a time.
+        delta, A, B, C = (z.to(at_least) for z in (delta, A, B, C))
+        # The portable scan converts x, the largest, one segment at a time.
         if kernel is not _portable_scan or torch.compiler.is_compiling():
-            x, B, C = x.to(at_least), B.to(at_least), C.to(at_least)
+            x = x.to(at_least)
         y = kernel(x, delta, A, B, C)
         if D is not None:
             y = torch.addcmul(y, x.to(at_least), D.to(at_least).unsqueeze(-1))
