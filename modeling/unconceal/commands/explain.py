@@ -31,7 +31,9 @@ def run(args: argparse.Namespace):
     if os.path.lexists(out) and not args.overwrite:
         raise UserError(f"{out} exists; replace it with --overwrite")
     from ..api import opened
+    from ..hub.exported import refuse_exported
 
+    refuse_exported(args.model, "unconceal explain")
     image = opened(args.image, args.max_pixels)
     sheet = load_model(args).explain(image)
     try:
