@@ -560,6 +560,18 @@ class ModelTester(PretrainedTester):
         assert prediction.dtype == torch.bfloat16, "did not run in half precision"
         assert (prediction.float() - exact).square().mean().sqrt() < 0.2 * exact.std()
 
+    def test_inference_form_runs_under_autocast(self):
+        model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
+        exact = self.predict(model, pixel_values)
+        with torch.autocast("cpu", torch.bfloat16):
+            prediction = self.predict(model.for_inference(), pixel_values)
+        assert (prediction.float() - exact).square().mean().sqrt() < 0.2 * exact.std()
+
+    def test_network_in_several_places_is_its_own_inference_form(self):
+        model = self.make_model()
+        model.hf_device_map = {"encoder": "cpu", "decoder": "disk"}
+        assert model.for_inference() is model
+
     def test_inference_form_needs_no_fused_convolution(self, monkeypatch):
         form, pixel_values = self.make_lively_model().for_inference(), self.make_inputs()["pixel_values"]
         fused = self.predict(form, pixel_values)

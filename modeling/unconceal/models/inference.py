@@ -23,8 +23,11 @@ def make_inference_form(model: nn.Module, dtype: torch.dtype | None = None) -> n
     """Return a copy of a network that is only for inference.
 
     A module with layers in order can name them in `layers_in_order`, a tuple of tuples of attributes. A module with a
-    method `prepare_for_inference` changes itself. See also `UnconcealPreTrainedModel.for_inference`.
+    method `prepare_for_inference` changes itself. A network that Accelerate spread over several places stays as it is
+    and is returned. See also `UnconcealPreTrainedModel.for_inference`.
     """
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        return model.eval()
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     copied.is_inference_form = True
     dtype = dtype or model.dtype
@@ -146,6 +149,7 @@ def _has_fused_convolutions(tensor: Tensor) -> bool:
         and tensor.dtype in (torch.float32, torch.bfloat16)
         and fused_convolution is not None
         and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")  # it would not convert the weights
     )
 
 

@@ -64,7 +64,8 @@ class UnconcealPreTrainedModel(PreTrainedModel):
         """Return a faster copy for inference.
 
         The copy is frozen, in evaluation mode, on the same device. In float32 its outputs are equal within 1e-4. It
-        cannot be saved: save the network that it came from.
+        cannot be saved: save the network that it came from. A network that Accelerate spread over several places is
+        returned as it is.
 
         Args:
             dtype: Type of the weights and the arithmetic. None keeps this network's.
