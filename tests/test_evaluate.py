@@ -30,6 +30,7 @@ from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.refine import REFINE
 from unconceal.training.recipe import DataRecipe
 from unconceal.training.start import load_data
+from unconceal.utils.devices import has_bfloat16
 from unconceal.utils.errors import UserError
 
 
@@ -188,8 +189,7 @@ def test_batches_are_equal_for_any_number_of_processes(processor, monkeypatch):
     for size in (2, 3, 5):  # 4 batches: with 5 processes one has nothing to do
         gathered = []
         for rank in range(size):
-            facts = {"process_index": rank, "num_processes": size, "mixed_precision": "no"}
-            accelerator = SimpleNamespace(**facts, unwrap_model=lambda model: model)
+            accelerator = SimpleNamespace(process_index=rank, num_processes=size, unwrap_model=lambda model: model)
             gathered += evaluate_model(Brightness(), processor, dataset, accelerator=accelerator, **options)
         assert equal(sorted(gathered, key=lambda row: row["id"]), expected)
 
@@ -375,6 +375,20 @@ def test_choices_are_those_of_the_registries():
 
 
 @pytest.mark.slow
+def test_dtype_is_used_and_recorded(data, model_folder, tmp_path):
+    results = {}
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / dtype
+        where = ["--data", str(data), "--split", "val", "--out", str(out)]
+        main(["evaluate", "--model", str(model_folder), *where, "--dtype", dtype])
+        results[dtype] = json.loads((out / "results.json").read_text())
+    expected = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
+    assert [result["dtype"] for result in results.values()] == ["float32", expected]
+    if expected == "bfloat16":
+        one, two = ((tmp_path / dtype / "per_image.csv").read_text() for dtype in results)
+        assert one != two
+
+
 def test_two_processes_give_the_numbers_of_one(data, model_folder, tmp_path):
     command = ["--model", str(model_folder), "--data", str(data), "--split", "val", "--batch-size", "2"]
     command += ["--protocol", "cod", "--metric-workers", "0", "--out"]

@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
     add = parser.add_argument_group("work").add_argument
     add("--batch-size", type=positive_int, default=8, metavar="N", help="images in a forward pass (8)")
+    add("--dtype", help="float32, bfloat16 or float16 (as saved)")
     add("--num-workers", type=count, default=0, metavar="N", help="loader processes for each device (0)")
     workers = "scoring processes per device, next to the forward pass (one per core, at most 8; 0: none)"
     add("--metric-workers", type=count, metavar="N", help=workers)
@@ -212,7 +213,7 @@ def check(args: argparse.Namespace):
     for_files = ("truth", "truth_suffix", "images", "only_matched", "max_pixels")
     is_split_again = args.data and args.split_seed is not None
     for applies, names, rule in (
-        (args.model, ("revision",), "is for --model; leave it out"),
+        (args.model, ("revision", "dtype"), "is for --model; leave it out"),
         (args.predictions, for_files, "is for --predictions; a model is scored on --data"),
         (args.truth, ("truth_suffix", "images"), "is for --truth; the data set has its own names and images"),
         (args.sheets, ("images",), "is for --sheets N; add --sheets, or leave --images out"),
@@ -274,7 +275,7 @@ def evaluate_network(args, accelerator, dataset, protocol, workers, options):
 
     if args.limit:
         dataset = dataset.select(range(min(args.limit, len(dataset))))
-    segmenter = load(args.model, device=accelerator.device, revision=args.revision)
+    segmenter = load(args.model, accelerator.device, args.dtype, args.revision)
     rows = evaluate_model(
         segmenter.model,
         segmenter.processor,
@@ -285,6 +286,7 @@ def evaluate_network(args, accelerator, dataset, protocol, workers, options):
         metric_workers=workers,
         protocol=protocol,
         refine=args.refine,
+        dtype=segmenter.dtype,
         **options,
     )
 
@@ -296,6 +298,7 @@ def evaluate_network(args, accelerator, dataset, protocol, workers, options):
         "model": args.model,
         "revision": args.revision,
         "weights": weights_digest(segmenter.model),
+        "dtype": str(segmenter.network.dtype).removeprefix("torch."),
         "batch_size": args.batch_size,
         "device": accelerator.device.type,
     }

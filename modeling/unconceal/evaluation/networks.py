@@ -38,6 +38,7 @@ def evaluate_model(
     metric_workers: int = 0,
     protocol: Protocol = protocol_segmentation.PROTOCOL,
     refine: str = "never",
+    dtype: torch.dtype | None = None,
     progress: bool = True,
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -50,12 +51,13 @@ def evaluate_model(
         model: A network of this package, with or without a wrapper of Accelerate.
         processor: Its image processor.
         dataset: One split with the columns `image`, `mask`, `id` and `source`.
-        accelerator: Its mixed precision applies if it prepared `model`.
+        accelerator: Says which of several processes this is.
         batch_size: Images in a forward pass.
         num_workers: Processes that load and prepare images, for each process.
         metric_workers: Processes that score during the forward pass, for each process. 0 scores in this process.
         protocol: One of `PROTOCOLS`.
         refine: As for `Segmenter.segment`. Papers do not refine.
+        dtype: Type of the arithmetic. None is that of `model`.
         progress: Whether the main process shows a progress bar.
         **options: Options of the protocol's `score_image`.
 
@@ -73,10 +75,8 @@ def evaluate_model(
         rank, world_size = accelerator.process_index, accelerator.num_processes
         # The wrapper's forward pass would wait for other processes, which may have one batch less.
         model = accelerator.unwrap_model(model)
-    precision = None if accelerator is None else accelerator.mixed_precision
-    network = model  # an exported network is fast already
-    if isinstance(model, nn.Module):
-        network = make_inference_form(model, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision))
+    # An exported network is fast already.
+    network = make_inference_form(model, dtype) if isinstance(model, nn.Module) else model
     indices = range(len(dataset))
     batches = [indices[start : start + batch_size] for start in range(0, len(dataset), batch_size)][rank::world_size]
     collate = partial(_collate, dataset, processor, refine != "never")

@@ -234,7 +234,8 @@ def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: 
             given = (kept, processor, splits[recipe.data.eval_split])
             options = {"batch_size": phase.batch_size, "num_workers": recipe.data.num_workers}
             if task == "segmentation":
-                options |= {"accelerator": accelerator, "protocol": protocol, "progress": False}
+                dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+                options |= {"accelerator": accelerator, "protocol": protocol, "dtype": dtype, "progress": False}
                 measured = protocol.summarize(evaluate_model(*given, **options))
             else:
                 measured = {"loss": evaluate_loss(*given, accelerator, **options)}
