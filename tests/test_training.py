@@ -256,6 +256,7 @@ def test_missing_compiler_is_reported_before_anything_is_written(recipe_file, tm
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(1800)
 def test_compiled_training_keeps_names_and_losses(recipe_file, tmp_path):
     settings = ["phases.segmentation.epochs=1", "phases.segmentation.ema_decay=0.9"]
     plain = train(load_recipe(recipe_file, [*settings, f"output_dir={tmp_path / 'plain'}"])).parent / "last"
