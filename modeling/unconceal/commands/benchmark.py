@@ -161,7 +161,7 @@ def _tables(
             scan = partial(case, task, image_size=SCAN_SIDE)
             fast = [scan(form=form, dtype=dtype) for form in forms for dtype in args.dtype]
             groups.append([scan(form="loop", steps=loop_steps), *fast])
-        yield "operators", "The scan beside its definition, a loop", groups
+        yield "operators", "The scan against its definition, a loop", groups
     if "training" in args.only:
         groups = []
         for model, size in sizes.items():
