@@ -34,3 +34,15 @@ def checkpoint(tmp_path_factory):
     unconceal.SrsForImageSegmentation(unconceal.SrsConfig(**SMALLEST_SRS)).save_pretrained(folder)
     unconceal.UnconcealImageProcessor(size=32).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def segment(checkpoint, capsys):
+    """Run `unconceal segment` and return (exit code, stdout, stderr)."""
+    from unconceal.__main__ import main
+
+    def run(*args):
+        code = main(["segment", *map(str, args), "--model", str(checkpoint), "--device", "cpu"])
+        return code, *capsys.readouterr()
+
+    return run

@@ -15,22 +15,11 @@ import torch
 from common import noise
 from PIL import Image
 
-from unconceal.__main__ import entry, main
+from unconceal.__main__ import entry
 from unconceal.commands.segment import REFINE
 from unconceal.models import refine
 from unconceal.segmenting import plan_jobs
 from unconceal.utils.errors import UserError
-
-
-@pytest.fixture
-def segment(checkpoint, capsys):
-    """Run `unconceal segment` and return (exit code, stdout, stderr)."""
-
-    def run(*args):
-        code = main(["segment", *map(str, args), "--model", str(checkpoint), "--device", "cpu"])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def write_odd_kinds(folder):

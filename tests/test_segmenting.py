@@ -15,7 +15,6 @@ from datasets import Dataset, Features, Image, Value, load_dataset
 from hub_server import HubServer
 from PIL import Image as PilImage
 
-from unconceal.__main__ import main
 from unconceal.api import load
 from unconceal.data.write import FEATURES
 from unconceal.segmenting import Job, Runner, plan_jobs
@@ -47,17 +46,6 @@ def rows(tmp_path):
         features = Features({"image": Image(), "id": Value("string")})
         Dataset.from_dict(files, features).to_parquet(folder / f"test-{part:05d}-of-00003.parquet")
     return folder
-
-
-@pytest.fixture
-def segment(checkpoint, capsys):
-    """Run `unconceal segment` and return (exit code, stdout, stderr)."""
-
-    def run(*args):
-        code = main(["segment", *map(str, args), "--model", str(checkpoint), "--device", "cpu"])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def launch(checkpoint, *args, launcher=TWO_PROCESSES, **variables):

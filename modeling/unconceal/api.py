@@ -115,7 +115,7 @@ class Segmenter:
             batch, pixel_values = zip(*batch, strict=True)
             with self._memory_explained(batch):
                 pixel_values = torch.cat(pixel_values).to(network.device, network.dtype)
-                for mask in predict_masks(network, self.processor, batch, refine, batch_size, pixel_values):
+                for mask in predict_masks(network, self.processor, batch, pixel_values, refine, batch_size):
                     yield mask.cpu().numpy()
 
     def unfold(self, image: ImageSource, size: tuple[int, int] | None = None) -> Unfolding:

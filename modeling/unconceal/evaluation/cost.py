@@ -224,15 +224,10 @@ def _inference(case: Measurement) -> Callable:
     dtype = getattr(torch, case.dtype)
     pixel_values = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=case.device)
     if case.form == "onnx":
-        import onnxruntime
+        from ..hub.exported import open_onnx
 
         export_network(case)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(
-            Path(case.file) / "model.onnx", options, providers=["CPUExecutionProvider"]
-        )
-        return partial(session.run, ["logits"], {"pixel_values": pixel_values.numpy()})
+        return partial(open_onnx(Path(case.file) / "model.onnx"), pixel_values)
     model = make_network(case.model).eval().to(case.device)
     if case.form == "plain":
         if isinstance(model, SrsForImageSegmentation):  # the published form has a kernel for each image

@@ -87,7 +87,7 @@ def evaluate_model(
         read = tqdm(read, "evaluate", len(loader), unit="batch", disable=rank > 0 or not progress)
         for batch, (examples, images, pixel_values) in zip(batches, read, strict=True):
             pixel_values = pixel_values.to(network.device, network.dtype)
-            masks = predict_masks(network, processor, images, refine, batch_size, pixel_values)
+            masks = predict_masks(network, processor, images, pixel_values, refine, batch_size)
             for index, example, probs in zip(batch, examples, masks, strict=True):
                 yield _checked({"index": index, **example}, probs)
 

@@ -141,7 +141,7 @@ class SoftMaskPipeline(Pipeline):
         given = model_inputs["image"]  # one image, or the list of a batch
         images = given if isinstance(given, list) else [given]
         pixel_values = model_inputs["pixel_values"]
-        masks = predict_masks(self.network, self.image_processor, images, refine, batch_size, pixel_values)
+        masks = predict_masks(self.network, self.image_processor, images, pixel_values, refine, batch_size)
         # To the CPU one by one, so that an accelerator holds one large mask at a time.
         return ModelOutput(probs=[mask.cpu() for mask in masks], image=given)
 
