@@ -43,7 +43,7 @@ from unconceal.utils.errors import UserError
 
 
 ROOT = Path(__file__).parents[1]
-TIMES = ("seconds", "samples_per_second", "data_wait_share", "first_step_seconds")
+TIMES = ("seconds", "total_seconds", "samples_per_second", "data_wait_share", "first_step_seconds")
 
 
 @pytest.fixture(scope="session")

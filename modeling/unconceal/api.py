@@ -1,6 +1,5 @@
 """Use a trained network from Python: load it, segment, explain, draw."""
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from .models.predict import predict_masks
 from .models.refine import check_refine
 from .models.unfolding import Unfolding, unfold
 from .utils.devices import choose_device, choose_dtype
+from .utils.digests import weights_digest
 from .utils.errors import UserError
 from .utils.files import is_hub_id
 from .utils.images import MAX_PIXELS, size_text
@@ -255,15 +255,6 @@ def load(
 
         compile_forward(segmenter.network)
     return segmenter
-
-
-def weights_digest(model: PreTrainedModel) -> str:
-    """Return the SHA-256 of the weights, to tie results to a model."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def cutout(image: Image.Image, mask: np.ndarray) -> Image.Image:

@@ -1,6 +1,7 @@
 """Train a network from a recipe."""
 
 import argparse
+import shlex
 
 from ..utils.arguments import count
 
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace):
     if args.seeds:
         checkpoints = train_seeds(recipe, args.seeds, args.resume, args.overwrite)
     else:
-        checkpoints = [train(recipe, args.resume, args.overwrite)]
+        command = shlex.join(["unconceal", *args.argv])
+        checkpoints = [train(recipe, args.resume, args.overwrite, command)]
     state = PartialState()
     for checkpoint in checkpoints:
         state.print(f"best checkpoint: {checkpoint}")

@@ -36,6 +36,8 @@ class Progress:
     step: int = 0  # finished optimizer steps
     best: float | None = None  # best value of the phase's metric; None before the first evaluation
     history: list[dict[str, Any]] = field(default_factory=list)  # losses, metrics, seconds of each finished epoch
+    start: dict[str, str] | None = None  # loaded weights: part of the network, source, SHA-256; None: random
+    sessions: list[dict[str, Any]] = field(default_factory=list)  # command, commit, date and machine of each start
 
 
 def save_checkpoint(

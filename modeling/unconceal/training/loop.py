@@ -4,6 +4,7 @@ import math
 import os
 import time
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from ..data.loading import readable
 from ..data.transforms import TrainingSet, TransformRecipe
 from ..evaluation.networks import evaluate_model
 from ..evaluation.protocols import PROTOCOLS
+from ..evaluation.report import git_commit
 from ..evaluation.workers import num_cores
 from ..models.memory import keep_freed_memory
+from ..utils.digests import weights_digest
 from ..utils.errors import UserError
 from .checkpoints import RECIPE_FILE, STATE_FOLDER, Progress, read_progress, save_checkpoint
 from .recipe import OptimizerRecipe, PhaseRecipe, Recipe, ScheduleRecipe, flatten
@@ -63,7 +66,7 @@ def evaluate_loss(model, processor, dataset, accelerator, batch_size, num_worker
     return accelerator.reduce(total).item() / len(dataset)
 
 
-def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Path:
+def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command: str | None = None) -> Path:
     """Run every phase of a recipe; return the last phase's best checkpoint.
 
     `recipe.output_dir` receives `recipe.yaml` and a folder for each phase, with the checkpoints `best` and `last` and
@@ -73,6 +76,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Path
         recipe: The recipe.
         resume: Continue after the last finished epoch. The result equals that of an unbroken run.
         overwrite: Discard another run in the output folder.
+        command: Command line to keep in the record of the run.
 
     Raises:
         UserError: If the output folder holds another run, the data or a checkpoint cannot be used, or the loss is not
@@ -103,7 +107,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Path
     report_threads(state)
     best = None
     for task in tasks:
-        best = run_phase(recipe, task, splits, init_from=recipe.phases[task].init_from or best)
+        best = run_phase(recipe, task, splits, recipe.phases[task].init_from or best, command)
     return best
 
 
@@ -176,7 +180,9 @@ def _start_worker(_):
     keep_freed_memory()
 
 
-def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: str | Path | None) -> Path:
+def run_phase(
+    recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: str | Path | None, command: str | None = None
+) -> Path:
     """Train a phase from its last epoch; return its best checkpoint.
 
     Raises:
@@ -206,8 +212,9 @@ def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: 
     # 1. Model, data, optimizer, schedule.
     set_seed(recipe.seed)
     network = build_model(recipe, task, init_from)
-    if phase.init_backbone_from and not progress.epoch:
-        load_backbone(network, phase)
+    if not progress.epoch:
+        progress.start = load_start(network, phase, init_from)
+    progress.sessions.append(describe_session(command))
     processor = build_processor(recipe, init_from)
     samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed)
     parts = prepare_phase(recipe, phase, accelerator, network, samples)
@@ -220,6 +227,7 @@ def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: 
 
     # 2. Epochs.
     for epoch in range(progress.epoch, phase.epochs):
+        began = time.perf_counter()
         samples.set_epoch(epoch)
         parts.batches.set_epoch(epoch)
         row = {"epoch": epoch + 1, "learning_rate": parts.scheduler.get_last_lr()[0]}
@@ -243,6 +251,7 @@ def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: 
             value = measured[metric]
             is_best = progress.best is None or (value > progress.best if higher_is_better else value < progress.best)
             progress.best = value if is_best else progress.best
+        row["total_seconds"] = time.perf_counter() - began  # with the evaluation
         progress.history.append(row)
         accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
         accelerator.print(_report(task, row, phase.epochs, metric, is_best))
@@ -253,6 +262,23 @@ def run_phase(recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: 
     for tracker in accelerator.trackers:  # `end_training` would also end the process group, which later phases need
         tracker.finish()
     return best
+
+
+def load_start(network: PreTrainedModel, phase: PhaseRecipe, init_from: str | Path | None) -> dict[str, str] | None:
+    """Load the pretrained encoder; describe the weights that training starts from."""
+    if init_from:
+        return {"part": "network", "source": str(init_from), "sha256": weights_digest(network)}
+    if not phase.init_backbone_from or not load_backbone(network, phase):
+        return None
+    return {"part": "encoder", "source": phase.init_backbone_from, "sha256": weights_digest(network.backbone)}
+
+
+def describe_session(command: str | None) -> dict[str, Any]:
+    """Return command, commit, date and machine of this process."""
+    from ..evaluation.cost import machine  # slow to import
+
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"command": command, "git_commit": git_commit(), "date": date, **machine()}
 
 
 def train_epoch(

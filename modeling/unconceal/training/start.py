@@ -196,10 +196,11 @@ def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreT
     return model
 
 
-def load_backbone(model: PreTrainedModel, phase: PhaseRecipe, warn: bool = True):
-    """Load the encoder's pretrained weights, `phase.init_backbone_from`.
+def load_backbone(model: PreTrainedModel, phase: PhaseRecipe, warn: bool = True) -> bool:
+    """Load the encoder's pretrained weights; return whether they are there.
 
-    If the Hub cannot be reached and `phase.init_backbone_required` is false, the encoder keeps its random weights.
+    They are `phase.init_backbone_from`. If the Hub cannot be reached and `phase.init_backbone_required` is false, the
+    encoder keeps its random weights.
 
     Raises:
         UserError: If the weights are missing, cannot be reached, or are of another encoder.
@@ -209,10 +210,12 @@ def load_backbone(model: PreTrainedModel, phase: PhaseRecipe, warn: bool = True)
         on_hub = is_hub_id(source) and not Path(source).exists()
         if not on_hub or cached_file(source, CONFIG_NAME, _raise_exceptions_for_connection_errors=False):
             model.load_backbone(source)
-        elif phase.init_backbone_required:
+            return True
+        if phase.init_backbone_required:
             raise UserError(
                 f"cannot reach the Hub for {source}, the encoder's pretrained weights; connect and rerun, set "
                 "init_backbone_from to a folder, or train from random weights with init_backbone_required=false"
             )
-        elif warn and PartialState().is_main_process:
-            logger.warning("cannot reach the Hub for %s: the encoder starts from random weights", source)
+    if warn and PartialState().is_main_process:
+        logger.warning("cannot reach the Hub for %s: the encoder starts from random weights", source)
+    return False
