@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +21,8 @@ from unconceal.data.builders import build, build_synthetic
 from unconceal.data.finders import FINDERS
 from unconceal.data.masks import UnusablePair, is_object, read_mask
 from unconceal.data.pairs import Pair, load_pair
-from unconceal.data.sources import SOURCES
-from unconceal.data.splits import split_at_random, split_datasets_at_random
+from unconceal.data.sources import SOURCES, TILE_CLASSES
+from unconceal.data.splits import find_groups, split_at_random, split_datasets_at_random
 from unconceal.data.synthetic import generate
 from unconceal.data.transforms import (
     TrainingSet,
@@ -340,6 +341,59 @@ def test_people_masks_are_resized(tmp_path, run, prepare, load, caplog, out):
         edge = np.asarray(row["mask"]).argmax(axis=1)  # still upright, and at the place that the file has
         width = mask_sizes[row["id"]][0]
         assert (edge == round(width // 2 * 40 / width)).all()
+
+
+@pytest.fixture
+def tiles(tmp_path):
+    """Return a folder with five tiles of each class, each under six exposures."""
+    root = tmp_path / "raw"
+    for place, label in enumerate(TILE_CLASSES):
+        names = [f"exp{i % 6 + 1}_num_{1000 * (place + 1) + 10 * i}" for i in range(30)]
+        write_pairs(root / label, names, ".jpg", ".png", "Imgs", "Imgs", seed=100 * place)
+    return root
+
+
+def test_photos_of_a_tile_are_in_one_split(tiles, load, out, tmp_path):
+    (tiles / "MT_Free" / "Imgs" / "exp1_num_5000.png").unlink()
+    report = build("magnetic_tiles", tiles, out)
+    assert sizes(report) == {"train": 144, "val": 36}
+    assert report.num_empty_masks == 1
+    assert "equal in each class. All photos of a tile are in one split." in (out / "README.md").read_text()
+    loaded = load(out)
+    for splits in (loaded, split_datasets_at_random(loaded, seed=5)):
+        groups = {split: set(find_groups(rows["id"][:], rows["source"][:])) for split, rows in splits.items()}
+        assert groups["train"].isdisjoint(groups["val"])
+        assert set(Counter(splits["val"]["source"][:]).values()) == {6}  # one of five tiles of each class
+    uneven = build("magnetic_tiles", tiles, tmp_path / "uneven", fractions={"a": 0.35, "b": 0.65})
+    assert sizes(uneven) == {"a": 72, "b": 108}  # two and three tiles of each class
+
+
+def test_where_a_tile_ends():
+    tiles = {
+        "MT_Break": [["exp1_num_100", "exp2_num_110", "exp4_num_310"], ["exp4_num_320"], ["exp5_num_521"]],
+        "MT_Free": [["exp3_num_900"], ["exp3_num_9000"]],  # by number, not by text
+    }
+    rows = [(f"{label}/{id}", label, tile) for label, its in tiles.items() for tile in its for id in tile]
+    # A photo of the first tile whose defect was not seen.
+    rows.append(("MT_Free/exp3_num_200", "MT_Free", tiles["MT_Break"][0]))
+    rows.append(("exp1_num_105", "busi/benign", ["another set"]))
+    ids, labels, expected = zip(*rows, strict=True)
+    groups = find_groups(ids, [label if "/" in label else f"magnetic_tiles/{label}" for label in labels])
+    assert [groups.index(group) for group in groups] == [expected.index(tile) for tile in expected]
+
+
+def test_unusable_tiles_are_named(tiles, tmp_path, run, caplog, out):
+    for name in ("MT_Free/Imgs/exp1_num_5000.jpg", "MT_Break/Imgs/exp1_num_2000.png"):
+        (tiles / name).unlink()
+    write_image(tiles / "MT_Crack" / "Imgs" / "photo.jpg")
+    arguments = ["magnetic_tiles", "--source", tiles, "--out", out]
+    assert_one_error(run(*arguments), out, "3 of 181 pairs", "--skip-unusable")
+    assert "unusable: MT_Free/exp1_num_5000: no image MT_Free/Imgs/exp1_num_5000.jpg" in caplog.text
+    assert "unusable: MT_Break/exp1_num_2000: no mask MT_Break/Imgs/exp1_num_2000.png" in caplog.text
+    assert "unusable: MT_Crack/photo: the name is not expE_num_N" in caplog.text
+    arguments[2] = tmp_path / "empty"
+    arguments[2].mkdir()
+    assert_one_error(run(*arguments), out, "no pairs", "MT_Blowhole", "MT_Uneven")
 
 
 def test_masks_of_other_sources_are_not_resized(tmp_path, run, caplog, out):
@@ -906,6 +960,7 @@ def test_color_changes_computed_by_hand():
         ("camo", "cod", {"train": 4}),
         ("dis5k", "dis5k", {"val": 3}),
         pytest.param("people", "people", {"train": 200, "val": 41, "resized": 163}, marks=pytest.mark.thorough),
+        ("magnetic_tiles", "magnetic_tiles", {"train": 396, "val": 114, "empty": 186, "changed": 324}),
     ],
 )
 def test_real_data_sets(folder, name, expected, tmp_path):

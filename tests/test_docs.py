@@ -43,6 +43,7 @@ REASONS = {
 FENCE = re.compile(r"(?:^<!-- (check only|file): ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALLER = {"--train 800": "--train 8", "--train 200": "--train 8", "--val 40": "--val 4"}
 SMALLER |= {f"--size {size}": "--size 48" for size in (64, 96, 128)}
+TILE = "Magnetic-tile-defect-datasets/MT_Break/Imgs/exp1_num_{}"
 FILE = re.compile(r"[\w./*-]*\.(cff|csv|jpg|json|md|onnx|png|pt2|pth|py|sh|toml|txt|yaml|yml)")
 
 
@@ -257,6 +258,7 @@ def workshop(tmp_path_factory):
         "COD/TrainDataset/Imgs/{}.jpg": "COD/TrainDataset/GT/{}.png",
         "DIS5K/DIS-VD/im/{}.jpg": "DIS5K/DIS-VD/gt/{}.png",
         "Human-Segmentation-Dataset/Training_Images/{}.jpg": "Human-Segmentation-Dataset/Ground_Truth/{}.png",
+        f"{TILE}.jpg": f"{TILE}.png",
         "mine/images/{}.jpg": "mine/masks/{}.png",
     }
     (folder / "images").mkdir()

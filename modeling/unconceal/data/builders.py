@@ -93,6 +93,8 @@ def build(
             report.usable = split_at_random(report.usable, fractions, seed)
             shares = ", ".join(f"{split} {share:.4g}" for split, share in fractions.items())
             report.split_rule = f"random with seed {seed}, shares {shares}, equal in each class"
+            if facts.kept_together:
+                report.split_rule += f". {facts.kept_together}"
             empty = sorted(fractions.keys() - {pair.split for pair in report.usable})
             if empty:
                 few = f"{len(report.usable)} pairs are too few for these shares"

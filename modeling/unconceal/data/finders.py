@@ -11,7 +11,8 @@ from ..utils.errors import UserError
 from ..utils.images import IMAGE_SUFFIXES
 from .names import by_name, list_images, read_list, spell
 from .pairs import Pair
-from .sources import COD_TEST_SETS, DIS5K_SPLITS
+from .sources import COD_TEST_SETS, DIS5K_SPLITS, TILE_CLASSES
+from .splits import TILE_NAME
 
 
 logger = logging.getLogger(__name__)
@@ -162,6 +163,32 @@ def find_dis5k(source: Path) -> list[Pair]:
     ]
 
 
+def find_magnetic_tiles(source: Path) -> list[Pair]:
+    """List the pairs of the magnetic tiles; free tiles need no mask.
+
+    Raises:
+        UserError: If none of the expected folders exists.
+    """
+    folders = {label: find_subfolder(source, [label]) for label in TILE_CLASSES}
+    folders = {label: folder for label, folder in folders.items() if folder.is_dir()}
+    if not folders:
+        raise UserError(f"{source} holds no pairs; expected one or more of the folders {', '.join(TILE_CLASSES)}")
+    pairs = []
+    for label, folder in folders.items():
+        both = list_images(find_subfolder(folder, ["Imgs"]))
+        images = {name: [file for file in files if file.suffix.lower() != ".png"] for name, files in both.items()}
+        masks = {name: [file for file in files if file.suffix.lower() == ".png"] for name, files in both.items()}
+        for name, files in by_name(images, masks).items():
+            id, where = f"{label}/{name}", {"image": f"{label}/Imgs/{name}.jpg", "mask": f"{label}/Imgs/{name}.png"}
+            pair = match(id, f"magnetic_tiles/{label}", *files, **where)
+            if label == "MT_Free" and len(files[0]) == 1 and not files[1]:
+                pair = replace(pair, image=files[0][0], problem=None)
+            if not TILE_NAME.fullmatch(name):  # a split by tile needs them
+                pair = replace(pair, problem="the name is not expE_num_N, with the exposure and the number of a photo")
+            pairs.append(pair)
+    return pairs
+
+
 def find_folder(
     source: Path | None = None,
     images: str | Path | None = None,
@@ -225,5 +252,6 @@ FINDERS: dict[str, Callable[..., list[Pair]]] = {
     "cod": find_cod,
     "dis5k": find_dis5k,
     "people": lambda source: find_pack(source / "Training_Images", source / "Ground_Truth", "people"),
+    "magnetic_tiles": find_magnetic_tiles,
     "folder": find_folder,
 }

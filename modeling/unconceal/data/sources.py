@@ -16,12 +16,14 @@ class Source:
     license: str  # identifier of the Hub's list: `unknown` if none is stated, `other` for the makers' own terms
     terms: str  # what the makers ask, in a sentence
     home: str  # where to find the raw data and its paper
+    kept_together: str = ""  # what a random split does not part
     resize_masks: bool = False  # resize masks of the image's aspect; otherwise they are unusable
 
 
 COD_TEST_SETS = ("CHAMELEON", "CAMO", "COD10K", "NC4K")
 # The name of a split may hold no hyphen.
 DIS5K_SPLITS = {"DIS-TR": "train", "DIS-VD": "val"} | {f"DIS-TE{i}": f"DIS_TE{i}" for i in range(1, 5)}
+TILE_CLASSES = ("MT_Blowhole", "MT_Break", "MT_Crack", "MT_Fray", "MT_Free", "MT_Uneven")
 
 _SRS_PAPER = "https://arxiv.org/abs/2312.01741 (the SRS paper names the set and its split)"
 _NO_TERMS = "We know of no stated terms."
@@ -98,6 +100,17 @@ SOURCES = {
         "(remove.bg), so ask before you publish a copy.",
         home="https://github.com/VikramShenoy97/Human-Segmentation-Dataset",
         resize_masks=True,
+    ),
+    "magnetic_tiles": Source(
+        title="Magnetic tile defects: blowholes, breaks, cracks, frays and uneven surfaces",
+        layout="MT_Blowhole, MT_Break, MT_Crack, MT_Fray, MT_Free, MT_Uneven, those that are there, each with "
+        "Imgs/expE_num_N.jpg and its mask Imgs/expE_num_N.png. A picture in MT_Free may lack its mask.",
+        fractions={"train": 0.8, "val": 0.2},
+        license="other",
+        terms="Free to use; the makers ask for a citation of their paper (Huang et al., The Visual Computer 2020).",
+        home="https://github.com/abin24/Magnetic-tile-defect-datasets.",
+        kept_together="All photos of a tile are in one split. In a class, sorted by N, a tile ends where E does not "
+        "rise or N jumps by more than 200. Tiles of two classes count as one if their N overlap",
     ),
     "folder": Source(
         title="Images with masks",

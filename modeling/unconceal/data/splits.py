@@ -19,12 +19,46 @@ if TYPE_CHECKING:
     from .pairs import Pair
 
 
+TILE_NAME = re.compile(r"exp(\d+)_num_(\d+)")  # exposure, and the number of the photo
+TILE_GAP = 200
+
+
+def find_groups(ids: Sequence[str], sources: Sequence[str]) -> list[str]:
+    """Return the group of each row; a random split keeps groups whole.
+
+    The photos of one magnetic tile are a group. Any other row is its own. In a class, sorted by number, a tile ends
+    where the exposure does not rise or the number jumps by more than 200. Tiles of two classes are one if their
+    numbers overlap: some exposures of a tile show its defect and others do not.
+    """
+    groups = list(ids)
+    photos = []
+    for row, (id, source) in enumerate(zip(ids, sources, strict=True)):
+        if source.startswith("magnetic_tiles/") and (found := TILE_NAME.search(id)):
+            photos.append((source, int(found[2]), int(found[1]), row))
+    tiles: list[list[tuple[int, int]]] = []  # number and row of each photo
+    before = ("", 0, 0)
+    for source, number, exposure, row in sorted(photos):
+        if source != before[0] or number - before[1] > TILE_GAP or exposure <= before[2]:
+            tiles.append([])
+        tiles[-1].append((number, row))
+        before = source, number, exposure
+    name, last = "", -1
+    for tile in sorted(tiles):
+        if tile[0][0] > last:
+            name = ids[tile[0][1]]
+        last = max(last, tile[-1][0])
+        for _, row in tile:
+            groups[row] = name
+    return groups
+
+
 def split_rows_at_random(
     ids: Sequence[str], sources: Sequence[str], fractions: dict[str, float], seed: int
 ) -> dict[str, list[int]]:
     """Split rows at random, keeping the share of each source.
 
-    The result depends on names, sources, fractions and seed only, not on the order of the rows.
+    The result depends on names, sources, fractions and seed only, not on the order of the rows. Groups stay whole, so
+    that the shares of their source are met as nearly as their sizes allow.
 
     Returns:
         Split name -> positions of its rows, in the order of their names.
@@ -35,15 +69,23 @@ def split_rows_at_random(
     if len(set(ids)) < len(ids):
         repeated = next(id for id in ids if list(ids).count(id) > 1)
         raise UserError(f"cannot split at random: the name {repeated} occurs twice, expected unique names; rename it")
-    by_source = defaultdict(list)
+    by_group = defaultdict(list)
+    names = find_groups(ids, sources)
     for row in sorted(range(len(ids)), key=lambda row: ids[row]):
-        by_source[sources[row]].append(row)
+        by_group[names[row]].append(row)
+    by_source = defaultdict(list)
+    for rows in by_group.values():
+        by_source[sources[rows[0]]].append(rows)
     rng = np.random.default_rng(seed)
     splits: dict[str, list[int]] = {split: [] for split in fractions}
-    for _, rows in sorted(by_source.items()):
-        ends = np.rint(np.cumsum(list(fractions.values())) * len(rows)).astype(int)
-        for split, chosen in zip(fractions, np.split(rng.permutation(rows), ends[:-1]), strict=True):
-            splits[split] += chosen.tolist()
+    for _, groups in sorted(by_source.items()):
+        dealt = [groups[i] for i in rng.permutation(len(groups))]
+        sizes = np.array([len(rows) for rows in dealt])
+        ends = np.rint(np.cumsum(list(fractions.values())) * sizes.sum())
+        # A group belongs where its middle is.
+        places = np.searchsorted(ends[:-1], np.cumsum(sizes) - sizes / 2, side="right")
+        for place, rows in zip(places, dealt, strict=True):
+            splits[list(fractions)[place]] += rows
     return {split: sorted(rows, key=lambda row: ids[row]) for split, rows in splits.items()}
 
 
