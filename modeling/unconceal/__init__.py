@@ -11,6 +11,7 @@ from pathlib import Path as _Path
 
 if _typing.TYPE_CHECKING:
     from .api import Segmenter, load
+    from .hub.shipped import pretrained
     from .models.configuration_mscan import MscanConfig
     from .models.configuration_opds import OpdsConfig
     from .models.configuration_run import RunConfig
@@ -39,6 +40,7 @@ _MODULES = {
     "SrsForReconstruction": "models.modeling_srs",
     "UnconcealImageProcessor": "models.image_processing_unconceal",
     "load": "api",
+    "pretrained": "hub.shipped",
 }
 __all__ = list(_MODULES)
 

@@ -21,6 +21,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from .data.image_files import read_image
 from .drawing.layout import check_mask_size, overlay
 from .hub.exported import exported_file, load_exported
+from .hub.shipped import resolve
 from .models import networks  # noqa: F401  registers them with the Auto classes
 from .models.cutout import make_cutout, mask_to_image
 from .models.image_processing_unconceal import UnconcealImageProcessor, to_rgb
@@ -188,8 +189,8 @@ def load(
     """Load a segmentation network and its processor.
 
     Args:
-        model_id_or_path: Folder that `save_pretrained`, training or `unconceal export` wrote, or "owner/name" on the
-            Hub.
+        model_id_or_path: Folder that `save_pretrained`, training or `unconceal export` wrote, "owner/name" on the Hub,
+            or the name of a network that ships with the package, such as "polyp".
         device: As torch names it. None is the accelerator if there is one, otherwise the CPU. For an export it is the
             CPU.
         dtype: Type of the arithmetic: "float32", "bfloat16", "float16" or torch's own. None keeps the checkpoint's. A
@@ -202,6 +203,7 @@ def load(
         UserError: If there is no such checkpoint, device or dtype, if it is damaged or of an unknown kind, or does not
             segment.
     """
+    model_id_or_path = resolve(model_id_or_path)
     if exported := exported_file(model_id_or_path):
         return Segmenter(*load_exported(exported, device, dtype, compile))
     device = choose_device(device)

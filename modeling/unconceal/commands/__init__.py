@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a network from a recipe",
     "evaluate": "score a model or mask files; compare results",
     "prepare": "build a data set from raw files, or generate one",
+    "models": "list the trained networks that ship with this package",
     "push": "send a model, a data set or a Space to the Hub",
     "export": "write a model as ONNX or torch.export",
     "convert": "convert checkpoints that a paper's authors published",

@@ -30,6 +30,7 @@ DEFAULTS = {
     "segformer-b2": (1024, (1,)),
 }
 PEER = "segformer-b2"
+PROCESSOR = "preprocessor_config.json"
 # Sides whose time for a pixel is compared.
 GROWTH = {"srs": (256, 512, 1024), "run": (256, 384, 512, 1024), "opds": (512, 1024, 2048)}
 SCAN_SIDE = 96  # of a sequence of 9,216
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "fresh process. The exit code is 1 if one of them failed."
     )
     add = parser.add_argument
-    names = f"some of {', '.join(DEFAULTS)}, or folders of saved networks (srs run opds)"
+    names = f"some of {', '.join(DEFAULTS)}, or saved networks: folders or shipped ones (srs run opds)"
     add("models", nargs="*", metavar="MODEL", help=names)
     add("--only", nargs="+", choices=PARTS, default=PARTS[:4], help=f"parts to run ({' '.join(PARTS[:4])})")
     add("--image-size", type=positive_int, metavar="N", help="side in pixels (srs 256, run 384, opds 1024)")
@@ -76,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.report import git_commit
     from ..utils.devices import choose_device
 
-    sizes = {model: args.image_size or _default_size(model) for model in args.models or GROWTH}
+    models = [model if model in DEFAULTS else _folder(model) for model in args.models or GROWTH]
+    sizes = {model: args.image_size or _default_size(model) for model in models}
     if args.image_size is not None and args.image_size < 128:
         raise UserError(f"got --image-size {args.image_size}, expected at least 128")
     if "recipes" in args.only and not (args.recipes and all(path.is_file() for path in args.recipes)):
@@ -121,13 +123,20 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any("error" in result for result in results.values()) else 0
 
 
+def _folder(model: str) -> str:
+    from ..hub.shipped import resolve, shipped_names
+
+    folder = Path(resolve(model) if model in shipped_names() else model)
+    if not (folder / PROCESSOR).is_file():
+        known = ", ".join((*DEFAULTS, *shipped_names()))
+        raise UserError(f"got the model {model}, expected some of {known}, or the folder of a saved one")
+    return str(folder)
+
+
 def _default_size(model: str) -> int:
     if model in DEFAULTS:
         return DEFAULTS[model][0]
-    settings = Path(model) / "preprocessor_config.json"
-    if not settings.is_file():
-        raise UserError(f"got the model {model}, expected some of {', '.join(DEFAULTS)}, or the folder of a saved one")
-    return json.loads(settings.read_text(encoding="utf-8"))["size"]["height"]
+    return json.loads((Path(model) / PROCESSOR).read_text(encoding="utf-8"))["size"]["height"]
 
 
 def _tables(

@@ -11,7 +11,7 @@ from ..utils.arguments import count, positive_int, probability
 from ..utils.errors import UserError
 from ..utils.files import is_folder, printable, replacing
 from ..utils.images import MAX_PIXELS
-from .segment import REFINE
+from .segment import MODEL_HELP, REFINE
 
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "Several CPU processes: torchrun --nproc-per-node N -m unconceal evaluate ..."
     )
     add = parser.add_argument_group("what is scored").add_argument
-    add("--model", metavar="PATH_OR_ID", help="folder of the model, or its Hub id")
+    add("--model", metavar="PATH_OR_ID", help=MODEL_HELP)
     add("--revision", help="branch, tag or commit of the model on the Hub")
     add("--predictions", metavar="DIR", help="folder of mask files, named like the ground truth masks or the images")
     add("--data", metavar="PATH_OR_ID", help="folder of the data set, or its Hub id")

@@ -3,6 +3,7 @@
 import argparse
 
 from ..hub.formats import FORMATS, LAST_OPSET, LEAST_OPSET, OPSET
+from .segment import MODEL_HELP
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -14,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "sigmoid is the mask. Batch, height and width are free."
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="folder of the model, or its Hub id")
+    add("model", metavar="MODEL", help=MODEL_HELP)
     add("--format", required=True, metavar="|".join(FORMATS), help="format of the file")
     add("--out", required=True, metavar="DIR", help="folder to make")
     opset = f"operator set of ONNX, {LEAST_OPSET} to {LAST_OPSET} (default: {OPSET}, which most runtimes read)"

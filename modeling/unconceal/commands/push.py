@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
 
     model = kinds.add_parser("model", help="a checkpoint: weights, code, image processor, pipeline and card")
-    model.add_argument("path", metavar="PATH", help="folder of the checkpoint, such as runs/NAME/segmentation/best")
+    where = "folder of the checkpoint, such as runs/NAME/segmentation/best, or a name of `unconceal models`"
+    model.add_argument("path", metavar="PATH", help=where)
     model.add_argument("--recipe", metavar="FILE", help="recipe of its training (default: the one of its run)")
     results = "what `unconceal evaluate --out` wrote for this model"
     model.add_argument("--results", nargs="+", default=[], metavar="DIR", help=results)

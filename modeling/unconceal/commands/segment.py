@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 OUTPUT_KINDS = ("mask", "overlay", "cutout")
 REFINE = ("auto", "always", "never")  # of models/refine.py, which is slow to import
+MODEL_HELP = "folder of a trained network, its Hub id, or a name that `unconceal models` lists"
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def add_model_arguments(parser: argparse.ArgumentParser):
     """Add the shared arguments of `segment` and `explain`."""
-    parser.add_argument("--model", required=True, metavar="ID", help="folder of a trained network, or its Hub id")
+    parser.add_argument("--model", required=True, metavar="ID", help=MODEL_HELP)
     parser.add_argument("--device", help="such as cpu or cuda:1 (the accelerator, if there is one)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (as saved)")
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")

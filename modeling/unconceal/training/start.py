@@ -16,6 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.loading import load_splits
 from ..data.splits import split_datasets_at_random
+from ..hub.encoders import PACKAGED, packaged_encoder
+from ..hub.shipped import resolve
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..models.networks import NETWORKS
 from ..utils.devices import has_bfloat16
@@ -150,6 +152,7 @@ def build_config(recipe: Recipe, init_from: str | Path | None) -> PreTrainedConf
     if init_from is None:
         with loading_explained("recipe: model", CHECK_RECIPE):
             return config_class(**recipe.model)
+    init_from = resolve(init_from)
     if not Path(init_from).exists() and not is_hub_id(init_from):
         raise UserError(f"cannot start from {init_from}: no such folder, and a Hub id has the form owner/name")
     check = "if its files were not edited and the values in the recipe are right"
@@ -168,6 +171,7 @@ def build_processor(recipe: Recipe, init_from: str | Path | None) -> UnconcealIm
     Raises:
         UserError: If the values do not fit together.
     """
+    init_from = init_from and resolve(init_from)
     with loading_explained("recipe: processor", CHECK_RECIPE):
         # Checkpoints published by others may have no image processor.
         if init_from and cached_file(init_from, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False):
@@ -184,6 +188,7 @@ def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreT
     config, model_class = build_config(recipe, init_from), NETWORKS[recipe.network].tasks[task]
     if init_from is None:
         return model_class(config)
+    init_from = resolve(init_from)
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of new weights is expected in a later phase
     try:
@@ -207,6 +212,9 @@ def load_backbone(model: PreTrainedModel, phase: PhaseRecipe, warn: bool = True)
     """
     source = phase.init_backbone_from
     with loading_explained(f"cannot start the encoder from {source}"):
+        if source in PACKAGED and not Path(source).exists():
+            with packaged_encoder(source) as folder:
+                return model.load_backbone(str(folder))
         on_hub = is_hub_id(source) and not Path(source).exists()
         if not on_hub or cached_file(source, CONFIG_NAME, _raise_exceptions_for_connection_errors=False):
             model.load_backbone(source)
