@@ -15,9 +15,12 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from ..models.configuration_efficientnet_lite import IMAGE_MEAN, IMAGE_STD, EfficientNetLiteConfig
+from ..models.configuration_efficientnet_lite import SIZES as LITE_SIZES
 from ..models.configuration_mscan import SIZES, MscanConfig
 from ..models.configuration_srs import SrsConfig
 from ..models.image_processing_unconceal import UnconcealImageProcessor
+from ..models.modeling_efficientnet_lite import EfficientNetLiteBackbone
 from ..models.modeling_mscan import STRIP_SIZES, MscanBackbone
 from ..models.modeling_srs import NUM_LEVELS, SrsForImageSegmentation, SrsForReconstruction
 from ..utils.errors import UserError
@@ -70,6 +73,17 @@ _MSCAN_BLOCK = {
     "feed_forward.0": "mlp.fc1",
     "feed_forward.1": "mlp.dwconv.dwconv",
     "feed_forward.3": "mlp.fc2",
+}
+
+# The classifier of EfficientNet-Lite.
+_LITE_HEAD = "_conv_head|_bn1|_fc"
+_LITE_BLOCK = {
+    "expand.0": "_expand_conv",
+    "expand.1": "_bn0",
+    "depthwise.0": "_depthwise_conv",
+    "depthwise.1": "_bn1",
+    "project.0": "_project_conv",
+    "project.1": "_bn2",
 }
 
 
@@ -183,6 +197,28 @@ def _mscan_modules(config: MscanConfig) -> Iterator[tuple[str, str]]:
             yield f"{ours}.attention_scale", f"{theirs}.layer_scale_1"
             yield f"{ours}.feed_forward_scale", f"{theirs}.layer_scale_2"
         yield f"{stage}.norm", f"norm{i + 1}"
+
+
+def convert_efficientnet_lite(published: Mapping[str, torch.Tensor]) -> tuple[EfficientNetLiteBackbone, list[str]]:
+    """Convert an EfficientNet-Lite of any published size."""
+    num_blocks = sum(name.endswith("_depthwise_conv.weight") for name in published)
+    last = published.get(f"_blocks.{num_blocks - 1}._project_conv.weight")
+    for size in LITE_SIZES:
+        model = EfficientNetLiteBackbone(EfficientNetLiteConfig.from_size(size))
+        if last is None or (model.num_blocks, model.num_features[-1]) == (num_blocks, len(last)):
+            break
+    names = {"stem.0": "_conv_stem", "stem.1": "_bn0"}
+    places = [f"stages.{i}.{j}" for i, stage in enumerate(model.stages) for j in range(len(stage))]
+    for i, place in enumerate(places):
+        names |= {f"{place}.{ours}": f"_blocks.{i}.{theirs}" for ours, theirs in _LITE_BLOCK.items()}
+    state, dropped = _take("EfficientNet-Lite", published, names, _shapes(model), _LITE_HEAD)
+    model.load_state_dict(state)
+    return model.eval(), dropped
+
+
+def efficientnet_lite_processor() -> UnconcealImageProcessor:
+    """Return the processor for the published weights of EfficientNet-Lite."""
+    return UnconcealImageProcessor(size={"height": 224, "width": 224}, image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
 
 
 def srs_processor(release_quirks: bool = False, bgr: bool = False) -> UnconcealImageProcessor:

@@ -7,7 +7,9 @@ import torch
 from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 
+from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .configuration_mscan import MscanConfig
+from .modeling_efficientnet_lite import EfficientNetLiteBackbone
 from .modeling_mscan import MscanBackbone
 from .modeling_unconceal import UnconcealPreTrainedModel
 
@@ -16,6 +18,9 @@ NUM_LEVELS = 4
 # Strides double from level to level. Image sides are padded to a multiple of the coarsest.
 FINEST_STRIDE = 4
 COARSEST_STRIDE = FINEST_STRIDE * 2 ** (NUM_LEVELS - 1)
+# Our own encoders. The class that transformers knows by a `model_type` may come from another folder.
+OWN_CONFIGS = {config.model_type: config for config in (EfficientNetLiteConfig, MscanConfig)}
+OWN_BACKBONES = {EfficientNetLiteConfig: EfficientNetLiteBackbone, MscanConfig: MscanBackbone}
 LEVELS_IN_WORDS = f"{NUM_LEVELS} levels, at strides 4, 8, 16 and 32"
 
 
@@ -41,12 +46,13 @@ def make_backbone_config(
             raise ValueError(
                 f"`backbone_config`: got `model_type` {model_type!r}, expected one of transformers, such as {default}."
             )
-        given = (MscanConfig if model_type == MscanConfig.model_type else CONFIG_MAPPING[model_type])(**given)
+        given = (OWN_CONFIGS.get(model_type) or CONFIG_MAPPING[model_type])(**given)
     if not hasattr(given, "out_indices"):
         raise ValueError(f"`backbone_config`: got {given.model_type}, which is not a backbone; choose a backbone.")
     given = copy.deepcopy(given)
-    if given.model_type == MscanConfig.model_type and not isinstance(given, MscanConfig):
-        given = MscanConfig.from_dict(given.to_dict())  # it came with the code of another folder
+    own = OWN_CONFIGS.get(given.model_type)
+    if own and not isinstance(given, own):
+        given = own.from_dict(given.to_dict())  # it came with the code of another folder
     names = getattr(given, "stage_names", None)  # timm names its stages when it is built
     indices = list(given.out_indices or [-1])
     if indices in ([-1], [len(names or ()) - 1]):  # the default of transformers: only the last level
@@ -86,9 +92,8 @@ class UnconcealBackboneModel(UnconcealPreTrainedModel):
     def make_backbone(self) -> torch.nn.Module:
         """Return the encoder of `config.backbone_config` with random weights."""
         config = self.config.backbone_config
-        # The class that transformers knows by this name may come from another folder. Use our own.
-        kind = MscanBackbone._from_config if isinstance(config, MscanConfig) else AutoBackbone.from_config
-        return kind(config)
+        own = OWN_BACKBONES.get(type(config))
+        return (own._from_config if own else AutoBackbone.from_config)(config)
 
     @classmethod
     def from_backbone(cls, backbone: str, **config_kwargs) -> "UnconcealBackboneModel":

@@ -14,7 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # Builds without oneDNN lack it.
 fused_convolution = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
-ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6, "gelu": F.gelu}
+ONEDNN_ACTIVATIONS = {"relu6": ("hardtanh", [0.0, 6.0])}  # of other names or with numbers
 # Layers that follow each other in a module of transformers, such as its ResNet.
 LAYERS_IN_ORDER = ("convolution", "normalization", "activation")
 
@@ -73,7 +74,7 @@ def name_of(layer: nn.Module) -> str | None:
     """Return the name of an activation, None for other layers."""
     if type(layer) is nn.GELU:
         return "gelu" if layer.approximate == "none" else None
-    return "relu" if type(layer) is nn.ReLU else None
+    return {nn.ReLU: "relu", nn.ReLU6: "relu6"}.get(type(layer))
 
 
 def fold_norm_before(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
@@ -113,7 +114,8 @@ class FusedConv2d(nn.Conv2d):
             return outputs if other is None else outputs + other if times is None else outputs * other
         how = self.padding, self.stride, self.dilation, self.groups
         if other is None:
-            return fused_convolution(hidden_states, self.weight, self.bias, *how, self.activation, [], "none")
+            name, limits = ONEDNN_ACTIVATIONS.get(self.activation, (self.activation, []))
+            return fused_convolution(hidden_states, self.weight, self.bias, *how, name, limits, "none")
         kind = "mul" if plus is None else "add"
         return fused_convolution.binary(hidden_states, other, self.weight, self.bias, *how, kind, None, None, [], None)
 
