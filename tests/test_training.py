@@ -214,7 +214,7 @@ def test_optimizer_in_one_kernel_equals_a_plain_one(name):
     layers = [torch.nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
     recipe = OptimizerRecipe(name, learning_rate=0.1, weight_decay=0.1)
-    fused, plain = (loop.make_optimizer(list(layer.parameters()), recipe, torch.device("cpu")) for layer in layers)
+    fused, plain = (loop.make_optimizer(layer, recipe, torch.device("cpu")) for layer in layers)
     assert fused.defaults["fused"]
     plain.param_groups[0]["fused"] = False
     for _ in range(5):
@@ -228,7 +228,7 @@ def test_optimizer_in_one_kernel_equals_a_plain_one(name):
 
 def test_a_step_skipped_for_a_scaled_loss_is_seen():
     layer = torch.nn.Linear(2, 2)
-    optimizer = loop.make_optimizer(list(layer.parameters()), OptimizerRecipe(), torch.device("cpu"), scales_loss=True)
+    optimizer = loop.make_optimizer(layer, OptimizerRecipe(), torch.device("cpu"), scales_loss=True)
     scaler = torch.amp.GradScaler("cpu")
     optimizer = AcceleratedOptimizer(optimizer, device_placement=False, scaler=scaler)
     scaler.scale(layer(torch.full((1, 2), torch.inf)).sum()).backward()

@@ -4,13 +4,14 @@ The random numbers of a sample depend on seed, epoch and index only. A network t
 number of loader processes, and after a resume.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image, ImageEnhance, ImageStat
+from PIL import Image, ImageEnhance, ImageFilter, ImageStat
 
 from ..utils.images import size_text
 from .loading import UnreadableSample, read_pair
@@ -45,6 +46,15 @@ class TransformRecipe:
         sharpness: Strength.
         rotate_probability: Probability of a rotation about the center; the size stays.
         max_rotation: Largest angle of that rotation to either side, in degrees.
+        min_zoom: Smallest factor by which the image is enlarged before a window of its size is cut out. Below 1 the
+            image shrinks, and the free border has its mean color.
+        max_zoom: Largest such factor. A zoom is drawn between both on a logarithmic scale.
+        max_stretch: Largest ratio by which one side is enlarged more than the other.
+        hue: Largest turn of the hues to either side, as a share of the color circle.
+        gray_probability: Probability of an image without color.
+        blur_probability: Probability of a Gaussian blur.
+        max_blur: Largest radius of that blur in pixels.
+        noise: Largest standard deviation of Gaussian noise, as a share of the range from black to white.
     """
 
     rotate90_probability: float = 0.5
@@ -59,6 +69,14 @@ class TransformRecipe:
     sharpness: float = 0.0
     rotate_probability: float = 0.0
     max_rotation: float = 15.0
+    min_zoom: float = 1.0
+    max_zoom: float = 1.0
+    max_stretch: float = 1.0
+    hue: float = 0.0
+    gray_probability: float = 0.0
+    blur_probability: float = 0.0
+    max_blur: float = 2.0
+    noise: float = 0.0
 
 
 QUARTER_TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
@@ -109,10 +127,50 @@ def rotate(image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: 
     """
     angle = rng.uniform(-recipe.max_rotation, recipe.max_rotation)
     if rng.random() < recipe.rotate_probability:
-        mean_color = tuple(round(mean) for mean in ImageStat.Stat(image).mean)
-        image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=mean_color)
+        image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=mean_color(image))
         mask = mask.rotate(angle, Image.Resampling.NEAREST, fillcolor=0)
     return image, mask
+
+
+def mean_color(image: Image.Image) -> tuple[int, ...]:
+    """Return the mean of each channel, in 0..255."""
+    return tuple(round(mean) for mean in ImageStat.Stat(image).mean)
+
+
+def zoom(image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: Rng) -> ImageAndMask:
+    """Cut the same random window out of an RGB image and its gray mask (random resized crop).
+
+    The processor resizes the window. What lies outside the image is background of the mean color.
+    """
+    factor = math.exp(rng.uniform(math.log(recipe.min_zoom), math.log(recipe.max_zoom)))
+    stretch = math.exp(rng.uniform(-1, 1) * math.log(recipe.max_stretch) / 2)
+    places = rng.random(2).tolist()
+    if recipe.min_zoom == recipe.max_zoom == recipe.max_stretch == 1:
+        return image, mask
+    window = [max(1, round(side / factor * way)) for side, way in zip(image.size, (stretch, 1 / stretch), strict=True)]
+    start = [round(place * (side - of)) for place, side, of in zip(places, window, image.size, strict=True)]
+    windows = Image.new("RGB", window, mean_color(image)), Image.new("L", window)
+    for one, given in zip(windows, (image, mask), strict=True):
+        one.paste(given, start)
+    return windows
+
+
+def degrade(image: Image.Image, recipe: TransformRecipe, rng: Rng) -> Image.Image:
+    """Change the hue of an RGB image, remove its color, blur it, add noise."""
+    turn, is_gray, is_blurred, radius, deviation = rng.random(5).tolist()  # drawn for 0 too
+    if recipe.hue:
+        hue, *others = image.convert("HSV").split()
+        shift = round(256 * recipe.hue * (2 * turn - 1))
+        image = Image.merge("HSV", (hue.point([(i + shift) % 256 for i in range(256)]), *others)).convert("RGB")
+    if is_gray < recipe.gray_probability:
+        image = image.convert("L").convert("RGB")
+    if is_blurred < recipe.blur_probability:
+        image = image.filter(ImageFilter.GaussianBlur(radius * recipe.max_blur))
+    if recipe.noise:
+        noise = rng.standard_normal((image.height, image.width, 3), dtype=np.float32)
+        noisy = np.asarray(image) + noise * (255 * deviation * recipe.noise)
+        image = Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
+    return image
 
 
 def crop(
@@ -169,10 +227,12 @@ class TrainingSet(torch.utils.data.Dataset):
         rng = np.random.default_rng([self.seed, self.epoch.item(), index])
         image, mask = turn_and_flip(image, mask, self.recipe, rng)
         # Separate numbers for the later changes: older recipes keep theirs.
-        (child,) = rng.spawn(1)
+        child, later = rng.spawn(2)
         image, mask = flip_and_trim(image, mask, self.recipe, child)
         image = jitter_colors(image, self.recipe, child)
         image, mask = rotate(image, mask, self.recipe, child)
+        image, mask = zoom(image, mask, self.recipe, later)
+        image = degrade(image, self.recipe, later)
         sample = self.processor(images=image, segmentation_maps=mask, return_tensors="pt")
         pixel_values, labels = crop(sample["pixel_values"][0], sample["labels"][0], self.recipe, rng)
         return {"pixel_values": pixel_values, "labels": labels}

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,7 @@ class PhaseParts:
         scheduler: The learning rate schedule.
         averaged: Running mean of the weights, if the recipe keeps one.
         steps_per_epoch: Optimizer steps in an epoch.
+        frozen: Parameters that do not learn in the present epoch.
     """
 
     network: PreTrainedModel
@@ -144,6 +145,7 @@ class PhaseParts:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     averaged: AveragedModel | None
     steps_per_epoch: int
+    frozen: set[nn.Parameter] = field(default_factory=set)
 
 
 def prepare_phase(
@@ -160,8 +162,7 @@ def prepare_phase(
         network.to(memory_format=torch.channels_last)
     if phase.gradient_checkpointing:
         network.gradient_checkpointing_enable()
-    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(trainable, phase.optimizer, accelerator.device, accelerator.scaler is not None)
+    optimizer = make_optimizer(network, phase.optimizer, accelerator.device, accelerator.scaler is not None)
     model, optimizer, batches = accelerator.prepare(network, optimizer, batches)
     steps_per_epoch = math.ceil(len(batches) / phase.gradient_accumulation_steps)
     # Not prepared, because Accelerate would step it once for every process.
@@ -169,7 +170,13 @@ def prepare_phase(
     accelerator.register_for_checkpointing(scheduler)
     averaged = None
     if phase.ema_decay is not None:
-        averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(phase.ema_decay), use_buffers=True)
+
+        def average(averaged, current, steps):
+            # The decay rises, as in timm: the first weights are poor.
+            steps = int(steps)
+            get_ema_multi_avg_fn(min(phase.ema_decay, (1 + steps) / (10 + steps)))(averaged, current, steps)
+
+        averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
         accelerator.register_for_checkpointing(averaged)
     if recipe.compile:
         network.compile()  # unlike a wrapper, it keeps the names of the weights
@@ -232,6 +239,7 @@ def run_phase(
         parts.batches.set_epoch(epoch)
         row = {"epoch": epoch + 1, "learning_rate": parts.scheduler.get_last_lr()[0]}
         parts.model.train()
+        parts.frozen = freeze_encoder(network, phase, epoch)
         row |= train_epoch(recipe, phase, accelerator, parts, row["epoch"])
         progress.step += parts.steps_per_epoch
         progress.epoch = epoch + 1
@@ -326,6 +334,8 @@ def train_step(phase: PhaseRecipe, accelerator: Accelerator, parts: PhaseParts, 
     with accelerator.accumulate(parts.model):
         loss = parts.model(**batch).loss
         accelerator.backward(loss)
+        for parameter in parts.frozen:
+            parameter.grad = None
         if accelerator.sync_gradients and phase.max_grad_norm is not None:
             accelerator.clip_grad_norm_(parts.model.parameters(), phase.max_grad_norm)
         parts.optimizer.step()
@@ -355,16 +365,46 @@ def report_threads(state: PartialState):
         )
 
 
+def freeze_encoder(network: PreTrainedModel, phase: PhaseRecipe, epoch: int) -> set[nn.Parameter]:
+    """Freeze what the recipe freezes in an epoch, counted from 0.
+
+    Call it after `train()`. Returns the frozen parameters.
+    """
+    if not network.has_backbone:
+        return set()
+    encoder = network.backbone
+    frozen = set(encoder.parameters()) if epoch < phase.freeze_encoder_epochs else set()
+    encoder.train(not frozen)
+    if epoch < phase.freeze_norms_epochs:
+        for norm in (module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)):
+            norm.eval()
+            frozen.update(norm.parameters())
+    if not torch.distributed.is_initialized():  # DistributedDataParallel waits for the gradients of all parameters
+        for parameter in encoder.parameters():
+            parameter.requires_grad_(parameter not in frozen)
+    return frozen
+
+
 def make_optimizer(
-    parameters: list[nn.Parameter], recipe: OptimizerRecipe, device: torch.device, scales_loss: bool = False
+    network: PreTrainedModel, recipe: OptimizerRecipe, device: torch.device, scales_loss: bool = False
 ) -> torch.optim.Optimizer:
-    """Return the optimizer of a recipe, fused where torch can."""
+    """Return the optimizer of a recipe, fused where torch can.
+
+    The second group of parameters is the encoder, if it has another learning rate.
+    """
     # With a scaled loss (fp16), a fused optimizer does not tell Accelerate that it skipped a step.
     fused = device.type in ("cpu", "cuda") and not scales_loss
+    trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    encoder = []
+    if recipe.encoder_lr_ratio != 1:
+        encoder = [trainable.pop(name) for name in list(trainable) if name.startswith("backbone.")]
+    groups = [{"params": list(trainable.values())}]
+    if encoder:
+        groups.append({"params": encoder, "lr": recipe.encoder_lr_ratio * recipe.learning_rate})
     options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": fused}
     if recipe.name == "sgd":
-        return torch.optim.SGD(parameters, momentum=recipe.momentum, **options)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.name](parameters, **options)
+        return torch.optim.SGD(groups, momentum=recipe.momentum, **options)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.name](groups, **options)
 
 
 def make_scheduler(optimizer, schedule: ScheduleRecipe, num_steps: int):

