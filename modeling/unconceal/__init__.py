@@ -12,11 +12,13 @@ from pathlib import Path as _Path
 if _typing.TYPE_CHECKING:
     from .api import Segmenter, load
     from .hub.shipped import pretrained
+    from .models.configuration_efficientnet_lite import EfficientNetLiteConfig
     from .models.configuration_mscan import MscanConfig
     from .models.configuration_opds import OpdsConfig
     from .models.configuration_run import RunConfig
     from .models.configuration_srs import SrsConfig
     from .models.image_processing_unconceal import UnconcealImageProcessor
+    from .models.modeling_efficientnet_lite import EfficientNetLiteBackbone
     from .models.modeling_mscan import MscanBackbone
     from .models.modeling_opds import OpdsForImageSegmentation
     from .models.modeling_run import RunForImageSegmentation
@@ -27,6 +29,8 @@ __version__ = "0.1.0"
 
 # Where each public name is defined.
 _MODULES = {
+    "EfficientNetLiteBackbone": "models.modeling_efficientnet_lite",
+    "EfficientNetLiteConfig": "models.configuration_efficientnet_lite",
     "MscanBackbone": "models.modeling_mscan",
     "MscanConfig": "models.configuration_mscan",
     "OpdsConfig": "models.configuration_opds",

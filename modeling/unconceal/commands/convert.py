@@ -35,11 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     mscan.add_argument("weights", metavar="FILE", help="published weights, such as mscan_b.pth")
     mscan.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+    lite = networks.add_parser(
+        "efficientnet-lite",
+        help="EfficientNet-Lite of any size, an encoder for RUN and OPDS",
+        description="Convert the encoder of an ImageNet classifier. Recipes need no conversion: init_backbone_from can "
+        "name efficientnet-lite0, -lite1 or -lite2.",
+    )
+    lite.add_argument("weights", metavar="FILE", help="published weights, such as efficientnet-lite0-57934424.pth")
+    lite.add_argument("--out", required=True, metavar="DIR", help="folder to make")
 
 
 def run(args: argparse.Namespace):
     """Convert the networks in the arguments."""
-    from ..hub.convert import convert_mscan, load_published
+    from ..hub.convert import convert_efficientnet_lite, convert_mscan, efficientnet_lite_processor, load_published
 
     for out in filter(None, (args.out, getattr(args, "reconstruction_out", None))):
         if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
@@ -48,9 +56,10 @@ def run(args: argparse.Namespace):
         _convert_srs(args)
     else:
         published = load_published(args.weights)
-        encoder, dropped = convert_mscan(published)
-        _report("mscan", published, dropped)
-        _save(args.out, encoder)
+        is_mscan = args.network == "mscan"
+        encoder, dropped = (convert_mscan if is_mscan else convert_efficientnet_lite)(published)
+        _report(args.network, published, dropped)
+        _save(args.out, encoder, *([] if is_mscan else [efficientnet_lite_processor()]))
 
 
 def _convert_srs(args: argparse.Namespace):
