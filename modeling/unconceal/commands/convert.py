@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     lite = networks.add_parser(
         "efficientnet-lite",
         help="EfficientNet-Lite of any size, an encoder for RUN and OPDS",
-        description="Convert the encoder of an ImageNet classifier. Recipes need no conversion: init_backbone_from can "
-        "name efficientnet-lite0, -lite1 or -lite2.",
+        description="Convert the encoder of an ImageNet classifier. Recipes need no conversion: their "
+        "init_backbone_from can name efficientnet-lite0, -lite1 or -lite2.",
     )
     lite.add_argument("weights", metavar="FILE", help="published weights, such as efficientnet-lite0-57934424.pth")
     lite.add_argument("--out", required=True, metavar="DIR", help="folder to make")
