@@ -89,6 +89,31 @@ def test_camouflage_matches_in_tone_and_differs_in_direction():
     assert np.mean(turns) > np.pi / 4
 
 
+def test_polyps_have_the_colors_of_the_wall_and_are_shaded():
+    colors, shades = [], []
+    for index in range(20):
+        image, mask = generate("polyp", 128, 0, index)
+        gray, is_object, near = gray_object_and_surroundings("polyp", index, 12)
+        red, green, _ = np.moveaxis(np.asarray(image).astype(float), 2, 0)
+        colors.append(np.median((green / (red + 1))[is_object]) - np.median((green / (red + 1))[near]))
+        rim = is_object & (np.asarray(mask.filter(ImageFilter.MinFilter(5))) == 0)
+        shades.append(np.median(gray[is_object & ~rim]) - np.median(gray[rim]))
+    assert np.mean(np.abs(colors)) < 0.1
+    assert np.mean(shades) > 5  # the top faces the lamp
+
+
+def test_defects_are_small_and_darker_than_their_surroundings_only():
+    shares, differences, darker = [], [], []
+    for index in range(40):
+        gray, is_object, near = gray_object_and_surroundings("defect", index, 4, size=256)
+        shares.append(is_object.mean())
+        differences.append(gray[is_object].mean() - gray[near].mean())
+        darker.append((gray[~is_object] < gray[is_object].mean()).sum() / is_object.sum())
+    assert np.median(shares) < 0.01
+    assert np.median(differences) < -8
+    assert np.median(darker) > 3  # other pixels than those of the defect are as dark
+
+
 def test_intricate_objects_have_thin_parts_and_holes():
     thin, holes = [], []
     for index in range(6):

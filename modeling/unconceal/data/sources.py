@@ -124,4 +124,4 @@ SOURCES = {
 
 SYNTHETIC_SPLITS = ("train", "val", "test")
 # Keys of `synthetic.KINDS`, which is slower to import.
-SYNTHETIC_KINDS = ("camouflage", "ultrasound", "infrared", "dichotomous", "intricate")
+SYNTHETIC_KINDS = ("camouflage", "ultrasound", "infrared", "dichotomous", "intricate", "polyp", "defect")

@@ -4,6 +4,7 @@ They serve training and tests without any download. Each image depends on (kind,
 does not reveal the object: it has the gray values of the background. Texture, shape, context or scale reveal it.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -667,6 +668,146 @@ def _intricate(rng: Rng, shape: Shape, empty: bool) -> tuple[np.ndarray, np.ndar
     return colors, np.asarray(parts) > 0
 
 
+# Polyp: a bump in the color of the wall it grows on.
+
+
+def _polyp(rng: Rng, shape: Shape, empty: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the wall of a bowel, lit by the endoscope, with polyps."""
+    unit = _unit(shape)
+    rows, columns = _grid(shape)
+    # Folds are rings around the dark lumen, the way ahead, which may be out of sight.
+    lumen = rng.uniform(-0.3, 1.3, size=2) * shape
+    warp = _noise(rng, shape, _gaussian(shape, 22 * unit))
+    away = np.hypot(rows - lumen[0], columns - lumen[1]) / (min(shape) * rng.uniform(0.15, 0.3)) * np.exp(0.18 * warp)
+    ring = rng.uniform(1, 2.2) * np.log(away + 0.05) + 0.12 * _noise(rng, shape, _gaussian(shape, 9 * unit))
+    depth = np.clip(rng.uniform(0.4, 0.9) * _noise(rng, shape, _gaussian(shape, 26 * unit)) + 0.45, 0, 1)
+    behind = _filter((ring % 1) ** 2 * depth, _gaussian(shape, 1.1 * unit))  # darkest just behind the next fold
+    height = unit * (3 * _noise(rng, shape, _gaussian(shape, 13 * unit)) - 3 * behind)
+
+    shadow, tint, mask = np.zeros(shape), np.zeros(shape), np.zeros(shape, dtype=bool)
+    near = np.zeros(shape)  # 1 on polyps, which hide the wall
+    for _ in range(0 if empty else 1 + (rng.random() < 0.15)):
+        center, radius = np.array(_place(rng, shape, 0.25)), rng.uniform(10, 30) * unit
+        heading, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.7, 1)
+        body = _blob(rng, shape, center, (radius, stretch * radius), heading, 0.08)
+        if rng.random() < 0.3:  # it hangs on a stalk
+            way = np.array([np.sin(heading), np.cos(heading)])
+            stalk = _blob(rng, shape, center + 1.2 * radius * way, (0.8 * radius, 0.25 * radius), heading, 0.1)
+            body = np.maximum(body, 0.5 * stalk)
+        body = body + 0.03 * _noise(rng, shape, _gaussian(shape, 3 * unit))
+        dome = 1 - (1 - np.clip(body, 0, 1)) ** 2
+        lumps = rng.uniform(0.02, 0.07) * _noise(rng, shape, _gaussian(shape, 0.25 * radius))
+        cover = np.clip(20 * body, 0, 1)
+        near = np.maximum(near, cover)
+        height = height * (1 - 0.8 * np.clip(5 * body, 0, 1)) + radius * dome * (rng.uniform(0.35, 0.7) + lumps)
+        mask |= body > 0
+        tint += rng.uniform(-0.5, 0.6) * cover
+        fall = _filter((body > 0).astype(float), _gaussian(shape, rng.uniform(0.12, 0.3) * radius))
+        shadow = np.maximum(shadow, np.roll(fall, rng.integers(-2, 3, 2) * round(0.6 * unit), axis=(0, 1)) * ~mask)
+    height = _filter(height, _gaussian(shape, 0.5 * unit))
+    lamp, far = _place(rng, shape, 0.35), rng.uniform(0.7, 1.1) * min(shape)
+
+    def shine(height: np.ndarray) -> np.ndarray:
+        """Return the cosine between the surface and the way to the lamp."""
+        down, across = np.gradient(height)
+        to_lamp = lamp[0] - rows, lamp[1] - columns
+        cosine = far - down * to_lamp[0] - across * to_lamp[1]
+        return cosine / np.sqrt((1 + down**2 + across**2) * (far**2 + to_lamp[0] ** 2 + to_lamp[1] ** 2))
+
+    wall = np.clip(shine(height), 0, 1) * (1 - 0.65 * behind * (1 - near)) * (1 - 0.4 * shadow)
+    reach = np.maximum(np.clip(away * rng.uniform(0.5, 1.3), 0.1, 1) ** 0.8, 0.75 * near)
+    light = rng.uniform(0.8, 1.05) * wall**1.3 * reach
+    vessels = np.exp(-((_noise(rng, shape, _gaussian(shape, 4 * unit)) / 0.15) ** 2))
+    vessels *= np.clip(_noise(rng, shape, _gaussian(shape, 15 * unit)), 0, 1) * ~mask * rng.uniform(0, 1)
+    light += 0.03 * _noise(rng, shape, _fractal(shape, 1.1))
+    dark, middle, bright = (0.1, 0.03, 0.02), rng.uniform((0.68, 0.27, 0.19), (0.78, 0.4, 0.3)), (1.0, 0.8, 0.64)
+    colors = np.stack([np.interp(light, (0, 0.6, 1.1), tones) for tones in zip(dark, middle, bright, strict=True)], -1)
+    redness = tint + 0.5 * _noise(rng, shape, _gaussian(shape, 18 * unit))
+    redness += 2.5 * _filter(vessels, _gaussian(shape, 0.5 * unit))
+    colors *= 1 - redness[..., None] * np.array((0.02, 0.12, 0.1))
+    # The wet surface mirrors the lamp where ripples face it.
+    ripples = _noise(rng, shape, _gaussian(shape, 1.8 * unit)) + 2 * _noise(rng, shape, _gaussian(shape, 5 * unit))
+    mirror = shine(_filter(height, _gaussian(shape, unit)) + rng.uniform(0.4, 0.6) * unit * ripples)
+    wet = _noise(rng, shape, _gaussian(shape, 7 * unit)) + mask - rng.uniform(0.5, 1.3)
+    glint = np.clip((mirror - 0.98) * 120, 0, 1) * np.clip(3 * wet, 0, 1)
+    colors += _filter(glint, _gaussian(shape, 0.35 * unit))[..., None] * (1 - colors)
+    colors += 0.012 * rng.standard_normal((*shape, 1))
+    # The view is round or an octagon.
+    x, y = abs(columns / shape[1] * 2 - 1), abs(rows / shape[0] * 2 - 1)
+    edge = rng.choice((1.5, 1.6, 3)) - (x + y if rng.random() < 0.5 else x**2 + y**2)
+    colors *= np.clip(edge * min(shape) / 4, 0, 1)[..., None]
+    return colors, mask & (edge > 0)
+
+
+# Defect: a crack, a hole or a frayed border among scratches.
+
+
+def _wander(rng: Rng, points: int, roughness: float) -> np.ndarray:
+    """Return a line (points, 2) from left to right that trembles."""
+    steps = roughness * rng.standard_normal(points)
+    down = np.cumsum(steps) / np.sqrt(points)
+    return np.stack([np.linspace(-1, 1, points), down - down.mean()], axis=1)
+
+
+def _defect(rng: Rng, shape: Shape, empty: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a ground tile with defects, and with marks that are none."""
+    unit = _unit(shape)
+    rows, columns = _grid(shape)
+    angle = np.pi / 2 + rng.normal(0, 0.02)  # of the lines that grinding leaves
+    fine = _noise(rng, shape, _gaussian(shape, 40 * unit, 0.15 * unit, angle))
+    wide = _noise(rng, shape, _gaussian(shape, 90 * unit, 2 * unit, angle))
+    grain = _noise(rng, shape, _gaussian(shape, 0.7 * unit, 0.2 * unit, angle))
+    lines = np.exp(0.4 * (fine + 0.7 * wide)) / 1.3
+    stains = _noise(rng, shape, _gaussian(shape, 16 * unit))
+    light = 1 + rng.uniform(0.1, 0.3) * _noise(rng, shape, _gaussian(shape, 50 * unit)) - 0.1 * np.clip(stains, 0, 3)
+    matt = np.clip(0.7 + 0.25 * _noise(rng, shape, _gaussian(shape, 20 * unit)), 0.1, 1)
+    surface = light * (1 + matt * (0.35 * (lines - 1) + 0.12 * grain * lines))
+    for _ in range(rng.integers(1, 5)):  # scratches
+        scratch = _draw(rng, shape, [(_wander(rng, 9, 0.3), 0.1)], rng.uniform(4, 35) * unit)
+        surface += rng.uniform(-0.2, 0.25) * _filter(scratch, _gaussian(shape, 0.4 * unit))
+    # The tile may end in the image; its ends are arched.
+    margins = rng.uniform(-9, 7, size=4) * unit
+    arch = rng.uniform(0, 3) * unit * (2 * columns / shape[1] - 1) ** 2
+    sides = rows - margins[0] - arch, shape[0] - rows - margins[1] - arch
+    sides += columns - margins[2], shape[1] - columns - margins[3]
+    inside = functools.reduce(np.minimum, sides) + 0.25 * unit * _noise(rng, shape, _gaussian(shape, unit))
+    surface *= 1 + 0.5 * np.exp(-(((inside - 3 * unit) / (2 * unit)) ** 2)) * rng.random()
+
+    mask = np.zeros(shape, dtype=bool)
+    for defect in () if empty else rng.choice(("crack", "hole", "fray"), size=1 + (rng.random() < 0.25)):
+        if defect == "crack":
+            path = _wander(rng, 24, 0.12)[:, ::-1]
+            widths = rng.uniform(0.5, 1.6) * np.linspace(1, 0.4, 23) * rng.uniform(0.7, 1.3, 23)
+            strokes = [(path[i : i + 2], width) for i, width in enumerate(widths)]
+            cover = _draw(rng, shape, strokes, rng.uniform(12, 55) * unit)
+            surface *= 1 - rng.uniform(0.55, 0.8) * _filter(cover, _gaussian(shape, 0.3 * unit))
+            part = cover > 0.4
+        elif defect == "hole":
+            radius = rng.uniform(1.5, 4.5) * unit
+            hole = _blob(rng, shape, _place(rng, shape, 0.15), (radius, radius * rng.uniform(0.4, 1)), angle, 0.25)
+            part = hole >= min(hole.max(), 0)  # one pixel at least
+            soft = _filter(part.astype(float), _gaussian(shape, 0.5 * unit))
+            surface *= 1 - soft * (rng.uniform(0.5, 0.75) + 0.1 * _noise(rng, shape, _gaussian(shape, 0.6 * unit)))
+            surface += 0.8 * np.clip(-np.gradient(soft, axis=0) * unit, 0, 1)  # the lit rim
+        else:
+            corner = np.where(rng.random(2) < 0.5, margins[::2], shape - margins[1::2])
+            center, side = np.clip(corner, 0, np.array(shape) - 1), rng.integers(2)
+            center[side] = rng.uniform(0, shape[side])  # somewhere along that side
+            radii = rng.uniform(7, 20) * unit, rng.uniform(3, 8) * unit
+            rough = _blob(rng, shape, center, radii, (1 - side) * np.pi / 2, 0.3)
+            rough += 0.12 * _noise(rng, shape, _gaussian(shape, 1.5 * unit))
+            rough[inside <= 0] = -9
+            part = rough >= min(rough.max(), 0)
+            broken = rng.uniform(0.5, 0.9) * light * (1 + 0.2 * _noise(rng, shape, _gaussian(shape, 0.8 * unit)))
+            broken += 0.9 * (_noise(rng, shape, _gaussian(shape, 0.5 * unit)) > 2.2)  # bright grains
+            broken *= 1 - 0.4 * np.exp(-((rough / 0.12) ** 2))
+            surface += _filter(part.astype(float), _gaussian(shape, 0.3 * unit)) * (broken - surface)
+        mask |= part & (inside > 0)
+    tile = np.clip(inside / unit + 0.5, 0.05, 1)
+    gray = rng.uniform(0.25, 0.5) * surface * tile + 0.01 * rng.standard_normal(shape)
+    return gray, mask
+
+
 # The place of a kind is part of the seed: add new kinds at the end.
 KINDS: dict[str, Callable[[Rng, Shape, bool], tuple[np.ndarray, np.ndarray]]] = {
     "camouflage": _camouflage,
@@ -674,4 +815,6 @@ KINDS: dict[str, Callable[[Rng, Shape, bool], tuple[np.ndarray, np.ndarray]]] = 
     "infrared": _infrared,
     "dichotomous": _dichotomous,
     "intricate": _intricate,
+    "polyp": _polyp,
+    "defect": _defect,
 }
