@@ -152,7 +152,7 @@ def read_result(path: str | Path) -> Result:
         # Masks in a folder have no source: the folder tells test sets apart.
         sources=tuple(sorted({source or data.get("data") or "unnamed data" for source in data["sources"]})),
         settings=_settings(protocol, data["options"], data.get("refine")),
-        stamps=(_stamp(data.get("date"), data.get("git_commit")),),
+        stamps=(stamp(data.get("date"), data.get("git_commit")),),
         split_seed=data.get("division_seed"),  # the file keeps the option's old name
         **{key: data.get(key) for key in ("split", "benchmark", "weights", "limit", "data", "date", "command")},
     )
@@ -195,7 +195,7 @@ def _settings(protocol: Protocol, options: Mapping[str, Any], refine: str | None
     )
 
 
-def _stamp(date: str | None, commit: str | None) -> str:
+def stamp(date: str | None, commit: str | None) -> str:
     """Return day and commit in words."""
     day = f"on {date[:10]}" if date else "on an unknown day"
     if not commit:

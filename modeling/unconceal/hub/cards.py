@@ -3,8 +3,8 @@
 import inspect
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,7 @@ from ..utils.errors import UserError, one_line
 from ..utils.files import is_hub_id
 from ..utils.images import size_text
 from ..utils.markdown import markdown_table
+from .shipped import HEADER
 
 
 TASK = "image-segmentation"
@@ -39,7 +40,29 @@ class Training:
     recipe: Recipe
     task: str  # phase that the checkpoint is from
     progress: Progress | None = None
-    data_card: DatasetCard | None = None  # if the data set is on this machine
+    whole: Progress | None = None  # of the last checkpoint, which may be later
+    data_cards: Mapping[str, DatasetCard | None] = field(default_factory=dict)  # of data sets on this machine
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What the card of a network that ships says beyond the records.
+
+    Attributes:
+        name: Of the network.
+        text: Its entry in `shipped.yaml`.
+        facts: The header's facts, with the names of `shipped.Shipped`.
+        false_alarms: Images without an object where something was found, and all without an object.
+        figure: File name of a picture of failures.
+        figure_text: What the picture shows.
+    """
+
+    name: str
+    text: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    false_alarms: tuple[int, int] | None
+    figure: str
+    figure_text: str
 
 
 def network_name(config: PreTrainedConfig) -> str:
@@ -60,6 +83,11 @@ def read_data_card(path: str | Path) -> DatasetCard | None:
         return DatasetCard.load(file)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the data set's card {file}: {one_line(error)}; correct it") from error
+
+
+def data_paths(path: str | Sequence[str]) -> list[str]:
+    """Return the data sets of a recipe."""
+    return [path] if isinstance(path, str) else list(path)
 
 
 def split_counts(card: DatasetCard) -> dict[str, int]:
@@ -102,10 +130,12 @@ def make_model_card(
     training: Training | None = None,
     results: Sequence[Result] = (),
     license: str | None = None,
+    shipment: Shipment | None = None,
 ) -> tuple[str, list[EvalResultEntry]]:
     """Fill the template `card_model.md` for a segmentation network.
 
     `license` is that of the weights, an identifier of the Hub's list. Without one the card says so, as for `training`.
+    `shipment` is for a network that ships with the package.
 
     Returns:
         The text of `README.md`, and rows for the Hub's newer form of results, which only data sets of the Hub have.
@@ -124,15 +154,23 @@ def make_model_card(
     phases = list(recipe.phases.values()) if recipe else []
     bases = {phase.init_from or phase.init_backbone_from for phase in phases}
     rows = [_result_rows(result) for result in results]
+    if shipment and shipment.false_alarms:
+        found, empty = shipment.false_alarms
+        named = {"metric_type": "false_alarm_share", "metric_name": "false alarms, share of images without an object"}
+        first = rows[0][0][0]
+        rows.append(([replace(first, **named, metric_value=found / empty, metric_config=None, metric_args=None)], []))
     header = ModelCardData(
         license=license or "unknown",
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["unconceal", network, *paper["tags"]],
-        datasets=[recipe.data.path] if recipe and is_on_hub(recipe.data.path, "dataset") else None,
+        datasets=[path for path in data_paths(recipe.data.path) if is_on_hub(path, "dataset")] or None
+        if recipe
+        else None,
         base_model=sorted(base for base in bases if is_on_hub(base, "model")) or None,
         model_name=name,
         eval_results=[row for index_rows, _ in rows for row in index_rows] or None,
+        **({"license_name": shipment.text.get("license_name"), HEADER: dict(shipment.facts)} if shipment else {}),
     )
     card = ModelCard.from_template(
         header,
@@ -148,6 +186,11 @@ def make_model_card(
         smallest=size_text((segmenter.model.min_image_size,) * 2),
         data=_data_facts(training) if training else None,
         recipe=recipe,
+        recipe_yaml=without_folders(yaml.safe_dump(asdict(recipe), sort_keys=False)).strip() if recipe else None,
+        run=_run_facts(training) if training else None,
+        shipment=shipment,
+        use=use_on_hub(repo_id),
+        model_class=type(segmenter.model).__name__,
         phases=_phase_table(training) if training else None,
         is_start_optional=any(phase.init_backbone_from and not phase.init_backbone_required for phase in phases),
         results=_result_facts(results, recipe) if results else None,
@@ -164,11 +207,21 @@ def _bibtex(key: str, paper: dict[str, Any]) -> str:
     return f"@{paper['entry']}{{{key},\n{lines}}}"
 
 
+def use_on_hub(repo_id: str) -> str:
+    """Return the section of a card about a network on the Hub."""
+    text = resources.files(__package__).joinpath("card_use.md").read_text(encoding="utf-8")
+    return text.replace("OWNER/NAME", repo_id).strip()
+
+
 def _data_facts(training: Training) -> dict[str, Any]:
-    data, card = training.recipe.data, training.data_card
+    data = training.recipe.data
     facts = {name: getattr(data, name) for name in ("train_split", "eval_split", "split_seed")}
-    facts |= {"name": Path(data.path).name, "has_card": card is not None}
-    facts["on_hub"] = data.path if is_on_hub(data.path, "dataset") else None
+    return facts | {"sets": [_set_facts(path, training.data_cards.get(path)) for path in data_paths(data.path)]}
+
+
+def _set_facts(path: str, card: DatasetCard | None) -> dict[str, Any]:
+    facts = {"name": Path(path).name, "has_card": card is not None}
+    facts["on_hub"] = path if is_on_hub(path, "dataset") else None
     if card is not None:
         sections = {title: section(card, title) for title in ("Source", "Terms")}
         facts |= {
@@ -178,6 +231,33 @@ def _data_facts(training: Training) -> dict[str, Any]:
             "license": card.data.license,
         }
     return facts
+
+
+def _run_facts(training: Training) -> dict[str, Any] | None:
+    """Return how the run went; None if its record is of an older version."""
+    run = training.whole or training.progress
+    if not run or not run.sessions:
+        return None
+
+    def each(values: Sequence[str | None]) -> str:
+        return ", then ".join(dict.fromkeys(filter(None, values)))
+
+    commits = [session["git_commit"] for session in run.sessions]
+    start = run.start and {**run.start, "source": Path(run.start["source"]).name}
+    return {
+        "command": each([without_folders(session["command"] or "") for session in run.sessions]),
+        "commit": each([commit and commit.replace("-dirty", " with uncommitted changes") for commit in commits]),
+        "hardware": each([_machine(session) for session in run.sessions]),
+        "minutes": round(sum(row.get("total_seconds", row["seconds"]) for row in run.history) / 60),
+        "epochs": run.epoch,
+        "best_epoch": training.progress.epoch if training.progress else None,
+        "start": start,
+    }
+
+
+def _machine(session: Mapping[str, Any]) -> str:
+    cpu = f"{session['threads']} of {session['cpus']} cores ({session['processor']})"
+    return f"{session['accelerator'] or cpu}, torch {session['torch']}"
 
 
 def _phase_table(training: Training) -> str:

@@ -66,8 +66,8 @@ def pretrained(name: str) -> Path:
 def resolve(model: str | Path) -> str | Path:
     """Return the folder that a model's name stands for.
 
-    A name without a slash means a shipped network, unless the working folder has a folder of that name. Everything else
-    is returned as it is.
+    A name without a slash means a shipped network, unless the working folder has a folder of that name. Everything
+    else is returned as it is.
 
     Raises:
         UserError: If no such network ships.

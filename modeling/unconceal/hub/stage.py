@@ -1,6 +1,7 @@
 """Check, complete and list the files of a push."""
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,18 +9,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from huggingface_hub import DatasetCard, RepoCard, eval_result_entries_to_yaml
+from transformers import PreTrainedModel
 
 from .. import models
 from ..api import load, weights_digest
 from ..data.write import FEATURES
-from ..evaluation.tables import read_result
+from ..evaluation.tables import Result, read_result
 from ..training.checkpoints import RECIPE_FILE, read_progress
 from ..training.recipe import load_recipe
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_folder
-from .cards import Training, make_model_card, network_name, read_data_card, section, split_counts, without_folders
+from .cards import (
+    Training,
+    data_paths,
+    make_model_card,
+    network_name,
+    read_data_card,
+    section,
+    split_counts,
+    use_on_hub,
+    without_folders,
+)
 from .exported import refuse_exported
 from .push import CARD, Upload
+from .shipped import FOLDER, resolve
+from .shipped import WEIGHTS as SHIPPED_WEIGHTS
 
 
 EVAL_RESULTS = ".eval_results/unconceal.yaml"
@@ -53,28 +67,27 @@ def stage_model(
 
     The network is loaded and saved again. So the weights are complete safetensors, and the code is this version's.
 
-    `source` is a checkpoint, `folder` an empty folder. The default `recipe` is that of the run with the checkpoint.
+    `source` is a checkpoint, or the name of a shipped network. That one keeps its card and its weights. `folder` is an
+    empty folder. The default `recipe` is that of the run with the checkpoint.
     `results` are files or folders that `unconceal evaluate --out` wrote for this model. `license` is an identifier of
     the Hub's list. `card` replaces the generated one.
 
     Raises:
         UserError: If a file cannot be read, or if recipe or results belong to another model.
     """
-    source = Path(source)
+    source = Path(resolve(source))
     if not is_folder(source):
         raise UserError(f"got {source} as the model, which is not a folder; name the folder of a checkpoint")
     refuse_exported(source, "unconceal push")
+    if source.resolve().parent == FOLDER.resolve():
+        if recipe or results or license:
+            what = f"got --recipe, --results or --license for {source.name}, a shipped network with its own card"
+            raise UserError(f"{what}; leave them out, or send another card with --card")
+        return _stage_shipped(source, repo_id, folder, card)
     segmenter = load(source, device="cpu")
     config = segmenter.model.config
-    training = _read_training(source, recipe, network_name(config))
-    read = [read_result(path) for path in results]
-    digest = weights_digest(segmenter.model) if read else None
-    for result in read:
-        if result.weights != digest:
-            advice = "evaluate them with `unconceal evaluate --model`, or leave it out"
-            raise UserError(f"{result.path} holds no results of the weights in {source}; {advice}")
-        if result.limit:
-            raise UserError(f"{result.path} covers only the first {result.limit} images; evaluate without --limit")
+    training = read_training(source, recipe, network_name(config))
+    read = check_results(results, segmenter.model, source)
     for part in filter(None, (getattr(config, name, None) for name in config.sub_configs)):
         part._name_or_path = ""  # never leak a local path
     segmenter.model.save_pretrained(folder)
@@ -90,8 +103,40 @@ def stage_model(
     return Upload(repo_id, "model", _list_files(folder), (*WEIGHTS, *sorted(CODE), EVAL_RESULTS))
 
 
-def _read_training(source: Path, given: str | Path | None, network: str) -> Training | None:
-    # A run is RUN/recipe.yaml and RUN/TASK/{best,last}.
+def check_results(paths: Sequence[str | Path], model: PreTrainedModel, source: Path) -> list[Result]:
+    """Read results, all of which must be of the model that `source` holds."""
+    read = [read_result(path) for path in paths]
+    digest = weights_digest(model) if read else None
+    for result in read:
+        if result.weights != digest:
+            advice = "evaluate them with `unconceal evaluate --model`, or leave it out"
+            raise UserError(f"{result.path} holds no results of the weights in {source}; {advice}")
+        if result.limit:
+            raise UserError(f"{result.path} covers only the first {result.limit} images; evaluate without --limit")
+    return read
+
+
+def _stage_shipped(source: Path, repo_id: str, folder: Path, card: str | None) -> Upload:
+    """Add code to a shipped network, and its use on the Hub to its card."""
+    segmenter = load(source, device="cpu")
+    segmenter.model.save_pretrained(folder)
+    segmenter.processor.save_pretrained(folder)
+    for path in (source / SHIPPED_WEIGHTS, *source.glob("*.webp")):
+        shutil.copy(path, folder)  # weights in float16, whose SHA-256 is on the card
+    text = _read_text(card or source / CARD)
+    if card is None:
+        use = f"## Use\n\n{use_on_hub(repo_id)}\n\n"
+        text = re.sub(r"^## Use\n.*?(?=^## )", lambda _: use, text, count=1, flags=re.MULTILINE | re.DOTALL)
+    _check_header(text, card or source / CARD)
+    (folder / CARD).write_text(text, encoding="utf-8")
+    return Upload(repo_id, "model", _list_files(folder), (*WEIGHTS, *sorted(CODE), EVAL_RESULTS))
+
+
+def read_training(source: Path, given: str | Path | None, network: str) -> Training | None:
+    """Return the record of a checkpoint's training, or None without one.
+
+    A run is RUN/recipe.yaml and RUN/TASK/{best,last}.
+    """
     source = source.absolute()
     path = Path(given or source.parent.parent / RECIPE_FILE)
     if not given and not path.is_file():
@@ -101,7 +146,9 @@ def _read_training(source: Path, given: str | Path | None, network: str) -> Trai
         what = f"got {path}, a recipe of {recipe.network}, but {source} holds {network}"
         raise UserError(f"{what}; name its own with --recipe")
     task = source.parent.name if source.parent.name in recipe.phases else list(recipe.phases)[-1]
-    return Training(recipe, task, read_progress(source), read_data_card(recipe.data.path))
+    whole = read_progress(source.with_name("last"))
+    cards = {path: read_data_card(path) for path in data_paths(recipe.data.path)}
+    return Training(recipe, task, read_progress(source), whole, cards)
 
 
 def stage_dataset(
