@@ -238,9 +238,10 @@ def main() -> int:
         "--model",
         nargs="+",
         metavar="NAME=ID",
-        help="networks to offer. NAME: camouflaged, lesion, small-target, cut-out or any other. ID: folder or "
-        "owner/name[@revision] on the Hub. Default: $UNCONCEAL_MODELS (pairs separated by commas), otherwise the "
-        "network of the last run of scripts/demo.sh",
+        help="networks to offer. NAME: camouflaged, lesion, small-target, cut-out or any other. ID: folder, "
+        "owner/name[@revision] on the Hub, or a name that `unconceal models` lists. Default: $UNCONCEAL_MODELS (pairs "
+        "separated by commas), otherwise all networks that ship with an installed unconceal, and that of the last run "
+        "of scripts/demo.sh",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 allows other machines")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")

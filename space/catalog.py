@@ -19,12 +19,17 @@ class Use(NamedTuple):
     examples: str = ""  # file name pattern in `examples/`
 
 
-# Keyed by the names in UNCONCEAL_MODELS. Any other name is shown as it is.
+# Keyed by the names in UNCONCEAL_MODELS, and by those of networks that ship with unconceal. Any other name is shown as
+# it is.
 USES = {
+    "polyp": Use("Polyp", "overlay", "polyp-*"),
+    "defect": Use("Defect on a magnetic tile", "overlay", "defect-*"),
+    "camouflage": Use("Hidden object", "reveal", "camouflage-*"),
     "camouflaged": Use("Camouflaged object", "reveal", "camouflage-*"),
     "lesion": Use("Lesion or polyp", "overlay", "ultrasound-*"),
     "small-target": Use("Small target", "targets", "infrared-*"),
     "cut-out": Use("Fine cut-out", "cutout", "intricate-*"),
+    "demo": Use("Camouflaged object (tiny demo network)", "reveal", "camouflage-*"),
 }
 DEMO_RUNS = "demo/run-*/segmentation/best"  # written by scripts/demo.sh
 
@@ -44,17 +49,20 @@ def choose_sources(pairs: list[str]) -> dict[str, str]:
     """Return the source of each network by name.
 
     Args:
-        pairs: NAME=ID. A bare ID is named "camouflaged". ID is a folder or OWNER/NAME[@REVISION] on the Hub.
-            By default the network of the last run of scripts/demo.sh.
+        pairs: NAME=ID. A bare ID is named "camouflaged". ID is a folder, OWNER/NAME[@REVISION] on the Hub, or the
+            name of a network that ships with an installed unconceal, which a bare ID keeps. By default all of
+            these, and the network of the last run of scripts/demo.sh.
 
     Raises:
         ValueError: If a pair is wrong or there is no network.
     """
     sources = {}
+    # Asked only if needed: importing unconceal takes seconds.
+    shipped = shipped_sources() if not pairs or any("/" not in pair for pair in pairs) else {}
     for pair in pairs:
         name, has_name, source = (part.strip() for part in pair.partition("="))
         if not has_name:
-            name, source = "camouflaged", name
+            name, source = (name if name in shipped else "camouflaged"), name
         if not (name and source):
             raise ValueError(f"got the network {pair!r}, expected NAME=ID; write e.g. camouflaged=owner/run-cos")
         if name in sources:
@@ -64,17 +72,28 @@ def choose_sources(pairs: list[str]) -> dict[str, str]:
             if not (folder / "config.json").is_file():
                 raise ValueError(f"got the folder {source} without config.json; give one written by save_pretrained")
             source = str(folder)
+        elif source in shipped:
+            source = shipped[source]
         elif not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source):
             raise ValueError(f"got {source!r}, expected a folder or an id on the Hub; write owner/name[@revision]")
         sources[name] = source
     if not sources:
         runs = sorted(Path(__file__).parent.parent.glob(DEMO_RUNS), key=lambda run: run.stat().st_mtime)
-        if not runs:
+        sources = shipped | ({"demo": str(runs[-1])} if runs else {})
+        if not sources:
             advice = "set UNCONCEAL_MODELS or --model, or train a tiny network with scripts/demo.sh"
             expected = "expected NAME=ID pairs such as camouflaged=owner/run-cos"
             raise ValueError(f"got no network to show, {expected}; {advice}")
-        sources = {"camouflaged": str(runs[-1])}
     return sources
+
+
+def shipped_sources() -> dict[str, str]:
+    """Return the folders of networks that ship with an installed unconceal."""
+    try:
+        from unconceal.hub.shipped import FOLDER, shipped_names
+    except ImportError:
+        return {}
+    return {name: str(FOLDER / name) for name in shipped_names()}
 
 
 def choose_device() -> torch.device:
@@ -115,7 +134,13 @@ class Catalog:
         try:
             # The owner of this page chose the checkpoint and its code.
             options = {"revision": revision or None, "device": self.device, "trust_remote_code": True}
-            find = pipeline("soft-image-segmentation", model=model, **options)
+            has_code = not Path(source).is_dir() or any(Path(source).glob("*.py"))
+            if not has_code:  # it ships with unconceal
+                from unconceal import SoftMaskPipeline
+
+                find = pipeline("image-segmentation", model=model, pipeline_class=SoftMaskPipeline, **options)
+            else:
+                find = pipeline("soft-image-segmentation", model=model, **options)
             if hasattr(find, "network"):  # old checkpoints lack it
                 find.keep_freed_memory()
                 find.network.eval()  # made now, not for the first visitor

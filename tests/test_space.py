@@ -418,12 +418,18 @@ def test_sources(parts, tmp_path, monkeypatch):
             choose(given)
         assert "\n" not in str(caught.value)
 
+    shipped = {"polyp": str(folder)}
+    monkeypatch.setattr(parts.catalog, "shipped_sources", lambda: shipped)
+    assert choose(["polyp", "a=polyp", "b=owner/run"]) == {"polyp": str(folder), "a": str(folder), "b": "owner/run"}
+    assert choose([]) == shipped
+
+    shipped = {}
     monkeypatch.setattr(parts.catalog, "__file__", str(tmp_path / "space" / "catalog.py"))
     with pytest.raises(ValueError, match=r"or train a tiny network with scripts/demo\.sh$"):
         choose([])
     best = tmp_path / "demo" / "run-1" / "segmentation" / "best"
     best.mkdir(parents=True)
-    assert choose([]) == {"camouflaged": str(best)}
+    assert choose([]) == {"demo": str(best)}
 
 
 def test_networks_are_loaded_on_first_use_and_few_are_held(parts, monkeypatch):
