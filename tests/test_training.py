@@ -395,8 +395,8 @@ def damage_image(row):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (resize_mask, r"the mask of row \d+ is 52x48, its image 48x48"),
-        (damage_image, r"^cannot read the training data: row \d+: "),
+        (resize_mask, r"the mask of train-\d+ is 52x48, its image 48x48"),
+        (damage_image, r"^cannot read the training data: train-\d+: "),
     ],
 )
 def test_unusable_rows_are_named(recipe_file, scenes, tmp_path, change, message, num_workers):

@@ -1,6 +1,6 @@
 """Open prepared data sets, with errors that say what is missing."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from ..utils.files import is_hub_id
 from .write import DATA_COLUMNS
 
 
-def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
-    """Open splits of a folder or a Hub data set.
+def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> dict[str, Dataset]:
+    """Open splits of a folder or a Hub data set; `optional` ones may be absent.
 
     Raises:
         UserError: If the data set, a split or a column is missing.
@@ -29,10 +29,10 @@ def load_splits(path: str, splits: list[str]) -> dict[str, Dataset]:
         raise UserError(f"data set {path} does not exist or is private; {advice}") from error
     except (OSError, ValueError, DatasetsError) as error:
         raise UserError(f"cannot open data set {path}: {one_line(error)}; {advice}") from error
-    absent = [split for split in splits if split not in available]
+    absent = [split for split in splits if split not in available and split not in optional]
     if absent:
         raise UserError(f"data set {path} has no split {', '.join(absent)}; it has {', '.join(available)}")
-    opened = {split: available[split] for split in splits}
+    opened = {split: available[split] for split in splits if split in available}
     for split, dataset in opened.items():
         missing = [column for column in DATA_COLUMNS if column not in dataset.column_names]
         if missing:
@@ -52,13 +52,16 @@ def read_pair(dataset: Dataset, index: int) -> tuple[dict[str, Any], Image, Imag
     Raises:
         UnreadableSample: If image or mask cannot be decoded.
     """
-    name = f"row {index}"
     try:
         row = dataset[index]
-        name = row.get("id", name)
         return row, to_rgb(row["image"]), to_mask(row["mask"])
     except (ValueError, OSError, DecompressionBombError) as error:
-        raise UnreadableSample(f"{name}: {one_line(error)}") from error
+        raise UnreadableSample(f"{row_name(dataset, index)}: {one_line(error)}") from error
+
+
+def row_name(dataset: Dataset, index: int) -> str:
+    """Return the name of a row for messages: its id, if the rows have ids."""
+    return dataset.select_columns(["id"])[index]["id"] if "id" in dataset.column_names else f"row {index}"
 
 
 def readable(batches: Iterable, what: str) -> Iterator[Any]:

@@ -14,7 +14,8 @@ from datasets import Dataset
 from PIL import Image, ImageEnhance, ImageFilter, ImageStat
 
 from ..utils.images import size_text
-from .loading import UnreadableSample, read_pair
+from .loading import UnreadableSample, read_pair, row_name
+from .mixing import Mixture
 
 
 Rng = np.random.Generator
@@ -198,11 +199,16 @@ def crop(
 
 
 class TrainingSet(torch.utils.data.Dataset):
-    """One split with `image` and `mask`, changed at random for training."""
+    """One split with `image` and `mask`, changed at random for training.
 
-    def __init__(self, dataset: Dataset, processor: Any, recipe: TransformRecipe, seed: int):
-        self.dataset = dataset.select_columns(["image", "mask"])
-        self.processor, self.recipe, self.seed = processor, recipe, seed
+    A mixture chooses the rows of an epoch; without one an epoch has each row once.
+    """
+
+    def __init__(
+        self, dataset: Dataset, processor: Any, recipe: TransformRecipe, seed: int, mixture: Mixture | None = None
+    ):
+        self.dataset = dataset.select_columns([name for name in ("image", "mask", "id") if name in dataset.features])
+        self.processor, self.recipe, self.seed, self.mixture = processor, recipe, seed, mixture
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader processes outlive an epoch
 
     def set_epoch(self, epoch: int):
@@ -218,10 +224,12 @@ class TrainingSet(torch.utils.data.Dataset):
         Raises:
             UnreadableSample: If the row cannot be decoded, or mask and image differ in size.
         """
-        _, image, mask = read_pair(self.dataset, index)
+        row = index if self.mixture is None else self.mixture.row(index, self.epoch.item())
+        _, image, mask = read_pair(self.dataset, row)
         if image.size != mask.size:
+            name = row_name(self.dataset, row)
             raise UnreadableSample(
-                f"the mask of row {index} is {size_text(mask.size)}, its image {size_text(image.size)}; "
+                f"the mask of {name} is {size_text(mask.size)}, its image {size_text(image.size)}; "
                 "build the data set again by unconceal prepare, which reports such pairs"
             )
         rng = np.random.default_rng([self.seed, self.epoch.item(), index])

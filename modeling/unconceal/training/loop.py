@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, get_scheduler
 from transformers.utils import logging as transformers_logging
 
 from ..data.loading import readable
+from ..data.mixing import Mixture, join_sets
 from ..data.transforms import TrainingSet, TransformRecipe
 from ..evaluation.networks import evaluate_model
 from ..evaluation.protocols import PROTOCOLS
@@ -40,7 +41,7 @@ from .start import (
     choose_precision,
     claim_folder,
     load_backbone,
-    load_data,
+    open_sets,
 )
 
 
@@ -97,7 +98,11 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
         if state.is_main_process:
             check_folder(output_dir, recipe, resume, overwrite)
             precision = choose_precision(recipe, resume, state.device)
-        splits = load_data(recipe.data)
+        sets = open_sets(recipe.data)
+        splits, mixture = join_sets(sets), None
+        if recipe.data.weights:
+            sizes = [len(one[recipe.data.train_split]) for one in sets]
+            mixture = Mixture(sizes, recipe.data.weights, recipe.seed)
         check_start(recipe, tasks[0], resume)
         if recipe.compile:
             check_compiler(state.device)
@@ -107,7 +112,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
     report_threads(state)
     best = None
     for task in tasks:
-        best = run_phase(recipe, task, splits, recipe.phases[task].init_from or best, command)
+        best = run_phase(recipe, task, splits, mixture, recipe.phases[task].init_from or best, command)
     return best
 
 
@@ -188,7 +193,12 @@ def _start_worker(_):
 
 
 def run_phase(
-    recipe: Recipe, task: str, splits: dict[str, Dataset], init_from: str | Path | None, command: str | None = None
+    recipe: Recipe,
+    task: str,
+    splits: dict[str, Dataset],
+    mixture: Mixture | None,
+    init_from: str | Path | None,
+    command: str | None = None,
 ) -> Path:
     """Train a phase from its last epoch; return its best checkpoint.
 
@@ -223,7 +233,7 @@ def run_phase(
         progress.start = load_start(network, phase, init_from)
     progress.sessions.append(describe_session(command))
     processor = build_processor(recipe, init_from)
-    samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed)
+    samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed, mixture)
     parts = prepare_phase(recipe, phase, accelerator, network, samples)
     if progress.epoch:
         accelerator.load_state(str(last / STATE_FOLDER))

@@ -27,24 +27,33 @@ from ..utils.files import is_folder
 
 @dataclass
 class DataRecipe:
-    """The data set and how it is read.
+    """The data and how it is read.
 
     Args:
-        path: Folder that `unconceal prepare` wrote, or id of a data set on the Hub.
+        path: Folder that `unconceal prepare` wrote, id of a data set on the Hub, or a list of them.
+        weights: Share of each data set of a list in an epoch, in any unit. An epoch has as many samples as all sets
+            together have images. A set whose share is larger than the set comes several times as a whole; of another
+            set, the next epoch has the images that this one left out. None takes every image once.
         train_split: Split to train on.
-        eval_split: Split that chooses the best checkpoint.
-        split_seed: Seed that splits the images of both splits again at random. Sizes and shares of each source stay.
-            None keeps the splits as they are.
+        eval_split: Split that chooses the best checkpoint, of all data sets together. A set of a list may lack it.
+        split_seed: Seed that splits the images of both splits again at random, each data set by itself. Sizes and
+            shares of each source stay. None keeps the splits as they are.
         num_workers: Loader processes for each training process.
         transforms: Random changes of the training samples.
     """
 
-    path: str = MISSING
+    path: Any = MISSING  # str | list[str]; OmegaConf has no such type
+    weights: list[float] | None = None
     train_split: str = "train"
     eval_split: str = "val"
     split_seed: int | None = None
     num_workers: int = 2
     transforms: TransformRecipe = field(default_factory=TransformRecipe)
+
+    @property
+    def paths(self) -> list[str]:
+        """The data sets as a list."""
+        return list(self.path) if isinstance(self.path, list) else [self.path]
 
 
 @dataclass
@@ -335,6 +344,15 @@ def _check(recipe: Recipe, path: Path):
         if tracker not in trackers:
             refuse("trackers", tracker, f"one that is installed: {', '.join(trackers)}")
 
+    data, paths = recipe.data, recipe.data.paths
+    if not paths or not all(isinstance(one, str) and one.strip() for one in paths):
+        refuse("data.path", data.path, "a folder, the id of a data set on the Hub, or a list of them")
+    if len(set(paths)) < len(paths):
+        refuse("data.path", data.path, "different data sets; set data.weights to see one more often")
+    if data.weights is not None and not (
+        len(data.weights) == len(paths) and all(0 < weight < math.inf for weight in data.weights)
+    ):
+        refuse("data.weights", data.weights, f"a number above 0 for each of {len(paths)} data sets")
     for key, value in flatten({**dataclasses.asdict(recipe), "model": None, "processor": None}).items():
         for expected, is_allowed, names in _LIMITS:
             if key.rpartition(".")[2] in names and value is not None and not is_allowed(value):

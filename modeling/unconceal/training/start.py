@@ -14,8 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
-from ..data.loading import load_splits
-from ..data.splits import split_datasets_at_random
+from ..data.mixing import join_sets, load_sets
 from ..hub.encoders import PACKAGED, packaged_encoder
 from ..hub.shipped import resolve
 from ..models.image_processing_unconceal import UnconcealImageProcessor
@@ -36,13 +35,21 @@ CHECK_RECIPE = "check these values in the recipe; if they are right"
 
 
 def load_data(recipe: DataRecipe) -> dict[str, Dataset]:
-    """Load the training and the evaluation split.
+    """Load the training and the evaluation split, of all data sets together.
 
     Raises:
-        UserError: If the data set cannot be used.
+        UserError: If a data set cannot be used.
     """
-    splits = load_splits(recipe.path, [recipe.train_split, recipe.eval_split])
-    return splits if recipe.split_seed is None else split_datasets_at_random(splits, recipe.split_seed)
+    return join_sets(open_sets(recipe))
+
+
+def open_sets(recipe: DataRecipe) -> list[dict[str, Dataset]]:
+    """Load the splits of each data set of a recipe.
+
+    Raises:
+        UserError: If one cannot be used.
+    """
+    return load_sets(recipe.paths, recipe.train_split, recipe.eval_split, recipe.split_seed)
 
 
 def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool):
