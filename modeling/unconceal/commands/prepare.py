@@ -28,17 +28,36 @@ def add_arguments(parser: argparse.ArgumentParser):
         one.add_argument("--random-split", action="store_true", help="split at random, even if official splits exist")
         shares = "split at random with these shares, such as train=0.8 val=0.2"
         one.add_argument("--fractions", nargs="+", type=_parse_share, metavar="SPLIT=SHARE", help=shares)
-        one.add_argument("--skip-unusable", action="store_true", help="leave out unusable pairs instead of stopping")
-        limit = "refuse images of more pixels (default: %(default)s)"
-        one.add_argument("--max-pixels", type=positive_int, default=MAX_PIXELS, metavar="N", help=limit)
+        _add_limits(one, "pairs")
 
     one = names.add_parser("synthetic", help="generated scenes", description="Generate scenes in which objects hide.")
     one.add_argument("--kind", required=True, choices=SYNTHETIC_KINDS)
-    one.add_argument("--size", type=int, default=256, help="side in pixels (default: 256)")
-    for split in SYNTHETIC_SPLITS:
-        one.add_argument(f"--{split}", type=count, default=0, metavar="N", help=f"number of images in {split}")
     one.add_argument("--empty-ratio", type=float, default=0.0, help="share of images without an object")
+    _add_numbers(one)
     _add_output(one)
+
+    one = names.add_parser("camouflage", help="objects hidden in photos", description="Hide objects in your photos.")
+    photos = "folders of photos; each serves equally many images"
+    one.add_argument("--photos", nargs="+", required=True, metavar="DIR", help=photos)
+    shapes = "folders of masks whose silhouettes are used (default: all are drawn)"
+    one.add_argument("--shapes", nargs="+", default=[], metavar="DIR", help=shapes)
+    avoid = "folders of masks with the photos' names; few images show what they mark"
+    one.add_argument("--avoid", nargs="+", default=[], metavar="DIR", help=avoid)
+    _add_numbers(one)
+    _add_output(one)
+    _add_limits(one, "files")
+
+
+def _add_numbers(parser: argparse.ArgumentParser):
+    parser.add_argument("--size", type=int, default=256, help="side in pixels (default: 256)")
+    for split in SYNTHETIC_SPLITS:
+        parser.add_argument(f"--{split}", type=count, default=0, metavar="N", help=f"number of images in {split}")
+
+
+def _add_limits(parser: argparse.ArgumentParser, what: str):
+    parser.add_argument("--skip-unusable", action="store_true", help=f"leave out unusable {what} instead of stopping")
+    limit = "refuse images of more pixels (default: %(default)s)"
+    parser.add_argument("--max-pixels", type=positive_int, default=MAX_PIXELS, metavar="N", help=limit)
 
 
 def _add_output(parser: argparse.ArgumentParser):
@@ -57,15 +76,16 @@ def _parse_share(text: str) -> tuple[str, float]:
 
 def run(args: argparse.Namespace):
     """Build or generate the data set and report what was written."""
-    from ..data.builders import build, build_synthetic
+    from ..data.builders import build, build_camouflage, build_synthetic
 
     options = vars(args).copy()
     name, out = options.pop("name"), options.pop("out")
     options["command"] = shlex.join(["unconceal", *options.pop("argv")])
     del options["run"]
-    if name == "synthetic":
+    if name in ("synthetic", "camouflage"):
         counts = {split: options.pop(split) for split in SYNTHETIC_SPLITS}
-        splits = build_synthetic(options.pop("kind"), out, counts, **options)
+        generator, first = (build_synthetic, "kind") if name == "synthetic" else (build_camouflage, "photos")
+        splits = generator(options.pop(first), out, counts, **options)
     else:
         options["fractions"] = dict(options["fractions"]) if options["fractions"] else None
         report = build(name, options.pop("source"), out, **options)

@@ -32,6 +32,21 @@ def list_images(folder: Path, ending: str = "") -> dict[str, list[Path]]:
     return dict(images)
 
 
+def find_images(folder: Path) -> list[Path]:
+    """List the image files of a folder and its subfolders.
+
+    Raises:
+        UserError: If the folder is missing or holds no image.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; expected a folder of images")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if not files:
+        raise UserError(f"{folder} holds no images; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+    return files
+
+
 def by_name(images: dict[str, list[Path]], masks: dict[str, list[Path]]) -> dict[str, tuple[list[Path], list[Path]]]:
     """Join the images and masks of `list_images`, sorted by name.
 

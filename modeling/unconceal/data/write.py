@@ -23,25 +23,33 @@ DATA_COLUMNS = {
     "id": "name of the pair",
     "source": "where it comes from",
 }
+# The column `background` is there only if the builder knows what is behind the object.
+BACKGROUND_FEATURES = Features({**FEATURES, "background": Image()})
+BACKGROUND = "the same image without the object"
 SHARD_BYTES = 500 * 2**20
 # Memory holds one row group at a time. The Hub's viewer wants at most 100 rows in each.
 GROUP_ROWS, GROUP_BYTES = 100, 64 * 2**20
 
 
-def make_row(image_bytes: bytes, image_name: str, mask_bytes: bytes, id: str, source: str) -> dict:
+def make_row(
+    image_bytes: bytes, image_name: str, mask_bytes: bytes, id: str, source: str, background_bytes: bytes | None = None
+) -> dict:
     """Make one row of the data set from encoded files."""
+    background = {"background": {"bytes": background_bytes, "path": image_name}} if background_bytes else {}
     return {
         "image": {"bytes": image_bytes, "path": image_name},
         "mask": {"bytes": mask_bytes, "path": f"{id}.png".replace("/", "_")},
         "id": id,
         "source": source,
+        **background,
     }
 
 
 def write_splits(folder: Path, rows: Iterable[tuple[str, dict]]) -> dict[str, SplitInfo]:
     """Write rows as `folder/data/<split>-00000-of-0000N.parquet`.
 
-    `rows` are split name and row of `make_row`, one split after the other. Memory holds one row group at a time.
+    `rows` are split name and row of `make_row`, one split after the other, all with a background or none. Memory holds
+    one row group at a time.
 
     Returns:
         Split name -> pairs and bytes written.
@@ -55,12 +63,13 @@ def write_splits(folder: Path, rows: Iterable[tuple[str, dict]]) -> dict[str, Sp
 def _write_split(folder: Path, split: str, rows: Iterable[dict]) -> SplitInfo:
     info, shards, groups = SplitInfo(split), [], row_groups(rows)
     group = next(groups, None)
+    schema = (BACKGROUND_FEATURES if group and "background" in group[0] else FEATURES).arrow_schema
     while group:
         shards.append(folder / f"{split}-{len(shards):05d}.parquet")
-        with pq.ParquetWriter(shards[-1], FEATURES.arrow_schema, write_page_index=True) as writer:
+        with pq.ParquetWriter(shards[-1], schema, write_page_index=True) as writer:
             end = info.num_bytes + SHARD_BYTES
             while group and info.num_bytes < end:
-                writer.write_table(pa.Table.from_pylist(group, schema=FEATURES.arrow_schema))
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
                 info.num_examples += len(group)
                 info.num_bytes += sum(map(_num_bytes, group))
                 group = next(groups, None)
@@ -84,7 +93,7 @@ def row_groups(rows: Iterable[dict]) -> Iterator[list[dict]]:
 
 
 def _num_bytes(row: dict) -> int:
-    return len(row["image"]["bytes"]) + len(row["mask"]["bytes"])
+    return sum(len(row[name]["bytes"]) for name in ("image", "mask", "background") if name in row)
 
 
 def write_card(
@@ -95,18 +104,20 @@ def write_card(
     tags: list[str],
     sections: dict[str, str],
     path: Path | None = None,
+    background: bool = False,
 ):
     """Write `README.md`: a header for `load_dataset` and the Hub, then text.
 
     `splits` are the result of `write_splits`, `license` and `tags` those of the Hub, `sections` titles with texts. If
-    a split is empty, the card has no counts. It is written to `path`, by default in the folder.
+    a split is empty, the card has no counts. It is written to `path`, by default in the folder. `background` says
+    whether the rows have one.
     """
     header = DatasetCardData(
         license=license, pretty_name=title, task_categories=["image-segmentation"], tags=["unconceal", *tags]
     )
     if counted := all(split.num_examples for split in splits.values()):
         info = DatasetInfo(
-            features=FEATURES,
+            features=BACKGROUND_FEATURES if background else FEATURES,
             splits=SplitDict(splits),
             download_size=sum(path.stat().st_size for path in (folder / "data").iterdir()),
             dataset_size=sum(split.num_bytes for split in splits.values()),
@@ -115,7 +126,8 @@ def write_card(
     files = [{"split": name, "path": f"data/{name}-*"} for name in splits]
     MetadataConfigs(default={"data_files": files}).to_dataset_card_data(header)
     counts = "\n".join(f"| {name} | {split.num_examples} |" for name, split in splits.items())
-    columns = "\n".join(f"| `{name}` | {what} |" for name, what in DATA_COLUMNS.items())
+    held = DATA_COLUMNS | ({"background": BACKGROUND} if background else {})
+    columns = "\n".join(f"| `{name}` | {what} |" for name, what in held.items())
     body = [
         f"# {title}",
         *([f"| split | pairs |\n|---|---|\n{counts}"] if counted else []),
