@@ -3,8 +3,8 @@
     python scripts/build_docs.py            # rewrite the tables
     python scripts/build_docs.py --check    # exit with 1 and one line if a page is stale
 
-A page names a table by a comment: <!-- record NAME -->, <!-- papers NETWORK --> or <!-- recipes all -->. The text
-between this comment and <!-- end --> is generated.
+A page names a table by a comment: <!-- record NAME -->, <!-- papers NETWORK -->, <!-- recipes all --> or
+<!-- shipped all -->, from the cards of the networks that ship. The text between it and <!-- end --> is generated.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.evaluation.tables import load_papers
+from unconceal.hub.shipped import shipped_table
 from unconceal.utils.errors import UserError, run_main
 from unconceal.utils.files import replacing
 from unconceal.utils.markdown import markdown_table
@@ -22,7 +23,7 @@ from unconceal.utils.markdown import markdown_table
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "results"
-BLOCK = re.compile(r"(<!-- (record|papers|recipes) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (record|papers|recipes|shipped) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MISSING = "–"
 
 
@@ -87,7 +88,7 @@ def recipes(network: str) -> str:
 
 def build(text: str) -> str:
     """Return a page with its tables written again."""
-    writers = {"record": record, "papers": papers, "recipes": recipes}
+    writers = {"record": record, "papers": papers, "recipes": recipes, "shipped": lambda _: shipped_table()}
     return BLOCK.sub(lambda match: match[1] + writers[match[2]](match[3]).rstrip() + "\n" + match[4], text)
 
 

@@ -4,11 +4,6 @@ import argparse
 import json
 from dataclasses import asdict
 
-from ..utils.markdown import markdown_table
-
-
-HEADER = ("name", "finds", "network", "parameters", "MB", "input", "trained on", "terms", "on its validation split")
-
 
 def add_arguments(parser: argparse.ArgumentParser):
     """Add the arguments of `unconceal models`."""
@@ -21,19 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace):
     """Print a table or JSON."""
-    from ..hub.shipped import describe, shipped_names
+    from ..hub.shipped import describe, shipped_names, shipped_table
 
-    networks = [describe(name) for name in shipped_names()]
+    names = shipped_names()
     if args.json:
-        print(json.dumps([asdict(each) for each in networks], indent=2))
-        return
-    if not networks:
+        print(json.dumps([asdict(describe(name)) for name in names], indent=2))
+    elif names:
+        print(shipped_table())
+    else:
         print("this installation has no trained networks; install from a whole copy of the repository (pip install .)")
-        return
-    rows = []
-    for each in networks:
-        numbers = ", ".join(f"{title} {value:.3f}" for title, value in each.numbers.items())
-        parameters, size = f"{each.parameters / 1e6:.2f} M", f"{each.megabytes:.1f}"
-        facts = (each.name, each.task, each.network, parameters, size, each.input_size)
-        rows.append((*facts, each.data, each.terms, numbers))
-    print(markdown_table(HEADER, rows))

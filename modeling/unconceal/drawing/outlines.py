@@ -1,4 +1,4 @@
-"""Draw masks as outlines on white, for images that may not be shown."""
+"""Draw outlines of masks on white, without the image."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -14,7 +14,7 @@ TRUTH, FOUND = (0, 114, 178), (213, 94, 0)  # blue and orange of Okabe and Ito
 
 
 class Outlined(NamedTuple):
-    """A case to draw: caption, ground truth and found object, both (H, W) and boolean."""
+    """Caption; the object and what was found, (H, W), boolean."""
 
     caption: str
     truth: np.ndarray

@@ -85,11 +85,6 @@ def read_data_card(path: str | Path) -> DatasetCard | None:
         raise UserError(f"cannot read the data set's card {file}: {one_line(error)}; correct it") from error
 
 
-def data_paths(path: str | Sequence[str]) -> list[str]:
-    """Return the data sets of a recipe."""
-    return [path] if isinstance(path, str) else list(path)
-
-
 def split_counts(card: DatasetCard) -> dict[str, int]:
     """Return split -> number of pairs from the card's header."""
     info = card.data.to_dict().get("dataset_info")
@@ -164,9 +159,7 @@ def make_model_card(
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["unconceal", network, *paper["tags"]],
-        datasets=[path for path in data_paths(recipe.data.path) if is_on_hub(path, "dataset")] or None
-        if recipe
-        else None,
+        datasets=[path for path in recipe.data.paths if is_on_hub(path, "dataset")] or None if recipe else None,
         base_model=sorted(base for base in bases if is_on_hub(base, "model")) or None,
         model_name=name,
         eval_results=[row for index_rows, _ in rows for row in index_rows] or None,
@@ -216,7 +209,7 @@ def use_on_hub(repo_id: str) -> str:
 def _data_facts(training: Training) -> dict[str, Any]:
     data = training.recipe.data
     facts = {name: getattr(data, name) for name in ("train_split", "eval_split", "split_seed")}
-    return facts | {"sets": [_set_facts(path, training.data_cards.get(path)) for path in data_paths(data.path)]}
+    return facts | {"sets": [_set_facts(path, training.data_cards.get(path)) for path in data.paths]}
 
 
 def _set_facts(path: str, card: DatasetCard | None) -> dict[str, Any]:
@@ -234,7 +227,7 @@ def _set_facts(path: str, card: DatasetCard | None) -> dict[str, Any]:
 
 
 def _run_facts(training: Training) -> dict[str, Any] | None:
-    """Return how the run went; None if its record is of an older version."""
+    """Return how the run went, or None without a record."""
     run = training.whole or training.progress
     if not run or not run.sessions:
         return None

@@ -1,4 +1,4 @@
-"""Make a network that ships with the package out of a training run."""
+"""Make a shipped network out of a training run."""
 
 import json
 import shlex
@@ -32,9 +32,10 @@ from ..utils.digests import weights_digest
 from ..utils.errors import UserError
 from ..utils.files import replacing
 from ..utils.images import size_text
-from .cards import Shipment, Training, data_paths, make_model_card, network_name
-from .shipped import CARD, CONFIG, FOLDER, PROCESSOR, WEIGHTS, weights_sha256
-from .stage import check_results, read_training
+from . import shipped
+from .cards import Shipment, Training, make_model_card, network_name
+from .shipped import CARD, CONFIG, PROCESSOR, WEIGHTS, weights_sha256
+from .stage import check_results, read_training, save_without_paths
 
 
 MAX_MEGABYTES = 12  # of one network
@@ -66,7 +67,7 @@ def ship_model(
     Raises:
         UserError: If a record is missing, the weights cannot be rounded, or the files are too large.
     """
-    texts, folder = load_texts(), folder or FOLDER / name
+    texts, folder = load_texts(), folder or shipped.FOLDER / name
     if name not in texts:
         raise UserError(f"got the name {name}, expected one of {', '.join(texts)}; describe it in hub/shipped.yaml")
     checkpoint = checkpoint or run / "segmentation" / "best"
@@ -114,8 +115,7 @@ def write_rounded(segmenter: Segmenter, folder: Path):
     Raises:
         UserError: If a weight is too large for float16.
     """
-    segmenter.model.save_pretrained(folder)
-    segmenter.processor.save_pretrained(folder)
+    save_without_paths(segmenter, folder)
     for path in folder.iterdir():
         if path.name not in (CONFIG, PROCESSOR):
             path.unlink()
@@ -157,7 +157,7 @@ def draw_failures(segmenter: Segmenter, dataset: Dataset, counts: list[dict[str,
 
 
 def _protocols(recipe: Recipe) -> list[tuple[Protocol, dict[str, Any]]]:
-    """Return the protocol of the run and that for binary masks, with options."""
+    """Return the protocols of run and binary masks, with options."""
     names = dict.fromkeys((recipe.protocol, SEGMENTATION.name))
     return [(PROTOCOLS[name], PROTOCOLS[name].options(**PROTOCOLS[name].report_options)) for name in names]
 
@@ -177,7 +177,7 @@ def _results(
     """Return the results of every protocol, on images with an object apart."""
     with_object = [_has_object(row) for row in counts]
     parts = [("images with an object", with_object)] if 0 < sum(with_object) < len(counts) else []
-    (path, *more), data = data_paths(recipe.data.path), recipe.data
+    (path, *more), data = recipe.data.paths, recipe.data
     date = datetime.now(UTC).isoformat(timespec="seconds")
     shared = {
         "path": Path(name),

@@ -12,12 +12,14 @@ from typing import Any
 
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_folder
+from ..utils.markdown import markdown_table
 
 
 FOLDER = Path(__file__).parents[1] / "pretrained"
 CONFIG, PROCESSOR, WEIGHTS, CARD = "config.json", "preprocessor_config.json", "model.safetensors", "README.md"
 FILES = (CONFIG, PROCESSOR, WEIGHTS, CARD)
 HEADER = "unconceal"  # our part of a card's header
+COLUMNS = ("name", "finds", "network", "parameters", "MB", "input", "trained on", "terms", "on its validation split")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,16 @@ def describe(name: str) -> Shipped:
         return Shipped(**facts, numbers=numbers)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the card of the shipped network {name} lacks {one_line(error)}; install again") from error
+
+
+def shipped_table() -> str:
+    """Return all shipped networks as a Markdown table."""
+    rows = []
+    for each in map(describe, shipped_names()):
+        numbers = ", ".join(f"{title} {value:.3f}" for title, value in each.numbers.items())
+        size = (f"{each.parameters / 1e6:.2f} M", f"{each.megabytes:.1f}", each.input_size)
+        rows.append((f"`{each.name}`", each.task, each.network, *size, each.data, each.terms, numbers))
+    return markdown_table(COLUMNS, rows)
 
 
 def read_header(folder: Path) -> Any:

@@ -12,16 +12,16 @@ from huggingface_hub import DatasetCard, RepoCard, eval_result_entries_to_yaml
 from transformers import PreTrainedModel
 
 from .. import models
-from ..api import load, weights_digest
+from ..api import Segmenter, load, weights_digest
 from ..data.write import FEATURES
 from ..evaluation.tables import Result, read_result
 from ..training.checkpoints import RECIPE_FILE, read_progress
 from ..training.recipe import load_recipe
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_folder
+from . import shipped
 from .cards import (
     Training,
-    data_paths,
     make_model_card,
     network_name,
     read_data_card,
@@ -32,8 +32,6 @@ from .cards import (
 )
 from .exported import refuse_exported
 from .push import CARD, Upload
-from .shipped import FOLDER, resolve
-from .shipped import WEIGHTS as SHIPPED_WEIGHTS
 
 
 EVAL_RESULTS = ".eval_results/unconceal.yaml"
@@ -75,23 +73,19 @@ def stage_model(
     Raises:
         UserError: If a file cannot be read, or if recipe or results belong to another model.
     """
-    source = Path(resolve(source))
+    source = Path(shipped.resolve(source))
     if not is_folder(source):
         raise UserError(f"got {source} as the model, which is not a folder; name the folder of a checkpoint")
     refuse_exported(source, "unconceal push")
-    if source.resolve().parent == FOLDER.resolve():
+    if source.resolve().parent == shipped.FOLDER.resolve():
         if recipe or results or license:
             what = f"got --recipe, --results or --license for {source.name}, a shipped network with its own card"
             raise UserError(f"{what}; leave them out, or send another card with --card")
         return _stage_shipped(source, repo_id, folder, card)
     segmenter = load(source, device="cpu")
-    config = segmenter.model.config
-    training = read_training(source, recipe, network_name(config))
+    training = read_training(source, recipe, network_name(segmenter.model.config))
     read = check_results(results, segmenter.model, source)
-    for part in filter(None, (getattr(config, name, None) for name in config.sub_configs)):
-        part._name_or_path = ""  # never leak a local path
-    segmenter.model.save_pretrained(folder)
-    segmenter.processor.save_pretrained(folder)
+    save_without_paths(segmenter, folder)
     text, rows = make_model_card(segmenter, repo_id, training, read, license)
     text = text if card is None else _read_text(card)
     _check_header(text, card or "the generated card")
@@ -103,8 +97,17 @@ def stage_model(
     return Upload(repo_id, "model", _list_files(folder), (*WEIGHTS, *sorted(CODE), EVAL_RESULTS))
 
 
+def save_without_paths(segmenter: Segmenter, folder: Path):
+    """Save network and processor without the path of its encoder."""
+    config = segmenter.model.config
+    for part in filter(None, (getattr(config, name, None) for name in config.sub_configs)):
+        part._name_or_path = ""
+    segmenter.model.save_pretrained(folder)
+    segmenter.processor.save_pretrained(folder)
+
+
 def check_results(paths: Sequence[str | Path], model: PreTrainedModel, source: Path) -> list[Result]:
-    """Read results, all of which must be of the model that `source` holds."""
+    """Read results; refuse those of other weights than `source` holds."""
     read = [read_result(path) for path in paths]
     digest = weights_digest(model) if read else None
     for result in read:
@@ -117,11 +120,9 @@ def check_results(paths: Sequence[str | Path], model: PreTrainedModel, source: P
 
 
 def _stage_shipped(source: Path, repo_id: str, folder: Path, card: str | None) -> Upload:
-    """Add code to a shipped network, and its use on the Hub to its card."""
-    segmenter = load(source, device="cpu")
-    segmenter.model.save_pretrained(folder)
-    segmenter.processor.save_pretrained(folder)
-    for path in (source / SHIPPED_WEIGHTS, *source.glob("*.webp")):
+    """Add code to a shipped network, and another use to its card."""
+    save_without_paths(load(source, device="cpu"), folder)
+    for path in (source / shipped.WEIGHTS, *source.glob("*.webp")):
         shutil.copy(path, folder)  # weights in float16, whose SHA-256 is on the card
     text = _read_text(card or source / CARD)
     if card is None:
@@ -147,7 +148,7 @@ def read_training(source: Path, given: str | Path | None, network: str) -> Train
         raise UserError(f"{what}; name its own with --recipe")
     task = source.parent.name if source.parent.name in recipe.phases else list(recipe.phases)[-1]
     whole = read_progress(source.with_name("last"))
-    cards = {path: read_data_card(path) for path in data_paths(recipe.data.path)}
+    cards = {path: read_data_card(path) for path in recipe.data.paths}
     return Training(recipe, task, read_progress(source), whole, cards)
 
 
