@@ -277,7 +277,7 @@ def _positive(counts: dict[str, int]) -> dict[str, int]:
 
 
 def _generated(counts: dict[str, int], row: Callable[[str, int, str], dict]) -> Iterator[tuple[str, dict]]:
-    """Yield split and row of each image; `row` takes split, number and id."""
+    """Yield split and row; `row` takes split, number and id."""
     numbers = ((split, number) for split, count in counts.items() for number in range(count))
     total = sum(counts.values())
     for split, number in tqdm(numbers, total=total, desc="generating", unit="image", disable=None):

@@ -175,7 +175,7 @@ class PhotoScenes:
 
 
 def _open(photo: Photo, scale: float) -> Image.Image:
-    """Open a photo, at a smaller scale if it decodes faster and `scale` allows it."""
+    """Open a photo; it may come smaller, down to `scale`."""
     with decoding(photo.path, max_pixels=photo.size[0] * photo.size[1]) as image:
         image.draft("RGB", tuple(int(side * min(scale, 1)) for side in image.size))
         return to_rgb(image)
@@ -184,7 +184,7 @@ def _open(photo: Photo, scale: float) -> Image.Image:
 def _choose(
     rng: Rng, photo: Photo, sides: np.ndarray, look: np.ndarray | None = None
 ) -> tuple[Box, np.ndarray, float]:
-    """Choose a square of one of the sides; prefer no avoided objects and the given look.
+    """Choose a square; prefer no avoided objects and the given look.
 
     Returns:
         The square; its look: mean color and, three times, the deviation of colors; mean of `avoided`.
@@ -214,14 +214,14 @@ def _around(mask: np.ndarray) -> np.ndarray:
 
 
 def _cue(image: np.ndarray, mask: np.ndarray) -> float:
-    """Return how much an object differs from its surroundings, as a share of their contrast."""
+    """Return how much an object differs, as a share of the contrast."""
     inside, outside = image[mask], image[_around(mask)]
     differences = (np.abs(measure(inside, 0) - measure(outside, 0)).max() for measure in (np.mean, np.std))
     return sum(differences) / (outside.std() + 0.03)
 
 
 def _hide(rng: Rng, scene: np.ndarray, patch: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the scene with a patch under the mask, lit as a body is."""
+    """Return the scene with a lit patch under the mask."""
     size, reach = len(mask), _reach(mask)
     inside, outside = patch[mask], scene[_around(mask)]
     likeness = rng.uniform(0.4, 1)
@@ -247,7 +247,7 @@ def _hide(rng: Rng, scene: np.ndarray, patch: np.ndarray, mask: np.ndarray) -> n
 
 
 def _add_decoy(rng: Rng, scene: np.ndarray, patch: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the scene with a faint patch, another texture, or a spot of light or shadow."""
+    """Add a faint patch, another texture, or light or shadow."""
     kind = rng.integers(3)
     if kind == 0:
         return scene + rng.uniform(0.05, 0.25) * blurred(mask, rng.uniform(0.5, 2)) * (patch - scene)
@@ -258,7 +258,7 @@ def _add_decoy(rng: Rng, scene: np.ndarray, patch: np.ndarray, mask: np.ndarray)
 
 
 def _finish(rng: Rng, *images: np.ndarray) -> Iterator[bytes]:
-    """Change all images alike, as one camera would, and encode them as JPEG."""
+    """Change all images as one camera would; encode them as JPEG."""
     gamma, gains = np.exp(rng.normal(0, 0.15)), 1 + 0.06 * rng.standard_normal(3)
     noise = rng.choice([0, rng.uniform(0, 0.03)]) * rng.standard_normal(images[0].shape, dtype=np.float32)
     blur, quality = rng.choice([0, rng.uniform(0.3, 0.9)]), int(rng.integers(75, 96))
