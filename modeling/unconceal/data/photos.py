@@ -124,7 +124,7 @@ class PhotoScenes:
         return *_finish(rng, image, scene), mask
 
     def _mask(self, rng: Rng, split: str) -> np.ndarray:
-        """Place a silhouette of 3 to 90 percent of the image's side; return (size, size)."""
+        """Place a silhouette, 4 to 100 percent of the side, at random."""
         shapes = self.shapes[split]
         while True:
             if shapes and rng.random() > DRAWN_SHAPES:

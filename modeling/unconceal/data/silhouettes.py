@@ -50,7 +50,7 @@ def read_shapes(folder: Path, max_pixels: int = MAX_PIXELS) -> tuple[list[bytes]
 
 
 def draw_animal(rng: Rng) -> np.ndarray:
-    """Draw the outline of an animal: body, head, tail; limbs, fins or wings."""
+    """Draw an animal's outline: body, head, tail; limbs, fins or wings."""
     canvas = Image.new("L", (2 * SHAPE_SIZE, 2 * SHAPE_SIZE))
     draw = ImageDraw.Draw(canvas)
 
