@@ -28,7 +28,7 @@ def find_groups(ids: Sequence[str], sources: Sequence[str]) -> list[str]:
 
     The photos of one magnetic tile are a group. Any other row is its own. In a class, sorted by number, a tile ends
     where the exposure does not rise or the number jumps by more than 200. Tiles of two classes are one if their
-    numbers overlap: some exposures of a tile show its defect and others do not.
+    numbers overlap: the makers filed some exposures of one tile as free, others with its defect.
     """
     groups = list(ids)
     photos = []
