@@ -1,6 +1,7 @@
 """Every shipped recipe loads, builds its network and names its source."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from unconceal.__main__ import main
 from unconceal.models.configuration_run import REMOVED_SWITCHES
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.networks import NETWORKS
-from unconceal.training.recipe import load_recipe
+from unconceal.training.recipe import load_recipe, read_data_recipe
 from unconceal.training.start import check_folder, claim_folder
 from unconceal.utils.errors import UserError
 
@@ -81,6 +82,28 @@ def test_every_run_has_its_own_output_folder():
         ("data.transforms.max_rotation=181", "data.transforms.max_rotation is 181.0, expected from 0 to 180 degrees"),
         ("phases.segmentation.optimizer.learning_rate=nan", "learning_rate is nan, expected more than 0"),
         ("phases.reconstruction.optimizer.weight_decay=-1", "weight_decay is -1.0, expected 0 or more"),
+        ("data.path=[]", "data.path is [], expected a folder, the id of a data set on the Hub, or a list of them"),
+        ("data.path=[a,3]", "data.path is ['a', 3], expected a folder"),
+        ("data.path=[a,b,a]", "data.path is ['a', 'b', 'a'], expected different data sets"),
+        ("data.weights=[1,2]", "data.weights is [1.0, 2.0], expected a number above 0 for each of 1 data sets"),
+        ("data.weights=[0]", "data.weights is [0.0], expected a number above 0"),
+        ("data.weights=[inf]", "data.weights is [inf], expected a number above 0"),
+        ("data.weights=[much]", "data.weights[0]: Value 'much'"),
+        ("data.transforms.min_zoom=0", "data.transforms.min_zoom is 0.0, expected more than 0"),
+        ("data.transforms.min_zoom=1.5", "data.transforms.min_zoom is 1.5, expected at most max_zoom, 1.0"),
+        ("data.transforms.max_zoom=inf", "data.transforms.max_zoom is inf, expected more than 0"),
+        ("data.transforms.max_stretch=0.9", "data.transforms.max_stretch is 0.9, expected 1 or more"),
+        ("data.transforms.hue=0.6", "data.transforms.hue is 0.6, expected from 0 to 0.5"),
+        ("data.transforms.gray_probability=-1", "gray_probability is -1.0, expected from 0 to 1"),
+        ("data.transforms.blur_probability=2", "blur_probability is 2.0, expected from 0 to 1"),
+        ("data.transforms.max_blur=-1", "data.transforms.max_blur is -1.0, expected 0 or more"),
+        ("data.transforms.noise=nan", "data.transforms.noise is nan, expected 0 or more"),
+        (
+            "phases.segmentation.freeze_encoder_epochs=1",
+            "freeze_encoder_epochs is 1, expected 0, as srs has no",
+        ),
+        ("phases.segmentation.freeze_norms_epochs=1", "freeze_norms_epochs is 1, expected 0, as srs has no backbone"),
+        ("phases.segmentation.optimizer.encoder_lr_ratio=0.1", "encoder_lr_ratio is 0.1, expected 1, as srs has no"),
         ("trackers=[foo]", "trackers is 'foo', expected one that is installed: tensorboard"),
         ("processor.preprocess=3", "processor is 'preprocess'"),
         ("nonsense", "got override 'nonsense', expected key=value"),
@@ -143,6 +166,26 @@ def test_recipe_starts_from_its_bases(tmp_path, monkeypatch):
     (tmp_path / "middle.yaml").write_text("base: sub/top.yaml")
     with pytest.raises(UserError, match="top.yaml -> .*middle.yaml -> .*top.yaml"):
         load_recipe("top.yaml")
+
+
+def test_several_data_sets_replace_one_and_are_read_again(tmp_path):
+    recipe = load_recipe(SMOKE, ["data.path=[data/a, org/b]", "data.weights=[1, 2.5]", f"output_dir={tmp_path}"])
+    assert (recipe.data.path, recipe.data.weights) == (["data/a", "org/b"], [1.0, 2.5])
+    claim_folder(tmp_path, recipe, resume=False)
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    assert read_data_recipe(tmp_path / "recipe.yaml") == recipe.data
+    check_folder(tmp_path, recipe, resume=True, overwrite=False)
+    for change in ({"weights": [1.0, 2.0]}, {"path": ["org/b", "data/a"]}):
+        other = replace(recipe, data=replace(recipe.data, **change))
+        with rejected(f"was started with another data.{next(iter(change))};"):
+            check_folder(tmp_path, other, resume=True, overwrite=False)
+    assert load_recipe(SMOKE).data.paths == ["data/synthetic"]
+
+
+@pytest.mark.parametrize("key", ["freeze_encoder_epochs", "freeze_norms_epochs", "optimizer.encoder_lr_ratio"])
+def test_settings_of_the_encoder_are_not_negative(key):
+    with rejected(f"phases.segmentation.{key} is -1.*, expected 0 or more"):
+        load_recipe(ROOT / "configs/run/smoke.yaml", [f"phases.segmentation.{key}=-1"])
 
 
 def test_fields_of_an_encoder_are_checked():

@@ -31,6 +31,7 @@ from unconceal import OpdsConfig, RunForImageSegmentation, SrsConfig, SrsForImag
 from unconceal.__main__ import main
 from unconceal.data.builders import build_synthetic
 from unconceal.data.loading import load_splits
+from unconceal.data.transforms import TrainingSet
 from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.training import loop
@@ -38,7 +39,15 @@ from unconceal.training.loop import train
 from unconceal.training.recipe import OptimizerRecipe, load_recipe
 from unconceal.training.seeds import summarize_seeds, train_seeds
 from unconceal.training.speed import measure_recipe
-from unconceal.training.start import build_config, build_model, check_start, claim_folder, load_backbone, load_data
+from unconceal.training.start import (
+    build_config,
+    build_model,
+    build_processor,
+    check_start,
+    claim_folder,
+    load_backbone,
+    load_data,
+)
 from unconceal.utils.errors import UserError
 
 
@@ -128,8 +137,11 @@ def test_two_phases_leave_checkpoints_that_auto_classes_open(recipe_file, tmp_pa
     assert list(run.glob("segmentation/events.out.tfevents.*")), "no TensorBoard log"
 
 
-def test_resumed_run_equals_an_unbroken_one(recipe_file, tmp_path):
+def test_resumed_run_equals_an_unbroken_one(recipe_file, scenes, tmp_path):
+    build_synthetic("infrared", tmp_path / "more", {"train": 6}, size=48)
     settings = [
+        f"data.path=[{scenes}, {tmp_path / 'more'}]",
+        "data.weights=[1, 3]",
         "phases.segmentation.gradient_accumulation_steps=2",
         "phases.segmentation.ema_decay=0.9",
         "phases.segmentation.max_grad_norm=1.0",
@@ -146,6 +158,7 @@ def test_resumed_run_equals_an_unbroken_one(recipe_file, tmp_path):
     for phase in ("reconstruction", "segmentation"):
         assert history(tmp_path / "broken" / phase / "last") == history(unbroken / phase / "last")
     assert_equal_weights(tmp_path / "broken" / "segmentation" / "last", unbroken / "segmentation" / "last")
+    assert history(unbroken / "segmentation" / "last")[-1]["eval_num_images"] == 3
     assert not list(tmp_path.glob("broken/segmentation/.*")), "something was left next to the checkpoints"
 
 
@@ -535,19 +548,84 @@ def test_resumed_run_with_a_pretrained_encoder_equals_an_unbroken_one(run_recipe
             progress.append(self.training_progress)
         return forward(self, *args, **kwargs)
 
-    weights = f"phases.segmentation.init_backbone_from={tmp_path / 'encoder'}"
-    save_encoder(tmp_path / "encoder")
+    phase = {"init_backbone_from": tmp_path / "encoder", "freeze_encoder_epochs": 1, "optimizer.encoder_lr_ratio": 0.1}
+    settings = [f"phases.segmentation.{key}={value}" for key, value in phase.items()]
+    weights = save_encoder(tmp_path / "encoder")
     with monkeypatch.context() as patch:
         patch.setattr(RunForImageSegmentation, "forward", spy)
-        train(run_recipe(weights, f"output_dir={tmp_path / 'unbroken'}"))
+        train(run_recipe(*settings, f"output_dir={tmp_path / 'unbroken'}"))
     # 10 images in batches of 4, two epochs
     assert progress == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
-    broken = run_recipe(weights, f"output_dir={tmp_path / 'broken'}")
-    train_until(2, broken)
-    train(broken, resume=True)
     last = [tmp_path / name / "segmentation" / "last" for name in ("unbroken", "broken")]
+    broken = run_recipe(*settings, f"output_dir={tmp_path / 'broken'}")
+    train_until(2, broken)
+    encoder = RunForImageSegmentation.from_pretrained(last[1]).backbone.state_dict()
+    assert all(torch.equal(encoder[name], weights[name]) for name in encoder), "the encoder was not frozen"
+    state = torch.load(last[1] / "training_state" / "optimizer.bin")
+    rates = [group["lr"] for group in state["param_groups"]]
+    assert rates == pytest.approx([1e-3, 1e-4])  # half of the cosine
+    train(broken, resume=True)
+    encoder = RunForImageSegmentation.from_pretrained(last[1]).backbone.state_dict()
+    assert not any(torch.equal(encoder[name], weights[name]) for name in encoder), "the encoder stayed frozen"
     assert history(last[0]) == history(last[1])
     assert_equal_weights(*last)
+
+
+@pytest.fixture
+def start_phase(run_recipe):
+    """Return a function that prepares the training of RUN with settings of its phase."""
+
+    def start(**settings):
+        recipe = run_recipe(*(f"phases.segmentation.{key}={value}" for key, value in settings.items()))
+        phase = recipe.phases["segmentation"]
+        accelerator = loop.make_accelerator(recipe, phase)
+        rows = load_data(recipe.data)["train"]
+        samples = TrainingSet(rows, build_processor(recipe, None), recipe.data.transforms, recipe.seed)
+        network = build_model(recipe, "segmentation", None)
+        return phase, accelerator, loop.prepare_phase(recipe, phase, accelerator, network, samples)
+
+    return start
+
+
+@pytest.mark.parametrize("key", ["freeze_encoder_epochs", "freeze_norms_epochs"])
+def test_frozen_parts_do_not_move_in_the_first_epochs(start_phase, key):
+    phase, accelerator, parts = start_phase(**{key: 1})
+    batch = next(iter(parts.batches))
+    norms = {
+        name for name, module in parts.network.backbone.named_modules() if isinstance(module, torch.nn.BatchNorm2d)
+    }
+    for epoch in range(2):
+        before = {name: tensor.clone() for name, tensor in parts.network.state_dict().items()}
+        parts.model.train()
+        parts.frozen = loop.freeze_encoder(parts.network, phase, epoch)
+        loop.train_step(phase, accelerator, parts, batch)
+        moved = {name for name, tensor in parts.network.state_dict().items() if not torch.equal(tensor, before[name])}
+        assert any(not name.startswith("backbone.") for name in moved)
+        stays = {name for name in before if name.startswith("backbone.")} - moved
+        if epoch == 1:
+            assert not stays
+        elif key == "freeze_encoder_epochs":
+            assert stays == {name for name in before if name.startswith("backbone.")}
+        else:
+            assert {name.removeprefix("backbone.").rpartition(".")[0] for name in stays} == norms
+
+
+def test_mean_of_the_weights_follows_the_first_weights_closely(start_phase):
+    *_, parts = start_phase(ema_decay=0.5)
+    averaged, network = parts.averaged, parts.network
+    expected = 0.0
+    for steps, decay in enumerate((0, 2 / 11, 3 / 12, 4 / 13, 5 / 14)):  # then the decay of the recipe
+        for parameter in network.parameters():
+            parameter.data.fill_(steps)
+        averaged.update_parameters(network)
+        expected = decay * expected + (1 - decay) * steps
+        assert next(averaged.parameters()).flatten()[0].item() == pytest.approx(expected)
+    for _ in range(20):
+        averaged.update_parameters(network)
+    before = next(averaged.parameters()).flatten()[0].item()
+    next(network.parameters()).data.fill_(before + 1)
+    averaged.update_parameters(network)
+    assert next(averaged.parameters()).flatten()[0].item() == pytest.approx(before + 0.5)
 
 
 def test_changes_of_a_checkpoint_are_checked_before_training(tmp_path):
