@@ -43,7 +43,7 @@ def make_recipe(tmp_path, name, **sizes):
 def start(recipe):
     """Build the network of a recipe and load its encoder."""
     model = build_model(recipe, "segmentation", None)
-    load_backbone(model, recipe.phases["segmentation"])
+    assert load_backbone(model, recipe.phases["segmentation"])
     return model
 
 

@@ -221,7 +221,8 @@ def load_backbone(model: PreTrainedModel, phase: PhaseRecipe, warn: bool = True)
     with loading_explained(f"cannot start the encoder from {source}"):
         if source in PACKAGED and not Path(source).exists():
             with packaged_encoder(source) as folder:
-                return model.load_backbone(str(folder))
+                model.load_backbone(str(folder))
+            return True
         on_hub = is_hub_id(source) and not Path(source).exists()
         if not on_hub or cached_file(source, CONFIG_NAME, _raise_exceptions_for_connection_errors=False):
             model.load_backbone(source)
