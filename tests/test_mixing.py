@@ -1,18 +1,24 @@
 """Several data sets in one run."""
 
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import pytest
 from common import rejected
 from PIL import Image
 
+from unconceal import load
 from unconceal.data.builders import build_synthetic
 from unconceal.data.mixing import Mixture, join_sets, load_sets
 from unconceal.data.transforms import TrainingSet, TransformRecipe
+from unconceal.hub.cards import Training, make_model_card, read_data_card
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
-from unconceal.training.recipe import DataRecipe
+from unconceal.training.recipe import DataRecipe, load_recipe
 from unconceal.training.start import load_data
+
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +106,18 @@ def test_repeated_images_are_changed_differently(folders):
     places = [index for index in range(len(samples)) if mixture.row(index, 1) == 7]
     assert len(places) == 4
     assert len({samples[index]["pixel_values"].mean().item() for index in places}) == 4
+
+
+def test_card_lists_every_set(folders, checkpoint):
+    data = f"data.path=[{folders / 'a'}, {folders / 'c'}, gone/absent]"
+    recipe = load_recipe(ROOT / "configs/srs/smoke.yaml", [data, "data.weights=[3, 1, 1]"])
+    cards = {path: read_data_card(path) for path in recipe.data.paths}
+    text, _ = make_model_card(
+        load(checkpoint, "cpu"), "org/mixed", Training(recipe, "segmentation", None, None, cards)
+    )
+    assert "7 in `train`, 2 in `val`. Trained on `train`; the best checkpoint was chosen on `val`." in text
+    assert "2 in `train`. Trained on `train`.\n" in text
+    assert "A data set named `absent`. Its card was not at hand" in text
+    names = [cards[path].data.pretty_name for path in recipe.data.paths[:2]]
+    assert f"Shares of the training samples: {names[0]} 60%, {names[1]} 20%, absent 20%." in text
+    assert str(folders) not in text

@@ -209,7 +209,11 @@ def use_on_hub(repo_id: str) -> str:
 def _data_facts(training: Training) -> dict[str, Any]:
     data = training.recipe.data
     facts = {name: getattr(data, name) for name in ("train_split", "eval_split", "split_seed")}
-    return facts | {"sets": [_set_facts(path, training.data_cards.get(path)) for path in data.paths]}
+    sets = [_set_facts(path, training.data_cards.get(path)) for path in data.paths]
+    shares = []
+    if data.weights:
+        shares = [f"{one['name']} {w / sum(data.weights):.0%}" for one, w in zip(sets, data.weights, strict=True)]
+    return facts | {"sets": sets, "shares": ", ".join(shares)}
 
 
 def _set_facts(path: str, card: DatasetCard | None) -> dict[str, Any]:
@@ -217,9 +221,11 @@ def _set_facts(path: str, card: DatasetCard | None) -> dict[str, Any]:
     facts["on_hub"] = path if is_on_hub(path, "dataset") else None
     if card is not None:
         sections = {title: section(card, title) for title in ("Source", "Terms")}
+        counts = split_counts(card)
         facts |= {
             "name": card.data.pretty_name or facts["name"],
-            "counts": ", ".join(f"{number} in `{split}`" for split, number in split_counts(card).items()),
+            "splits": list(counts),
+            "counts": ", ".join(f"{number} in `{split}`" for split, number in counts.items()),
             "facts": {title: text for title, text in sections.items() if text},
             "license": card.data.license,
         }
