@@ -15,7 +15,9 @@ from .write import DATA_COLUMNS
 
 
 def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> dict[str, Dataset]:
-    """Open splits of a folder or a Hub data set; `optional` ones may be absent.
+    """Open splits of a folder or a Hub data set.
+
+    Those in `optional` may be absent.
 
     Raises:
         UserError: If the data set, a split or a column is missing.
@@ -60,7 +62,7 @@ def read_pair(dataset: Dataset, index: int) -> tuple[dict[str, Any], Image, Imag
 
 
 def row_name(dataset: Dataset, index: int) -> str:
-    """Return the name of a row for messages: its id, if the rows have ids."""
+    """Return the id of a row, or else its number, for messages."""
     return dataset.select_columns(["id"])[index]["id"] if "id" in dataset.column_names else f"row {index}"
 
 

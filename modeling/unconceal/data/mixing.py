@@ -86,7 +86,7 @@ class Mixture:
         self._first_rows = list(accumulate(sizes, initial=0))
 
     def row(self, index: int, epoch: int) -> int:
-        """Return the row of the joined sets that is sample `index` of an epoch."""
+        """Return the row, in the joined sets, of a sample."""
         part = bisect_right(self._starts, index) - 1
         nth = epoch * self.counts[part] + index - self._starts[part]
         round_, place = divmod(nth, self.sizes[part])

@@ -139,9 +139,10 @@ def mean_color(image: Image.Image) -> tuple[int, ...]:
 
 
 def zoom(image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: Rng) -> ImageAndMask:
-    """Cut the same random window out of an RGB image and its gray mask (random resized crop).
+    """Cut the same random window out of image and mask.
 
-    The processor resizes the window. What lies outside the image is background of the mean color.
+    This is a random resized crop: the processor resizes the window. What lies outside the RGB image is background of
+    the mean color.
     """
     factor = math.exp(rng.uniform(math.log(recipe.min_zoom), math.log(recipe.max_zoom)))
     stretch = math.exp(rng.uniform(-1, 1) * math.log(recipe.max_stretch) / 2)
@@ -157,7 +158,7 @@ def zoom(image: Image.Image, mask: Image.Image, recipe: TransformRecipe, rng: Rn
 
 
 def degrade(image: Image.Image, recipe: TransformRecipe, rng: Rng) -> Image.Image:
-    """Change the hue of an RGB image, remove its color, blur it, add noise."""
+    """Change the hue of an image, remove color, blur, add noise."""
     turn, is_gray, is_blurred, radius, deviation = rng.random(5).tolist()  # drawn for 0 too
     if recipe.hue:
         hue, *others = image.convert("HSV").split()

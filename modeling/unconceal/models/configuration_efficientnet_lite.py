@@ -56,13 +56,13 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls(**{"width_ratio": width_ratio, "depth_ratio": depth_ratio, **kwargs})
 
     def scale_width(self, channels: int) -> int:
-        """Return a number of channels times `width_ratio`, rounded to a multiple of 8."""
+        """Scale a number of channels to a multiple of 8."""
         exact = channels * self.width_ratio
         rounded = max(8, int(exact + 4) // 8 * 8)
         return rounded if rounded >= 0.9 * exact else rounded + 8
 
     def scale_depth(self, num_blocks: int) -> int:
-        """Return a number of blocks times `depth_ratio`, rounded up. One block stays one."""
+        """Scale a number of blocks, rounded up; one block stays one."""
         return math.ceil(num_blocks * self.depth_ratio) if num_blocks > 1 else 1
 
     def validate_sizes(self):

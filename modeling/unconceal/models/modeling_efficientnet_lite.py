@@ -33,7 +33,7 @@ STAGES = (
 
 
 def pad_same(hidden_states: Tensor, kernel_size: int) -> Tensor:
-    """Pad (B, C, H, W) for a convolution of stride 2, as TensorFlow does ("SAME").
+    """Pad for a convolution of stride 2, as TensorFlow's "SAME".
 
     It pads less at the left and the top, so that the outputs of even sides start at the first pixel.
     """
@@ -59,7 +59,7 @@ class EfficientNetLiteConvNormAct(nn.Sequential):
         )
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map (B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
+        """Map (B, C_in, H, W) to (B, C_out, H/stride, W/stride)."""
         conv, norm, act = self
         kernel_size = conv.kernel_size[0]
         if conv.stride[0] > 1:
@@ -89,7 +89,7 @@ class EfficientNetLiteBlock(GradientCheckpointingLayer):
         self.project = EfficientNetLiteConvNormAct(inner, out_channels, 1, act=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map (B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
+        """Map (B, C_in, H, W) to (B, C_out, H/stride, W/stride)."""
         branch = self.depthwise(self.expand(hidden_states))
         if isinstance(self.project, FusedConv2d):
             return self.project(branch, plus=hidden_states if self.is_residual else None)
