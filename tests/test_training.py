@@ -14,7 +14,7 @@ import datasets
 import pytest
 import torch
 import yaml
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from common import TWO_PROCESSES, rejected
@@ -240,6 +240,7 @@ def test_optimizer_in_one_kernel_equals_a_plain_one(name):
 
 
 def test_a_step_skipped_for_a_scaled_loss_is_seen():
+    Accelerator(cpu=True)  # its optimizer asks for the state
     layer = torch.nn.Linear(2, 2)
     optimizer = loop.make_optimizer(layer, OptimizerRecipe(), torch.device("cpu"), scales_loss=True)
     scaler = torch.amp.GradScaler("cpu")

@@ -149,6 +149,21 @@ def check_start(recipe: Recipe, task: str, resume: bool):
         load_backbone(model_class(config), phase, warn=False)
 
 
+def find_start(init_from: str | Path) -> str | Path:
+    """Return the folder or Hub id that `init_from` names.
+
+    Raises:
+        UserError: If there is none.
+    """
+    try:
+        init_from = resolve(init_from)
+    except UserError as error:
+        raise UserError(f"cannot start from {init_from}: {error}") from error
+    if not Path(init_from).exists() and not is_hub_id(init_from):
+        raise UserError(f"cannot start from {init_from}: no such folder, and a Hub id has the form owner/name")
+    return init_from
+
+
 def build_config(recipe: Recipe, init_from: str | Path | None) -> PreTrainedConfig:
     """Return the configuration of checkpoint or network, changed by `recipe.model`.
 
@@ -159,9 +174,7 @@ def build_config(recipe: Recipe, init_from: str | Path | None) -> PreTrainedConf
     if init_from is None:
         with loading_explained("recipe: model", CHECK_RECIPE):
             return config_class(**recipe.model)
-    init_from = resolve(init_from)
-    if not Path(init_from).exists() and not is_hub_id(init_from):
-        raise UserError(f"cannot start from {init_from}: no such folder, and a Hub id has the form owner/name")
+    init_from = find_start(init_from)
     check = "if its files were not edited and the values in the recipe are right"
     with loading_explained(f"cannot start from {init_from}", check):
         kept = config_class.get_config_dict(init_from)[0]
@@ -178,7 +191,7 @@ def build_processor(recipe: Recipe, init_from: str | Path | None) -> UnconcealIm
     Raises:
         UserError: If the values do not fit together.
     """
-    init_from = init_from and resolve(init_from)
+    init_from = init_from and find_start(init_from)
     with loading_explained("recipe: processor", CHECK_RECIPE):
         # Checkpoints published by others may have no image processor.
         if init_from and cached_file(init_from, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False):
@@ -195,7 +208,7 @@ def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreT
     config, model_class = build_config(recipe, init_from), NETWORKS[recipe.network].tasks[task]
     if init_from is None:
         return model_class(config)
-    init_from = resolve(init_from)
+    init_from = find_start(init_from)
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of new weights is expected in a later phase
     try:
