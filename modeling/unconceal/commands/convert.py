@@ -7,6 +7,23 @@ from ..utils.errors import UserError
 from ..utils.files import replacing
 
 
+# Help, description, and an example of a file.
+ENCODERS = {
+    "mscan": (
+        "MSCAN of any size: the encoder of OPDS",
+        "Convert the encoder of an ImageNet classifier or of a whole SegNeXt. Name the new folder as "
+        "phases.segmentation.init_backbone_from in a recipe.",
+        "mscan_b.pth",
+    ),
+    "efficientnet-lite": (
+        "EfficientNet-Lite of any size, an encoder for RUN and OPDS",
+        "Convert the encoder of an ImageNet classifier. Recipes need no conversion: their init_backbone_from can name "
+        "efficientnet-lite0, -lite1 or -lite2.",
+        "efficientnet-lite0-57934424.pth",
+    ),
+}
+
+
 def add_arguments(parser: argparse.ArgumentParser):
     """Add the arguments of `unconceal convert`."""
     parser.description = "Convert checkpoints that a paper's authors published into checkpoints of this project."
@@ -27,22 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     srs.add_argument("--release-quirks", action="store_true", help=quirks)
     srs.add_argument("--bgr", action="store_true", help="blue channel first, as the authors read the BUS files")
-    mscan = networks.add_parser(
-        "mscan",
-        help="MSCAN of any size: the encoder of OPDS",
-        description="Convert the encoder of an ImageNet classifier or of a whole SegNeXt. Name the new folder as "
-        "phases.segmentation.init_backbone_from in a recipe.",
-    )
-    mscan.add_argument("weights", metavar="FILE", help="published weights, such as mscan_b.pth")
-    mscan.add_argument("--out", required=True, metavar="DIR", help="folder to make")
-    lite = networks.add_parser(
-        "efficientnet-lite",
-        help="EfficientNet-Lite of any size, an encoder for RUN and OPDS",
-        description="Convert the encoder of an ImageNet classifier. Recipes need no conversion: their "
-        "init_backbone_from can name efficientnet-lite0, -lite1 or -lite2.",
-    )
-    lite.add_argument("weights", metavar="FILE", help="published weights, such as efficientnet-lite0-57934424.pth")
-    lite.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+    for name, (about, description, example) in ENCODERS.items():
+        one = networks.add_parser(name, help=about, description=description)
+        one.add_argument("weights", metavar="FILE", help=f"published weights, such as {example}")
+        one.add_argument("--out", required=True, metavar="DIR", help="folder to make")
 
 
 def run(args: argparse.Namespace):

@@ -5,13 +5,10 @@ Networks", ICML 2019, https://arxiv.org/abs/1905.11946. Written from the shapes 
 `unconceal convert efficientnet-lite` converts.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoBackbone, AutoModel
-from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
@@ -19,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_efficientnet_lite import EfficientNetLiteConfig
 from .inference import FusedConv2d, fuse_layers
-from .modeling_unconceal import UnconcealPreTrainedModel, without_autocast
+from .modeling_unconceal import UnconcealPreTrainedModel, drop_path, init_by_fan_out, without_autocast
 
 
 STEM_SIZE = 32  # in every size
@@ -94,12 +91,7 @@ class EfficientNetLiteBlock(GradientCheckpointingLayer):
         if isinstance(self.project, FusedConv2d):
             return self.project(branch, plus=hidden_states if self.is_residual else None)
         branch = self.project(branch)
-        if not self.is_residual:
-            return branch
-        if self.training and self.drop_path_rate:
-            # Some images skip the branch (stochastic depth).
-            branch = branch * F.dropout(branch.new_ones(branch.shape[0], 1, 1, 1), self.drop_path_rate)
-        return hidden_states + branch
+        return hidden_states + drop_path(branch, self.drop_path_rate, self.training) if self.is_residual else branch
 
     def prepare_for_inference(self):
         """Make the projection add the residual."""
@@ -121,8 +113,7 @@ class EfficientNetLitePreTrainedModel(UnconcealPreTrainedModel):
     def _init_weights(self, module: nn.Module):
         """Initialize convolutions from N(0, 2 / fan-out), as published."""
         if isinstance(module, nn.Conv2d):
-            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-            init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            init_by_fan_out(module)
         else:
             super()._init_weights(module)
 

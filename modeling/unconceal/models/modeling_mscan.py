@@ -5,8 +5,6 @@ https://arxiv.org/abs/2209.08575. Written from the paper and from the names and 
 `unconceal convert mscan` converts. OPDS uses it by default. RUN can use it, and it works alone.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +17,13 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_mscan import MscanConfig
 from .inference import FusedConv2d, fold_norm_before, scale_outputs
-from .modeling_unconceal import ChannelLayerNorm, UnconcealPreTrainedModel, without_autocast
+from .modeling_unconceal import (
+    ChannelLayerNorm,
+    UnconcealPreTrainedModel,
+    drop_path,
+    init_by_fan_out,
+    without_autocast,
+)
 
 
 # Lengths of the strips. Each is a pair of depth-wise convolutions, along rows and columns (section 3.1).
@@ -135,9 +139,7 @@ class MscanBlock(GradientCheckpointingLayer):
 
     def drop_path(self, branch: Tensor) -> Tensor:
         """Drop the branch (B, C, H, W) of random images in training."""
-        if not self.training or self.drop_path_rate == 0:
-            return branch
-        return branch * F.dropout(branch.new_ones(branch.shape[0], 1, 1, 1), self.drop_path_rate)
+        return drop_path(branch, self.drop_path_rate, self.training)
 
 
 class MscanInferenceBlock(nn.Module):
@@ -208,9 +210,7 @@ class MscanPreTrainedModel(UnconcealPreTrainedModel):
     def _init_weights(self, module: nn.Module):
         """Initialize convolutions from N(0, 2 / fan-out), as published."""
         if isinstance(module, nn.Conv2d):
-            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-            init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-            init.zeros_(module.bias)
+            init_by_fan_out(module)
         elif isinstance(module, MscanBlock):
             init.constant_(module.attention_scale, module.layer_scale_init_value)
             init.constant_(module.feed_forward_scale, module.layer_scale_init_value)

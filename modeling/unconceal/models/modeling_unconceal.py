@@ -176,6 +176,22 @@ def _checkpoint(layer: nn.Module, checkpoint: Callable, forward: Callable, *args
     return checkpoint(run, *args)
 
 
+@torch.no_grad()
+def init_by_fan_out(conv: nn.Conv2d):
+    """Initialize a convolution from N(0, 2 / fan-out), its bias with 0."""
+    fan_out = math.prod(conv.kernel_size) * conv.out_channels // conv.groups
+    init.normal_(conv.weight, std=math.sqrt(2 / fan_out))
+    if conv.bias is not None:
+        init.zeros_(conv.bias)
+
+
+def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
+    """Drop the branch (B, C, H, W) of random images in training."""
+    if not training or rate == 0:
+        return branch
+    return branch * F.dropout(branch.new_ones(branch.shape[0], 1, 1, 1), rate)
+
+
 class ChannelLayerNorm(nn.LayerNorm):
     """Layer norm over the channels of (B, C, H, W)."""
 
