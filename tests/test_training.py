@@ -397,6 +397,16 @@ def test_unusable_checkpoint_is_rejected(recipe_file, tmp_path):
             train(load_recipe(recipe_file, [f"phases.reconstruction.init_from={tmp_path / name}"]))
 
 
+def test_checkpoint_of_another_width_is_rejected_with_shapes(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file)
+    SrsForReconstruction(SrsConfig(**recipe.model)).save_pretrained(tmp_path)
+    recipe.model = {**recipe.model, "reconstruction_hidden_sizes": [8, 12, 12, 16]}
+    with pytest.raises(
+        UserError, match=r"of its weights have another shape .*, e\.g\. .* expected \(.*set the recipe"
+    ):
+        build_model(recipe, "reconstruction", tmp_path)
+
+
 def resize_mask(row):
     return {"mask": row["mask"].resize((52, 48))}
 

@@ -213,9 +213,18 @@ def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreT
     transformers_logging.set_verbosity_error()  # its report of new weights is expected in a later phase
     try:
         with loading_explained(f"cannot start from {init_from}"):
-            model, report = model_class.from_pretrained(init_from, config=config, output_loading_info=True)
+            model, report = model_class.from_pretrained(
+                init_from, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     finally:
         transformers_logging.set_verbosity(level)
+    if report["mismatched_keys"]:
+        name, found, expected = sorted(report["mismatched_keys"])[0]
+        raise UserError(
+            f"cannot start from {init_from}: {len(report['mismatched_keys'])} of its weights have another shape than "
+            f"the recipe's network, e.g. {name} {tuple(found)}, expected {tuple(expected)}; "
+            f"set the recipe's `model` as in its {CONFIG_NAME}"
+        )
     if not set(model.state_dict()) - set(report["missing_keys"]):
         raise UserError(f"cannot start from {init_from}: it holds no weights of {model_class.__name__}")
     return model
