@@ -297,6 +297,33 @@ def test_card_comes_from_records(package):
     assert namespace["mask"].shape == (50, 70)
 
 
+def test_card_names_the_run_before(run, data, made_up, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "pretrained")
+    second = tmp_path / "run-fine"
+    shutil.copytree(run, second)
+    best = second / "segmentation" / "best"
+    record = json.loads((best / "progress.json").read_text())
+    record["start"] = {"part": "network", "source": str(run / "segmentation" / "best"), "sha256": "b" * 64}
+    for name in ("best", "last"):
+        (best.parent / name / "progress.json").write_text(json.dumps(record))
+
+    def ship_from(start):
+        recipe = (run / "recipe.yaml").read_text().replace(str(run), str(second)).replace("epochs: 7", "epochs: 5")
+        (second / "recipe.yaml").write_text(
+            recipe.replace("init_backbone_from: efficientnet-lite0", f"init_from: {start}")
+        )
+        return (ship.ship_model(second, "polyp") / "README.md").read_text()
+
+    card = ship_from(run / "segmentation" / "best")
+    now, _, before = card.partition("### The run before it")
+    assert "Start: network from `best`, SHA-256 of these weights `bbbb" in now and "epochs: 5" in now
+    assert (
+        "Start: encoder from `efficientnet-lite0`, SHA-256 of these weights `aaaa" in before and "epochs: 7" in before
+    )
+    assert "network: RUN with efficientnet-lite0" in now and before.count("## Results") == 1
+    assert "The run before it" not in ship_from(best)  # a run that began with itself does not repeat
+
+
 def test_false_alarms_are_counted_apart(run, made_up, tmp_path, monkeypatch):
     monkeypatch.setattr(shipped, "FOLDER", tmp_path / "pretrained")
     split = ship.load_data(load_recipe(run / "recipe.yaml").data)["val"]

@@ -42,6 +42,11 @@ class Training:
     progress: Progress | None = None
     whole: Progress | None = None  # of the last checkpoint, which may be later
     data_cards: Mapping[str, DatasetCard | None] = field(default_factory=dict)  # of data sets on this machine
+    before: "Training | None" = None  # of the checkpoint that it began with
+
+    def chain(self) -> list["Training"]:
+        """Return this training and those before it, the first one last."""
+        return [self, *(self.before.chain() if self.before else [])]
 
 
 @dataclass(frozen=True)
@@ -179,12 +184,11 @@ def make_model_card(
         smallest=size_text((segmenter.model.min_image_size,) * 2),
         data=_data_facts(training) if training else None,
         recipe=recipe,
-        recipe_yaml=without_folders(yaml.safe_dump(asdict(recipe), sort_keys=False)).strip() if recipe else None,
-        run=_run_facts(training) if training else None,
+        **(_training_facts(training) if training else {}),
+        earlier=[_training_facts(one) for one in training.chain()[1:]] if training else [],
         shipment=shipment,
         use=use_on_hub(repo_id),
         model_class=type(segmenter.model).__name__,
-        phases=_phase_table(training) if training else None,
         is_start_optional=any(phase.init_backbone_from and not phase.init_backbone_required for phase in phases),
         results=_result_facts(results, recipe) if results else None,
         figures=_paper_figures(network),
@@ -230,6 +234,15 @@ def _set_facts(path: str, card: DatasetCard | None) -> dict[str, Any]:
             "license": card.data.license,
         }
     return facts
+
+
+def _training_facts(training: Training) -> dict[str, Any]:
+    recipe = yaml.safe_dump(asdict(training.recipe), sort_keys=False)
+    return {
+        "phases": _phase_table(training),
+        "run": _run_facts(training),
+        "recipe_yaml": without_folders(recipe).strip(),
+    }
 
 
 def _run_facts(training: Training) -> dict[str, Any] | None:

@@ -208,8 +208,8 @@ def _facts(
     segmenter: Segmenter, name: str, text: Mapping[str, Any], training: Training, folder: Path
 ) -> dict[str, Any]:
     """Return the facts for the header of the card."""
-    start = (training.whole or training.progress).start or {}
-    encoder = [Path(start["source"]).name] if start.get("part") == "encoder" else []
+    starts = [(one.whole or one.progress).start or {} for one in training.chain() if one.progress]
+    encoder = [Path(start["source"]).name for start in starts if start.get("part") == "encoder"]
     titles = [card.data.pretty_name if card else Path(path).name for path, card in training.data_cards.items()]
     size = segmenter.processor.size
     return {

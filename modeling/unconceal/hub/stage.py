@@ -136,7 +136,7 @@ def _stage_shipped(source: Path, repo_id: str, folder: Path, card: str | None) -
 def read_training(source: Path, given: str | Path | None, network: str) -> Training | None:
     """Return the record of a checkpoint's training, or None without one.
 
-    A run is RUN/recipe.yaml and RUN/TASK/{best,last}.
+    A run is RUN/recipe.yaml and RUN/TASK/{best,last}. The run that it began with is read, too, if it is here.
     """
     source = source.absolute()
     path = Path(given or source.parent.parent / RECIPE_FILE)
@@ -149,7 +149,10 @@ def read_training(source: Path, given: str | Path | None, network: str) -> Train
     task = source.parent.name if source.parent.name in recipe.phases else list(recipe.phases)[-1]
     whole = read_progress(source.with_name("last"))
     cards = {path: read_data_card(path) for path in recipe.data.paths}
-    return Training(recipe, task, read_progress(source), whole, cards)
+    start = recipe.phases[task].init_from
+    is_other = start and is_folder(start) and Path(start).absolute().parents[1:2] != source.parents[1:2]
+    before = read_training(Path(start), None, network) if is_other else None
+    return Training(recipe, task, read_progress(source), whole, cards, before)
 
 
 def stage_dataset(
