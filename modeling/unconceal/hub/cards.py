@@ -255,7 +255,7 @@ def _run_facts(training: Training) -> dict[str, Any] | None:
         return ", then ".join(dict.fromkeys(filter(None, values)))
 
     commits = [session["git_commit"] for session in run.sessions]
-    start = run.start and {**run.start, "source": Path(run.start["source"]).name}
+    start = run.start and {**run.start, "source": _start_name(run.start["source"])}
     return {
         "command": each([without_folders(session["command"] or "") for session in run.sessions]),
         "commit": each([commit and commit.replace("-dirty", " with uncommitted changes") for commit in commits]),
@@ -284,9 +284,16 @@ def _phase_table(training: Training) -> str:
         updates = f"{optimizer.name}, {optimizer.learning_rate:g}, decay {optimizer.weight_decay:g}"
         rates = f"{schedule.name}, {schedule.warmup_steps} warm-up steps"
         batch = str(phase.batch_size * phase.gradient_accumulation_steps)
-        start = start if is_on_hub(start, "model") else Path(start).name if start else MISSING
-        rows.append((task, updates, rates, batch, start, epochs))
+        rows.append((task, updates, rates, batch, _start_name(start) if start else MISSING, epochs))
     return markdown_table(header, rows)
+
+
+def _start_name(start: str) -> str:
+    """Return a Hub id, the last part of a path, or for RUN/TASK/best the last three."""
+    if is_on_hub(start, "model"):
+        return start
+    path = Path(start)
+    return "/".join(path.parts[-3:]) if path.name in ("best", "last") else path.name
 
 
 def _result_facts(results: Sequence[Result], recipe: Recipe | None) -> dict[str, Any]:
