@@ -316,13 +316,9 @@ def test_card_names_the_run_before(run, data, made_up, tmp_path, monkeypatch):
 
     card = ship_from(run / "segmentation" / "best")
     now, _, before = card.partition("### The run before it")
-    assert (
-        "Start: network from `run-tiny/segmentation/best`, SHA-256 of these weights `bbbb" in now
-        and "epochs: 5" in now
-    )
-    assert (
-        "Start: encoder from `efficientnet-lite0`, SHA-256 of these weights `aaaa" in before and "epochs: 7" in before
-    )
+    assert "Start: network from `run-tiny/segmentation/best`, SHA-256 of these weights `bbbb" in now
+    assert "Start: encoder from `efficientnet-lite0`, SHA-256 of these weights `aaaa" in before
+    assert "epochs: 5" in now and "epochs: 7" in before
     assert "network: RUN with efficientnet-lite0" in now and before.count("## Results") == 1
     assert "The run before it" not in ship_from(best)  # a run that began with itself does not repeat
 
