@@ -289,7 +289,7 @@ def _phase_table(training: Training) -> str:
 
 
 def _start_name(start: str) -> str:
-    """Return a Hub id, the last part of a path, or for RUN/TASK/best the last three."""
+    """Name what training starts from: RUN/TASK/best, FOLDER, or a Hub id."""
     if is_on_hub(start, "model"):
         return start
     path = Path(start)
