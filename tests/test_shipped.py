@@ -321,6 +321,9 @@ def test_card_names_the_run_before(run, data, made_up, tmp_path, monkeypatch):
     assert "epochs: 5" in now and "epochs: 7" in before
     assert "network: RUN with efficientnet-lite0" in now and before.count("## Results") == 1
     assert "The run before it" not in ship_from(best)  # a run that began with itself does not repeat
+    first = tmp_path / "run-first"
+    shutil.copytree(second, first)
+    assert ship_from(first / "segmentation" / "best").count("The run before it") == 1  # nor do two in a circle
 
 
 def test_false_alarms_are_counted_apart(run, made_up, tmp_path, monkeypatch):

@@ -44,6 +44,11 @@ class Training:
     data_cards: Mapping[str, DatasetCard | None] = field(default_factory=dict)  # of data sets on this machine
     before: "Training | None" = None  # of the checkpoint that it began with
 
+    @property
+    def run(self) -> Progress | None:
+        """Return the record of the whole run, or that of the checkpoint."""
+        return self.whole or self.progress
+
     def chain(self) -> list["Training"]:
         """Return this training and those before it, the first one last."""
         return [self, *(self.before.chain() if self.before else [])]
@@ -247,7 +252,7 @@ def _training_facts(training: Training) -> dict[str, Any]:
 
 def _run_facts(training: Training) -> dict[str, Any] | None:
     """Return how the run went, or None without a record."""
-    run = training.whole or training.progress
+    run = training.run
     if not run or not run.sessions:
         return None
 
@@ -255,7 +260,7 @@ def _run_facts(training: Training) -> dict[str, Any] | None:
         return ", then ".join(dict.fromkeys(filter(None, values)))
 
     commits = [session["git_commit"] for session in run.sessions]
-    start = run.start and {**run.start, "source": _start_name(run.start["source"])}
+    start = run.start and {**run.start, "source": _path_name(run.start["source"])}
     return {
         "command": each([without_folders(session["command"] or "") for session in run.sessions]),
         "commit": each([commit and commit.replace("-dirty", " with uncommitted changes") for commit in commits]),
@@ -284,14 +289,13 @@ def _phase_table(training: Training) -> str:
         updates = f"{optimizer.name}, {optimizer.learning_rate:g}, decay {optimizer.weight_decay:g}"
         rates = f"{schedule.name}, {schedule.warmup_steps} warm-up steps"
         batch = str(phase.batch_size * phase.gradient_accumulation_steps)
-        rows.append((task, updates, rates, batch, _start_name(start) if start else MISSING, epochs))
+        start = start if is_on_hub(start, "model") else _path_name(start) if start else MISSING
+        rows.append((task, updates, rates, batch, start, epochs))
     return markdown_table(header, rows)
 
 
-def _start_name(start: str) -> str:
-    """Name what training starts from: RUN/TASK/best, FOLDER, or a Hub id."""
-    if is_on_hub(start, "model"):
-        return start
+def _path_name(start: str) -> str:
+    """Return the last part of a path, or all of RUN/TASK/best."""
     path = Path(start)
     return "/".join(path.parts[-3:]) if path.name in ("best", "last") else path.name
 

@@ -208,7 +208,7 @@ def _facts(
     segmenter: Segmenter, name: str, text: Mapping[str, Any], training: Training, folder: Path
 ) -> dict[str, Any]:
     """Return the facts for the header of the card."""
-    starts = [(one.whole or one.progress).start or {} for one in training.chain() if one.progress]
+    starts = [one.run.start or {} for one in training.chain() if one.run]
     encoder = [Path(start["source"]).name for start in starts if start.get("part") == "encoder"]
     titles = [card.data.pretty_name if card else Path(path).name for path, card in training.data_cards.items()]
     size = segmenter.processor.size

@@ -133,10 +133,13 @@ def _stage_shipped(source: Path, repo_id: str, folder: Path, card: str | None) -
     return Upload(repo_id, "model", _list_files(folder), (*WEIGHTS, *sorted(CODE), EVAL_RESULTS))
 
 
-def read_training(source: Path, given: str | Path | None, network: str) -> Training | None:
+def read_training(
+    source: Path, given: str | Path | None, network: str, later: tuple[Path, ...] = ()
+) -> Training | None:
     """Return the record of a checkpoint's training, or None without one.
 
-    A run is RUN/recipe.yaml and RUN/TASK/{best,last}. The run that it began with is read, too, if it is here.
+    A run is RUN/recipe.yaml and RUN/TASK/{best,last}. The run that it began with is read, too, if it is here and
+    not among the `later` ones: runs that replaced each other can go in a circle.
     """
     source = source.absolute()
     path = Path(given or source.parent.parent / RECIPE_FILE)
@@ -150,8 +153,9 @@ def read_training(source: Path, given: str | Path | None, network: str) -> Train
     whole = read_progress(source.with_name("last"))
     cards = {path: read_data_card(path) for path in recipe.data.paths}
     start = recipe.phases[task].init_from
-    is_other = start and is_folder(start) and Path(start).absolute().parents[1:2] != source.parents[1:2]
-    before = read_training(Path(start), None, network) if is_other else None
+    later = (*later, source.parent.parent)
+    goes_on = start and is_folder(start) and Path(start).absolute().parent.parent not in later
+    before = read_training(Path(start), None, network, later) if goes_on else None
     return Training(recipe, task, read_progress(source), whole, cards, before)
 
 

@@ -205,10 +205,10 @@ def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreT
     Raises:
         UserError: If the checkpoint is missing, damaged, of another network, or of other sizes.
     """
+    init_from = init_from and find_start(init_from)
     config, model_class = build_config(recipe, init_from), NETWORKS[recipe.network].tasks[task]
     if init_from is None:
         return model_class(config)
-    init_from = find_start(init_from)
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of new weights is expected in a later phase
     try:
