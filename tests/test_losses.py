@@ -84,9 +84,10 @@ def half_plane(size: int = 64) -> torch.Tensor:
     return labels
 
 
-def test_contour_weights_are_a_31x31_mean():
-    labels = (torch.rand(2, 1, 50, 70, generator=torch.Generator().manual_seed(0)) > 0.7).float()
-    near = torch.nn.functional.avg_pool2d(labels, 31, stride=1, padding=15)
+@pytest.mark.parametrize(("size", "side"), [((352, 400), 31), ((500, 176), 15), ((88, 88), 9), ((10, 12), 3)])
+def test_contour_weights_are_a_mean_over_a_part_of_the_image(size, side):
+    labels = (torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0)) > 0.7).float()
+    near = torch.nn.functional.avg_pool2d(labels, side, stride=1, padding=side // 2)
     torch.testing.assert_close(contour_weights(labels), 1 + 5 * (near - labels).abs())
 
 

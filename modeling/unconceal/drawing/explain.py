@@ -28,7 +28,7 @@ SHEET_COLUMNS = {
     "mask": SheetColumn("mask M", "probability of object", GRAY),
     "outline": SheetColumn("outline", "where M passes 0.5, if it does"),
     "edge": SheetColumn("edge E", "probability of the object's edge", GRAY),
-    "background": SheetColumn("background B", "the image without the object; for k = 0 at the stride of stage 1"),
+    "background": SheetColumn("background", "the image without the object, which is painted over"),
     "uncertainty": SheetColumn("uncertainty", "1 - |2M - 1|, so 1 where M is 0.5", HEAT),
     "reconstruction": SheetColumn("rebuilt C^", "the image rebuilt from mask and background"),
     "error": SheetColumn(

@@ -35,9 +35,10 @@ from ..models.configuration_srs import SrsConfig
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..models.memory import keep_freed_memory
 from ..models.modeling_opds import OpdsForImageSegmentation
-from ..models.modeling_run import RunForImageSegmentation, RunScan2d
+from ..models.modeling_run import RunForImageSegmentation
 from ..models.modeling_srs import SrsForImageSegmentation, SrsForReconstruction, srs_dynamic_conv_ref
 from ..models.modeling_unconceal import padding_to
+from ..models.run_layers import RunScan2d
 from ..models.selective_scan import selective_scan, selective_scan_ref
 from ..utils.devices import has_bfloat16
 
@@ -76,10 +77,10 @@ def count_parts(model: str, image_size: int) -> list[Part]:
     """Count a network for an image of `image_size` pixels a side."""
     with torch.device("meta"):
         network = make_network(model)
-        adds = _multiply_adds(network, image_size)
+        adds = multiply_adds(network, image_size)
         if isinstance(network, SrsForImageSegmentation):
             reconstruction = SrsForReconstruction(network.config)
-            adds_of_reconstruction = _multiply_adds(reconstruction, image_size)[""]
+            adds_of_reconstruction = multiply_adds(reconstruction, image_size)[""]
     whole = Part("whole", network.num_parameters(), adds[""], {"opds": (28.0, 129.2)}.get(model, (None, None)))
     if hasattr(network, "backbone"):
         encoder = Part("encoder", network.backbone.num_parameters(), adds["backbone"])
@@ -110,7 +111,7 @@ def scan_multiply_adds(length: int, channels: int, states: int) -> int:
     return length * channels * (3 * states + 2)
 
 
-def _multiply_adds(model: nn.Module, image_size: int) -> dict[str, int]:
+def multiply_adds(model: nn.Module, image_size: int) -> dict[str, int]:
     """Count the multiply-adds of the model, under "", and of its children."""
     pixel_values = torch.empty(1, model.config.num_channels, image_size, image_size, device="meta")
     scans = []

@@ -10,6 +10,9 @@ from .configuration_unconceal import check_at_least, name_labels
 # Older checkpoints and recipes hold these keys, always true. Variants without a part are not shipped.
 REMOVED_SWITCHES = ("use_unfolding", "use_state_space", "use_background", "use_residual_sparsity")
 
+OLD_DILATIONS = (6, 12, 18)
+BACKGROUND_STEPS = ("share", "non_local", "correction")
+
 
 def drop_removed_switches(values: dict):
     """Drop the removed switches.
@@ -41,13 +44,17 @@ class RunConfig(PreTrainedConfig):
         expand: Channels of a scan, as a multiple of `hidden_size`.
         window_size: Side of the windows of the small-field scan, in positions.
         sparsity_hidden_size: Channels of the network for the gradient of the residual sparsity.
-        reconstruction_hidden_sizes: Channels of the reconstruction U-Net's three levels, finest first; multiples of 8.
+        coarse_dilations: Dilations of the coarse mask's branches, in positions at stride 32.
+        background_step: How a stage finds the background: `share` by a U-Net, `non_local` by similar positions of the
+            image, `correction` as checkpoints without this field did.
+        reconstruction_hidden_sizes: Channels of the three levels of ROBE's U-Net, finest first; multiples of 8.
         image_mean: Mean that the image processor subtracts from each channel. The closed forms need it to restore the
             image in [0, 1].
         image_std: Standard deviation by which the image processor divides each channel.
         bce_weight: Loss weight of the cross-entropy of masks.
         iou_weight: Loss weight of the soft IoU of masks.
         edge_weight: Loss weight of the Dice loss of edges.
+        background_weight: Loss weight of the background's share, relative to that of the mask of its stage.
         reconstruction_weight: Loss weight of the mean squared error of reconstructions.
         ambiguity_weight: Loss weight of the final mask's ambiguity at the end of training. It rises from 0.
         stage_weight_decay: Ratio of the loss weights of a stage and the next. The last stage has weight 1.
@@ -65,12 +72,15 @@ class RunConfig(PreTrainedConfig):
     expand: int = 2
     window_size: int = 8
     sparsity_hidden_size: int = 32
+    coarse_dilations: list[int] | tuple[int, ...] = (1, 2, 4)
+    background_step: str = "share"
     reconstruction_hidden_sizes: list[int] | tuple[int, ...] = (16, 32, 64)
     image_mean: list[float | int] | tuple[float | int, ...] = (0.485, 0.456, 0.406)
     image_std: list[float | int] | tuple[float | int, ...] = (0.229, 0.224, 0.225)
     bce_weight: float | int = 1.0
     iou_weight: float | int = 1.0
     edge_weight: float | int = 1.0
+    background_weight: float | int = 1.0
     reconstruction_weight: float | int = 1.0
     ambiguity_weight: float | int = 2.0
     stage_weight_decay: float | int = 0.5
@@ -81,6 +91,13 @@ class RunConfig(PreTrainedConfig):
         self.backbone_config = make_backbone_config(self.backbone_config, self.num_channels, default="resnet")
         name_labels(self, kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """Build from the values of a file. Those of older checkpoints lack `background_step`."""
+        if "background_step" not in config_dict:
+            config_dict = {**config_dict, "background_step": "correction", "coarse_dilations": OLD_DILATIONS}
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def num_stages(self) -> int:
@@ -102,6 +119,12 @@ class RunConfig(PreTrainedConfig):
             )
         if self.hidden_size < 8 or self.hidden_size % 8:
             raise ValueError(f"`hidden_size`: got {self.hidden_size}, expected a multiple of 8.")
+        if self.background_step not in BACKGROUND_STEPS:
+            raise ValueError(
+                f"`background_step`: got {self.background_step!r}, expected one of {', '.join(BACKGROUND_STEPS)}."
+            )
+        if min(self.coarse_dilations, default=1) < 1:
+            raise ValueError(f"`coarse_dilations`: got {self.coarse_dilations}, expected positive numbers.")
         sizes = self.reconstruction_hidden_sizes
         if len(sizes) != 3 or any(size < 8 or size % 8 for size in sizes):
             raise ValueError(f"`reconstruction_hidden_sizes`: got {sizes}, expected 3 multiples of 8.")
@@ -113,8 +136,8 @@ class RunConfig(PreTrainedConfig):
                 )
         if min(self.image_std) <= 0:
             raise ValueError(f"`image_std`: got {self.image_std}, expected values above 0.")
-        check_at_least(self, 0, "bce_weight", "iou_weight", "edge_weight", "reconstruction_weight")
-        check_at_least(self, 0, "ambiguity_weight", "stage_weight_decay")
+        check_at_least(self, 0, "bce_weight", "iou_weight", "edge_weight", "background_weight")
+        check_at_least(self, 0, "reconstruction_weight", "ambiguity_weight", "stage_weight_decay")
 
 
 RunConfig.register_for_auto_class()

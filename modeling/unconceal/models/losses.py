@@ -28,13 +28,16 @@ def bce_dice_loss(logits: Tensor, labels: Tensor, bce_weight: float = 0.5, dice_
 def contour_weights(labels: Tensor) -> Tensor:
     """Return pixel weights in [1, 6], larger near contours.
 
-    The weight is 1 + 5 |mean of the 31x31 labels around a pixel - its label|.
+    The weight is 1 + 5 |mean of the labels around a pixel - its label|, in a window of 31x31 pixels for 352x352.
+    Windows of other sizes are as large a part of the shorter side.
     Source: F3Net, AAAI 2020, section 3.4.
     """
     labels = labels.float()
+    reach = max(1, round(15 / 352 * min(labels.shape[-2:])))
+    side = 2 * reach + 1
     # The mean over columns, then over rows, needs a fifteenth of the work of a mean over squares.
-    near = F.avg_pool2d(labels, (31, 1), stride=1, padding=(15, 0))
-    near = F.avg_pool2d(near, (1, 31), stride=1, padding=(0, 15))
+    near = F.avg_pool2d(labels, (side, 1), stride=1, padding=(reach, 0))
+    near = F.avg_pool2d(near, (1, side), stride=1, padding=(0, reach))
     return 1 + 5 * (near - labels).abs()
 
 

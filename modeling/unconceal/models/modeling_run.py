@@ -7,18 +7,23 @@ An image C is the sum of a foreground, which the mask M covers, and a background
 
     L(M, B) = 1/2 ||C - C * M - B||^2 + mu psi(M) + lambda phi(B) + alpha S(w * (M - M~)),
 
-in turns. Every stage takes a closed form and a learned network for M (SOFS), then the same for B (ROBE).
+in turns. Every stage takes a closed form and a learned network for M (SOFS), then the same for B (ROBE). The last mask
+is the closed form of the last M and B.
 
-| symbol | here | shape for an H x W image, at stride s of the stage |
+B is held as a share of the image, s = B / C, one number for each pixel. So B keeps 0 <= B <= C and the texture of C.
+Training knows the true share: 1 minus the label. Masks and shares are probabilities, and the closed forms are weighted
+means of them, see `mean_logit`.
+
+| symbol | here | shape for an H x W image, at stride r of the stage |
 |---|---|---|
-| C | `image`, in [0, 1] | (B, 3, H / s, W / s) |
-| E(C) | `features` of a stage | (B, hidden_size, H / s, W / s) |
-| M_k, E_k | `mask_logits[k]`, `edge_logits[k - 1]` before the sigmoid | (B, 1, H / s, W / s) |
-| M^_k | `RunMaskStep` output | (B, 1, H / s, W / s) |
-| w, M~ | `uncertainty_filter` | (B, 1, H / s, W / s) |
-| mu, alpha L_S, grad S / L_S | `proximity`, `sparsity`, `sparsity_gradient` of `RunMaskStep` | |
-| B^_k, lambda | `background_minimizer`, `RunBackgroundStep.proximity` | (B, 3, H / s, W / s) |
-| B_k, C^_k | `backgrounds[k]`, `reconstructions[k - 1]` | (B, 3, H / s, W / s) |
+| C | `image`, in [0, 1] | (B, 3, H / r, W / r) |
+| E(C) | `features` of a stage | (B, hidden_size, H / r, W / r) |
+| M_k, E_k | `mask_logits[k]`, `edge_logits[k - 1]` before the sigmoid | (B, 1, H / r, W / r) |
+| M^_k | `RunMaskStep` output before the sigmoid | (B, 1, H / r, W / r) |
+| w, M~ | `uncertainty_filter` | (B, 1, H / r, W / r) |
+| mu, alpha L_S | `RunMaskStep.proximity`, `RunMaskStep.sparsity`, one for each stage | |
+| s_k, lambda | `share_logits[k]` before the sigmoid, `RunBackgroundStep.proximity` | (B, 1, H / r, W / r) |
+| B_k, C^_k | `backgrounds[k]`, `reconstructions[k]` | (B, 3, H / r, W / r) |
 | VSS_s, VSS_l | `RunStateSpaceBlock` with and without windows | |
 """
 
@@ -26,6 +31,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,30 +44,37 @@ from transformers.utils.generic import can_return_tuple
 from .backbones import COARSEST_STRIDE, FINEST_STRIDE, NUM_LEVELS, UnconcealBackboneModel
 from .configuration_run import RunConfig
 from .losses import ambiguity_coefficient, ambiguity_loss, contour_weights, edge_dice_loss, mask_edges, structure_loss
-from .modeling_unconceal import ChannelLayerNorm, pad_edges, padding_to, upsample
-from .selective_scan import is_exporting, selective_scan
+from .modeling_unconceal import pad_edges, upsample, without_autocast
+from .run_correction import CorrectedBackgroundStep, CorrectedMaskStep, run_corrected_stages
+from .run_layers import RunCoarseHead, RunConvNormAct, RunNeck, RunQuietConv2d, RunScan2d, RunStateSpaceBlock, RunUNet
 
 
-# Brightness added to B and C, so that B / C is defined for black pixels.
-BLACK = 1e-2
-# M^ can leave [0, 1]. It is clamped this far from 0 and 1 before its logit is taken.
-LEAST_PROBABILITY = 1e-2
+# The closed forms' positive numbers are exp(SCALE * parameter). So they can move by a factor of e in 100 steps of Adam
+# at a learning rate of 1e-3, and not by 5 %.
+SCALE = 10
+# Logits of 0.6 and of 0.9.
+DECIDED, SURE = math.log(1.5), math.log(9)
+# Channels of the projections that a non-local background compares.
+NON_LOCAL_SIZE = 16
+# It compares with positions of this level of the encoder.
+CONTEXT_LEVEL, CONTEXT_STRIDE = 2, 16
 
 
 @dataclass
 class RunSegmentationOutput(ModelOutput):
     """Output of `RunForImageSegmentation`.
 
-    With `output_stages` it holds the maps of every stage. Those of stage k have stride 4 * 2 ** stage_levels[k - 1].
-    They cover the image, padded at the right and bottom to multiples of 32.
+    With `output_stages` it holds the maps of every stage. Those of stage k have stride 4 * 2 ** stage_levels[k - 1],
+    those of k = 0 stride 32. They cover the image, padded at the right and bottom to multiples of 32.
 
     Args:
         loss: Scalar, present when `labels` is given.
-        logits: (B, 1, H, W), pre-sigmoid, the mask of the last stage at the input size.
+        logits: (B, 1, H, W), pre-sigmoid, the last mask at the input size.
         mask_logits: K + 1 tensors (B, 1, h, w), pre-sigmoid: the coarse mask M_0, then M_1 to M_K.
         edge_logits: K tensors (B, 1, h, w), pre-sigmoid: E_1 to E_K.
-        backgrounds: K + 1 tensors (B, 3, h, w), RGB from black 0 to white 1: B_0 to B_K.
-        reconstructions: K tensors (B, 3, h, w), RGB in the same range: C^_1 to C^_K.
+        share_logits: K + 1 tensors (B, 1, h, w), pre-sigmoid: the share of the background in each pixel, s_0 to s_K.
+        backgrounds: K + 1 tensors (B, 3, h, w), RGB from black 0 to white 1: B_0 to B_K, with B = s C.
+        reconstructions: K + 1 tensors (B, 3, h, w), RGB in the same range: C^_0 to C^_K.
         hidden_states: Present on request. First the features of the encoder, (B, C, h, w), strides 4 to 32. Then the
             features behind M_0 to M_K, K + 1 tensors (B, hidden_size, h, w).
     """
@@ -70,284 +83,70 @@ class RunSegmentationOutput(ModelOutput):
     logits: Tensor | None = None
     mask_logits: tuple[Tensor, ...] | None = None
     edge_logits: tuple[Tensor, ...] | None = None
+    share_logits: tuple[Tensor, ...] | None = None
     backgrounds: tuple[Tensor, ...] | None = None
     reconstructions: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-def uncertainty_filter(probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (w, M~) of a mask M, any shape, in [0, 1].
+def mean_logit(logits: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Return the logit of a weighted mean of probabilities, in float32.
 
-    w is 0 for undecided pixels and otherwise 1. M~ has values near 0 or 1 moved closer to them.
-    """
-    certain = ((probs <= 0.4) | (probs >= 0.6)).to(probs.dtype)
-    hardened = torch.where((probs > 0.1) & (probs < 0.4), 0.1, probs)
-    hardened = torch.where((probs > 0.6) & (probs < 0.9), 0.9, hardened)
-    return certain, hardened
-
-
-def mask_minimizer(
-    image: Tensor,
-    background: Tensor,
-    previous: Tensor,
-    proximity: Tensor | float,
-    certain: Tensor | float = 0.0,
-    hardened: Tensor | float = 0.0,
-    step_before: Tensor | float = 0.0,
-    gradient: Tensor | float = 0.0,
-    sparsity: Tensor | float = 0.0,
-) -> Tensor:
-    """Return M^_k, the mask of minimal surrogate loss, (B, 1, h, w).
-
-    This follows section 3 of the paper. With T(M) = w_k (M - M~_k), T_{k-1} = w_{k-1} (M_{k-1} - M~_{k-1}) and the sum
-    over channels, it minimizes
-
-        1/2 ||C - C M - B_{k-1}||^2 + mu/2 ||M - M_{k-1}||^2 + alpha L_S/2 ||T(M) - T_{k-1} + g||^2.
-
-    DEVIATION: This is the exact minimum. The paper's figure drops mu M_{k-1} and alpha L_S w_k w_{k-1} M~_{k-1} from
-    the numerator. The release drops w^2 from the denominator and solves each color separately.
+    It needs no clamp: the mean keeps its gradient near 0 and near 1.
 
     Args:
-        image: C, (B, 3, h, w), in [0, 1].
-        background: B_{k-1}, like `image`.
-        previous: M_{k-1}, (B, 1, h, w), in [0, 1].
-        proximity: mu, positive.
-        certain: w_k, like `previous`.
-        hardened: M~_k, like `previous`.
-        step_before: T_{k-1}, like `previous`.
-        gradient: g = grad S(T_{k-1}) / L_S, like `previous`.
-        sparsity: alpha L_S, at least 0. At 0 the four arguments before it have no effect.
+        logits: Logits of the probabilities, of shapes that broadcast.
+        weights: Weight of each, at least 0, not all 0. They need not add up to 1.
     """
-    numerator = (image * (image - background)).sum(dim=1, keepdim=True) + proximity * previous
-    numerator = numerator + sparsity * certain * (certain * hardened + step_before - gradient)
-    denominator = image.square().sum(dim=1, keepdim=True) + proximity + sparsity * certain * certain
-    return numerator / denominator
+    likely, unlikely = (
+        sum(weight * (sign * one.float()).sigmoid() for one, weight in zip(logits, weights, strict=True))
+        for sign in (1, -1)
+    )
+    smallest = torch.finfo(torch.float32).tiny
+    return (likely + smallest).log() - (unlikely + smallest).log()
 
 
-def background_minimizer(image: Tensor, mask: Tensor, previous: Tensor, proximity: Tensor | float) -> Tensor:
-    """Return B^_k, the background of minimal surrogate loss, (B, 3, h, w).
+def uncertainty_filter(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return w and the logits of M~ of a mask M, from its logits, any shape.
 
-    It minimizes 1/2 ||C - C M_k - B||^2 + lambda/2 ||B - B_{k-1}||^2.
-
-    Args:
-        image: C, (B, 3, h, w), in [0, 1].
-        mask: M_k, (B, 1, h, w), in [0, 1].
-        previous: B_{k-1}, like `image`.
-        proximity: lambda, positive.
+    w is 0 for undecided pixels, of probability 0.4 to 0.6, and otherwise 1. In M~ probabilities from 0.1 to 0.4 become
+    0.1, those from 0.6 to 0.9 become 0.9.
     """
-    return (proximity * previous + image - mask * image) / (1 + proximity)
+    certain = logits.abs() >= DECIDED
+    hardened = torch.where(certain & (logits.abs() < SURE), SURE * logits.sign(), logits)
+    return certain.to(logits.dtype), hardened
 
 
-def background_share(background: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """Return B / C in [0, 1], (B, 3, h, w).
+@dataclass
+class RunContext:
+    """What a non-local background looks up: image and features at stride 16."""
 
-    It is 1 - M for black pixels, and if B = (1 - M) C.
-
-    DEVIATION: The paper divides by C itself, which is undefined for black pixels.
-
-    Args:
-        background: B, (B, 3, h, w).
-        image: C, (B, 3, h, w), in [0, 1].
-        mask: M, (B, 1, h, w), in [0, 1].
-    """
-    return ((background + BLACK * (1 - mask)) / (image + BLACK)).clamp(0, 1)
-
-
-class RunConvNormAct(nn.Sequential):
-    """Convolution without bias, group norm, ReLU; keeps the size by default.
-
-    Batch norm would need large batches, and one set of statistics for several resolutions.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1):
-        padding = dilation * (kernel_size // 2)
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False),
-            nn.GroupNorm(out_channels // 8, out_channels),
-            nn.ReLU(),
-        )
-
-
-class RunNeck(nn.Module):
-    """Feature pyramid: one width for all levels, added from coarse to fine."""
-
-    def __init__(self, in_channels: list[int], hidden_size: int):
-        super().__init__()
-        self.laterals = nn.ModuleList(RunConvNormAct(channels, hidden_size, kernel_size=1) for channels in in_channels)
-        self.fusions = nn.ModuleList(RunConvNormAct(hidden_size, hidden_size, kernel_size=3) for _ in in_channels)
-
-    def forward(self, feature_maps: tuple[Tensor, ...]) -> list[Tensor]:
-        """Map the encoder's features to (B, hidden_size, h, w), finest first."""
-        pyramid = []
-        for i in reversed(range(len(feature_maps))):
-            hidden_states = self.laterals[i](feature_maps[i])
-            if pyramid:
-                hidden_states = hidden_states + upsample(pyramid[0], 2)
-            pyramid.insert(0, self.fusions[i](hidden_states))
-        return pyramid
-
-
-class RunCoarseHead(nn.Module):
-    """First mask from the deepest feature, by spatial pyramid pooling (ASPP)."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.branches = nn.ModuleList([RunConvNormAct(hidden_size, hidden_size, kernel_size=1)])
-        self.branches += [RunConvNormAct(hidden_size, hidden_size, 3, dilation=rate) for rate in (6, 12, 18)]
-        self.pooled = nn.Sequential(nn.Conv2d(hidden_size, hidden_size, kernel_size=1), nn.ReLU())
-        self.merge = RunConvNormAct((len(self.branches) + 1) * hidden_size, hidden_size, kernel_size=1)
-        self.mask_head = nn.Conv2d(hidden_size, 1, kernel_size=3, padding=1)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features, (B, C, h, w), and mask logits."""
-        pooled = self.pooled(features.mean(dim=(2, 3), keepdim=True)).expand_as(features)
-        hidden_states = self.merge(torch.cat([*(branch(features) for branch in self.branches), pooled], dim=1))
-        return hidden_states, self.mask_head(hidden_states)
-
-
-class RunScan2d(nn.Module):
-    """State-space layer for images (SS2D of VMamba).
-
-    It sums four selective scans, along rows and columns in both directions. With a window size the scans stay in
-    square windows, a small receptive field. Otherwise they cover the whole map.
-    """
-
-    def __init__(self, config: RunConfig, window_size: int | None):
-        super().__init__()
-        self.window_size = window_size
-        self.inner_size = config.expand * config.hidden_size
-        self.state_size = config.state_size
-        self.rank = math.ceil(config.hidden_size / 16)
-        self.in_proj = nn.Conv2d(config.hidden_size, 2 * self.inner_size, kernel_size=1, bias=False)
-        self.conv = nn.Conv2d(self.inner_size, self.inner_size, kernel_size=3, padding=1, groups=self.inner_size)
-        # Low-rank time steps, input and output matrices from the tokens, for each direction.
-        self.token_proj = nn.Parameter(torch.empty(4, self.rank + 2 * config.state_size, self.inner_size))
-        self.step_proj = nn.Parameter(torch.empty(4, self.inner_size, self.rank))
-        self.step_bias = nn.Parameter(torch.empty(4, self.inner_size))
-        self.log_decay = nn.Parameter(torch.empty(4 * self.inner_size, config.state_size))  # log of -A
-        self.skip = nn.Parameter(torch.empty(4 * self.inner_size))  # D
-        self.norm = nn.LayerNorm(self.inner_size)
-        self.out_proj = nn.Conv2d(self.inner_size, config.hidden_size, kernel_size=1, bias=False)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, H, W)."""
-        height, width = hidden_states.shape[-2:]
-        tokens, gate = self.in_proj(hidden_states).chunk(2, dim=1)
-        tokens = F.silu(self.conv(tokens))
-        if self.window_size is None:
-            mixed = self.scan(tokens)
-        else:
-            size, padding = self.window_size, padding_to(self.window_size, height, width)
-            tokens = F.pad(tokens, padding)  # zeros add nothing to a state, which only fades
-            mixed = join_windows(self.scan(split_windows(tokens, size)), tokens.shape, size)
-            mixed = F.pad(mixed, [-side for side in padding])
-        mixed = self.norm(mixed.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return self.out_proj(mixed * F.silu(gate))
-
-    def scan(self, tokens: Tensor) -> Tensor:
-        """Return the sum of four scans of (B, D, H, W)."""
-        height, width = tokens.shape[-2:]
-        # 1. Time steps, input and output matrices of each token and direction (Mamba, section 3.2).
-        projected = project(tokens, self.token_proj.flatten(0, 1)).permute(0, 2, 3, 1)
-        steps, inputs, outputs = scan_sequences(projected.chunk(4, dim=-1)).split(
-            [self.rank, self.state_size, self.state_size], dim=-1
-        )
-        steps = steps.flatten(2).transpose(1, 2).unsqueeze(-1)  # (B, 4 rank, L, 1)
-        steps = project(steps, self.step_proj.flatten(0, 1), groups=4).squeeze(-1)  # (B, 4 D, L)
-        steps = F.softplus(steps.float() + self.step_bias.float().view(-1, 1))
-        # 2. One scan of all directions, each a group.
-        tokens = tokens.permute(0, 2, 3, 1)
-        sequences = scan_sequences((tokens,) * 4).flatten(2).transpose(1, 2)  # (B, 4 D, L)
-        inputs, outputs = inputs.permute(0, 2, 3, 1), outputs.permute(0, 2, 3, 1)  # (B, 4, states, L)
-        mixed = selective_scan(sequences, steps, -self.log_decay.float().exp(), inputs, outputs)
-        # 3. Back to the image. The tokens themselves (D x) are added once for all directions.
-        mixed = mixed.transpose(1, 2).unflatten(2, (4, -1))  # (B, L, 4, D)
-        rows, columns = (mixed[:, :, i] + mixed[:, :, i + 2].flip(1) for i in range(2))
-        skip = self.skip.view(4, -1).sum(0).to(tokens.dtype)
-        rows = torch.addcmul(rows.unflatten(1, (height, width)), tokens, skip)
-        return (rows + columns.unflatten(1, (width, height)).transpose(1, 2)).permute(0, 3, 1, 2)
-
-
-def project(tokens: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-    """Map the channels of (B, C, H, W) by `weight`.
-
-    By a convolution: the strides of a matrix product would tie an exported network to a batch size.
-    """
-    if is_exporting():
-        tokens = tokens.contiguous()  # the memory format would tie it to sizes above 1
-    return F.conv2d(tokens, weight[..., None, None], groups=groups)
-
-
-def scan_sequences(maps: Sequence[Tensor]) -> Tensor:
-    """Return four maps (B, H, W, C) as (B, L, 4, C).
-
-    The first is read row by row, the second column by column, the others so in reverse. In this order of dimensions a
-    step of all scans is a block of memory.
-    """
-    rows, columns, rows_back, columns_back = maps
-    rows, rows_back = rows.flatten(1, 2), rows_back.flatten(1, 2)
-    columns, columns_back = (z.transpose(1, 2).flatten(1, 2) for z in (columns, columns_back))
-    return torch.stack([rows, columns, rows_back.flip(1), columns_back.flip(1)], dim=2)
-
-
-class RunChannelAttentionBlock(nn.Sequential):
-    """Two 3x3 convolutions and channel attention (CAB of MambaIR)."""
-
-    def __init__(self, channels: int):
-        narrow = max(channels // 3, 1)
-        super().__init__(
-            nn.Conv2d(channels, narrow, kernel_size=3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(narrow, channels, kernel_size=3, padding=1),
-            RunChannelAttention(channels),
-        )
-
-
-class RunChannelAttention(nn.Module):
-    """Channel weights from the means of all channels."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        narrow = max(channels // 16, 4)
-        self.squeeze = nn.Conv2d(channels, narrow, kernel_size=1)
-        self.excite = nn.Conv2d(narrow, channels, kernel_size=1)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return the weighted (B, C, H, W)."""
-        pooled = hidden_states.mean(dim=(2, 3), keepdim=True)
-        return hidden_states * self.excite(F.gelu(self.squeeze(pooled))).sigmoid()
-
-
-class RunStateSpaceBlock(nn.Module):
-    """Visual state-space block: a scan and channel attention, each residual (VSS).
-
-    DEVIATION: Here the scan itself has a small field (windows) or a large one (the whole map). In the release, VSS_s
-    and VSS_l have equal scans and differ in the convolution after them.
-    """
-
-    def __init__(self, config: RunConfig, window_size: int | None):
-        super().__init__()
-        self.scan_norm = ChannelLayerNorm(config.hidden_size)
-        self.scan = RunScan2d(config, window_size)
-        self.scan_scale = nn.Parameter(torch.empty(config.hidden_size, 1, 1))
-        self.conv_norm = ChannelLayerNorm(config.hidden_size)
-        self.conv = RunChannelAttentionBlock(config.hidden_size)
-        self.conv_scale = nn.Parameter(torch.empty(config.hidden_size, 1, 1))
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, H, W)."""
-        hidden_states = self.scan_scale * hidden_states + self.scan(self.scan_norm(hidden_states))
-        return self.conv_scale * hidden_states + self.conv(self.conv_norm(hidden_states))
+    image: Tensor
+    features: Tensor
 
 
 class RunMaskStep(nn.Module):
-    """Closed-form mask M^_k with its learned parameters, shared by all stages."""
+    """Closed-form mask M^_k, with its learned parameters.
+
+    This follows section 3 of the paper. With T(M) = w_k (M - M~_k), T_{k-1} = w_{k-1} (M_{k-1} - M~_{k-1}) and the sum
+    over channels and over the pixels of a position, M^_k minimizes
+
+        1/2 ||C - C M - B_{k-1}||^2 + mu/2 ||M - M_{k-1}||^2 + alpha L_S/2 ||T(M) - T_{k-1} + g||^2.
+
+    With B = s C it is a weighted mean of three opinions: 1 - s_{k-1} with weight ||C||^2, M_{k-1} with weight mu, and
+    t = M~_k + T_{k-1} - g with weight alpha L_S w_k^2. The network that stands for g, the gradient of the residual
+    sparsity over L_S, gives t as a logit. Its convolutions have no bias: with nothing left to harden, t is M~_k.
+
+    DEVIATION: This is the exact minimum. The paper's figure drops mu M_{k-1} and alpha L_S w_k w_{k-1} M~_{k-1} from
+    the numerator. The release drops w^2 from the denominator and solves each color separately. mu and alpha L_S
+    differ between stages.
+    """
 
     def __init__(self, config: RunConfig):
         super().__init__()
-        self.raw_proximity = nn.Parameter(torch.empty(()))
-        self.raw_sparsity = nn.Parameter(torch.empty(()))
-        # Four convolutions, without biases: the gradient is zero if nothing is left to harden.
+        # For M^_1 to M^_K, and for the last mask.
+        self.raw_proximity = nn.Parameter(torch.empty(config.num_stages + 1))
+        self.raw_sparsity = nn.Parameter(torch.empty(config.num_stages + 1))
         widths = [1, *(config.sparsity_hidden_size,) * 3, 1]
         layers = []
         for before, after in pairwise(widths):
@@ -356,82 +155,115 @@ class RunMaskStep(nn.Module):
 
     @property
     def proximity(self) -> Tensor:
-        """Return mu, a positive scalar."""
-        return F.softplus(self.raw_proximity.float())
+        """Return mu of each stage and of the last mask, positive, (K + 1,)."""
+        return (SCALE * self.raw_proximity.float()).exp()
 
     @property
     def sparsity(self) -> Tensor:
-        """Return alpha L_S, a positive scalar."""
-        return F.softplus(self.raw_sparsity.float())
+        """Return alpha L_S, like `proximity`."""
+        return (SCALE * self.raw_sparsity.float()).exp()
 
-    def forward(self, image: Tensor, background: Tensor, previous: Tensor, before_previous: Tensor) -> Tensor:
-        """Return M^_k from C, B_{k-1}, M_{k-1} and M_{k-2}, in float32."""
+    def forward(
+        self, k: int, energy: Tensor, share_logits: Tensor, previous: Tensor, before_previous: Tensor
+    ) -> Tensor:
+        """Return the logits of M^_{k+1}, (B, 1, h, w), in float32.
+
+        Args:
+            k: Number of the stage, from 0; K for the last mask.
+            energy: ||C||^2, the mean over the pixels of a position, (B, 1, h, w).
+            share_logits: Logits of s_k, like `energy`.
+            previous: Logits of M_k, like `energy`.
+            before_previous: Logits of M_{k-1}, like `energy`.
+        """
+        previous, before_previous = previous.float(), before_previous.float()
         certain, hardened = uncertainty_filter(previous)
         certain_before, hardened_before = uncertainty_filter(before_previous)
-        step_before = certain_before * (previous - hardened_before)  # T_{k-1}
+        step_before = certain_before * (previous.sigmoid() - hardened_before.sigmoid())  # T_{k-1}
         gradient = self.sparsity_gradient(step_before.to(self.sparsity_gradient[0].weight.dtype)).float()
-        return mask_minimizer(
-            image, background, previous, self.proximity, certain, hardened, step_before, gradient, self.sparsity
-        )
-
-
-class RunReconstructionNetwork(nn.Module):
-    """U-Net for background correction and foreground, shared by all stages."""
-
-    def __init__(self, config: RunConfig):
-        super().__init__()
-        fine, middle, coarse = config.reconstruction_hidden_sizes
-        channels = config.num_channels
-        self.stem = RunConvNormAct(channels + 1, fine, kernel_size=3)
-        self.down = nn.ModuleList(
-            nn.Sequential(RunConvNormAct(a, b, kernel_size=3, stride=2), RunConvNormAct(b, b, kernel_size=3))
-            for a, b in ((fine, middle), (middle, coarse))
-        )
-        self.up = nn.ModuleList(RunConvNormAct(a + b, b, kernel_size=3) for a, b in ((coarse, middle), (middle, fine)))
-        self.head = nn.Conv2d(fine, 2 * channels, kernel_size=3, padding=1)
-
-    def forward(self, mask: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
-        """Return foreground and background correction, each (B, 3, h, w)."""
-        dtype = self.head.weight.dtype
-        levels = [self.stem(torch.cat([mask, background], dim=1).to(dtype))]
-        for down in self.down:
-            hidden_states = levels[-1]
-            if self.training and hidden_states.shape[-1] == 1:
-                # torch on a CPU has undefined gradients for strided convolutions of one column in bfloat16.
-                hidden_states = F.pad(hidden_states, (0, 1))
-            levels.append(down(hidden_states))
-        hidden_states = levels.pop()
-        for up in self.up:
-            skip = levels.pop()
-            hidden_states = F.interpolate(hidden_states, size=skip.shape[-2:], mode="bilinear", align_corners=False)
-            hidden_states = up(torch.cat([hidden_states, skip], dim=1))
-        return self.head(hidden_states).float().chunk(2, dim=1)
+        opinions = [-share_logits, previous, hardened + gradient]
+        return mean_logit(opinions, [energy, self.proximity[k], self.sparsity[k] * certain])
 
 
 class RunBackgroundStep(nn.Module):
-    """Background B_k and reconstruction C^_k (ROBE), shared by all stages.
+    """Share s_k of the background and reconstruction C^_k (ROBE), shared by all stages.
 
-    DEVIATION: The reconstruction is B_k + M_k * F with a painted foreground F, as in section 3. So it teaches B_k to
-    be the image outside the mask; a free output would not. The correction of B^_k acts only inside the mask: outside,
-    B^_k is the image already, and noise would spoil the next closed form.
+    The closed form B^_k minimizes 1/2 ||C - C M_k - B||^2 + lambda/2 ||B - B_{k-1}||^2. As a share it is a weighted
+    mean of 1 - M_k with weight 1 and s_{k-1} with weight lambda. A U-Net corrects its logit, inside the mask and
+    outside. A loss compares s_k with the label.
+
+    DEVIATION: The reconstruction is B_k + M_k * F, as in section 3, with a foreground F that the U-Net paints. It sees
+    C only in B^_k, where C is not covered, and in the features. So it cannot copy.
     """
 
     def __init__(self, config: RunConfig):
         super().__init__()
-        self.raw_proximity = nn.Parameter(torch.empty(()))
-        self.network = RunReconstructionNetwork(config)
+        channels = config.num_channels
+        self.raw_proximity = nn.Parameter(torch.empty(config.num_stages + 1))
+        in_channels = channels + 1 + config.hidden_size
+        self.network = RunUNet(in_channels, 1 + channels, config.reconstruction_hidden_sizes)
 
     @property
     def proximity(self) -> Tensor:
-        """Return lambda, a positive scalar."""
-        return F.softplus(self.raw_proximity.float())
+        """Return lambda of s_0 to s_K, positive, (K + 1,)."""
+        return (SCALE * self.raw_proximity.float()).exp()
 
-    def forward(self, image: Tensor, mask: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
-        """Return B_k and C^_k from C, M_k and B_{k-1}, in float32."""
-        estimate = background_minimizer(image, mask, previous, self.proximity)  # B^_k
-        foreground, correction = self.network(mask, estimate)
-        background = estimate + mask * correction
-        return background, background + mask * foreground
+    def forward(
+        self, k: int, image: Tensor, mask_logits: Tensor, share_logits: Tensor, features: Tensor, context: RunContext
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits of s_k and C^_k, in float32.
+
+        Args:
+            k: Number of the stage, 0 for the coarse mask.
+            image: C, (B, 3, h, w), in [0, 1].
+            mask_logits: Logits of M_k, (B, 1, h, w).
+            share_logits: Logits of s_{k-1}, like `mask_logits`.
+            features: Features of the stage, (B, hidden_size, h, w).
+            context: The image and its features at stride 16.
+        """
+        estimate = mean_logit([-mask_logits, share_logits], [torch.ones_like(self.proximity[k]), self.proximity[k]])
+        mask = mask_logits.float().sigmoid()
+        outputs = self.network(mask, image * estimate.sigmoid(), features)
+        share_logits = estimate + outputs[:, :1]
+        return share_logits, image * share_logits.sigmoid() + mask * outputs[:, 1:]
+
+
+class RunNonLocalBackgroundStep(nn.Module):
+    """Share s_k by comparing each position with the whole image, at stride 16.
+
+    With similarities a of the position to all others, and the mask m there, f = sum a m is its likeness to the object
+    and b = sum a (1 - m) that to the background. The share is b / (b + f e^beta). The reconstruction is the mean color
+    of similar positions, B~ of those outside the mask plus F~ of those inside.
+    """
+
+    def __init__(self, config: RunConfig):
+        super().__init__()
+        self.query = nn.Conv2d(config.hidden_size, NON_LOCAL_SIZE, kernel_size=1)
+        self.key = nn.Conv2d(config.hidden_size, NON_LOCAL_SIZE, kernel_size=1)
+        self.raw_temperature = nn.Parameter(torch.empty(config.num_stages + 1))
+        self.raw_bias = nn.Parameter(torch.empty(config.num_stages + 1))
+
+    def forward(
+        self, k: int, image: Tensor, mask_logits: Tensor, share_logits: Tensor, features: Tensor, context: RunContext
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits of s_k and C^_k, in float32; see `RunBackgroundStep`."""
+        queries, keys = self.query(features), self.key(context.features)
+        with without_autocast(features.device.type):
+            queries, keys = (F.normalize(maps.float(), dim=1) for maps in (queries, keys))
+            queries = (SCALE * self.raw_temperature[k].float()).exp() * queries
+            mask, rest = (resize_to_context((s * mask_logits.float()).sigmoid(), context) for s in (1, -1))
+            values = torch.cat([mask, rest, mask * context.image, rest * context.image], dim=1)
+            mixed = F.scaled_dot_product_attention(
+                *(maps.flatten(2).transpose(1, 2) for maps in (queries, keys, values)), scale=1.0
+            )
+            mixed = mixed.transpose(1, 2).unflatten(2, features.shape[-2:])
+        to_object, to_background, foreground, background = mixed.split([1, 1, *(image.shape[1],) * 2], dim=1)
+        share_logits = to_background.clamp(min=1e-6).log() - to_object.clamp(min=1e-6).log()
+        return share_logits - SCALE * self.raw_bias[k].float(), background + foreground
+
+
+def resize_to_context(maps: Tensor, context: RunContext) -> Tensor:
+    """Bring maps of a stage, (B, 1, h, w), to the size of the context."""
+    return F.interpolate(maps, size=context.features.shape[-2:], mode="area")
 
 
 class RunStage(GradientCheckpointingLayer):
@@ -451,7 +283,7 @@ class RunStage(GradientCheckpointingLayer):
         self.edge_head = nn.Conv2d(size, 1, kernel_size=3, padding=1)
 
     def forward(
-        self, neck_features: Tensor, hidden_states: Tensor, mask: Tensor, share: Tensor
+        self, neck_features: Tensor, hidden_states: Tensor, mask: Tensor, share: Tensor, estimate: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return features and the logits of M_k and E_k.
 
@@ -459,27 +291,14 @@ class RunStage(GradientCheckpointingLayer):
             neck_features: (B, C, h, w), at the level of the stage.
             hidden_states: Shape of `neck_features`, from the stage before.
             mask: M^_k, (B, 1, h, w).
-            share: B_{k-1} / C, (B, 1, h, w), in [0, 1].
+            share: s_{k-1}, like `mask`.
+            estimate: Logits of M^_k, like `mask`.
         """
         features = self.features(torch.cat([neck_features, hidden_states], dim=1))  # E(C)
         inside, outside = (features * map_.to(features.dtype) + features for map_ in (mask, share))
         hidden_states = self.small_field(inside) + self.large_field(outside)
         mask_logits = self.mask_head(hidden_states)
-        mask_logits = mask_logits + torch.logit(mask, eps=LEAST_PROBABILITY).to(mask_logits.dtype)
-        return hidden_states, mask_logits, self.edge_head(hidden_states)
-
-
-def split_windows(tokens: Tensor, size: int) -> Tensor:
-    """Split (B, C, H, W) into (B * windows, C, size, size)."""
-    tokens = tokens.permute(0, 2, 3, 1).unflatten(2, (-1, size)).unflatten(1, (-1, size))
-    return tokens.transpose(2, 3).flatten(0, 2).permute(0, 3, 1, 2)
-
-
-def join_windows(windows: Tensor, shape: torch.Size, size: int) -> Tensor:
-    """Join windows into tokens of `shape`, the inverse of `split_windows`."""
-    batch_size, channels, height, width = shape
-    windows = windows.permute(0, 2, 3, 1).reshape(batch_size, height // size, width // size, size, size, channels)
-    return windows.transpose(2, 3).reshape(batch_size, height, width, channels).permute(0, 3, 1, 2)
+        return hidden_states, mask_logits + estimate.to(mask_logits.dtype), self.edge_head(hidden_states)
 
 
 class RunPreTrainedModel(UnconcealBackboneModel):
@@ -490,7 +309,15 @@ class RunPreTrainedModel(UnconcealBackboneModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["RunStage"]
     # Half precision would change the decay of states.
-    _keep_in_fp32_modules_strict = ["log_decay", "step_bias", "skip", "raw_proximity", "raw_sparsity"]
+    _keep_in_fp32_modules_strict = [
+        "log_decay",
+        "step_bias",
+        "skip",
+        "raw_proximity",
+        "raw_sparsity",
+        "raw_temperature",
+        "raw_bias",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -507,13 +334,20 @@ class RunPreTrainedModel(UnconcealBackboneModel):
         elif isinstance(module, RunStateSpaceBlock):
             init.ones_(module.scan_scale)
             init.ones_(module.conv_scale)
-        elif isinstance(module, (RunMaskStep, RunBackgroundStep)):
+        elif isinstance(module, RunQuietConv2d):
+            init.normal_(module.weight, std=1e-3)
+            init.zeros_(module.bias)
+        elif isinstance(module, RunMaskStep):
+            init.zeros_(module.raw_proximity)  # mu starts at 1, alpha L_S at 0.1
+            init.constant_(module.raw_sparsity, math.log(0.1) / SCALE)
+        elif isinstance(module, RunBackgroundStep):
+            init.constant_(module.raw_proximity, math.log(0.1) / SCALE)  # lambda
+        elif isinstance(module, RunNonLocalBackgroundStep):
+            init.constant_(module.raw_temperature, math.log(8) / SCALE)
+            init.zeros_(module.raw_bias)
+        elif isinstance(module, (CorrectedMaskStep, CorrectedBackgroundStep)):
             for parameter in module.parameters(recurse=False):
-                init.constant_(parameter, math.log(math.expm1(0.1)))  # mu, alpha L_S, lambda start at 0.1
-        elif isinstance(module, RunReconstructionNetwork):
-            # Training starts from the backgrounds of the closed form.
-            init.normal_(module.head.weight, std=1e-3)
-            init.zeros_(module.head.bias)
+                init.constant_(parameter, math.log(math.expm1(0.1)))
         else:
             super()._init_weights(module)
 
@@ -528,9 +362,9 @@ class RunForImageSegmentation(RunPreTrainedModel):
         super().__init__(config)
         self.backbone = self.make_backbone()
         self.neck = RunNeck(self.backbone.channels, config.hidden_size)
-        self.coarse_head = RunCoarseHead(config.hidden_size)
-        self.mask_step = RunMaskStep(config)
-        self.background_step = RunBackgroundStep(config)
+        self.coarse_head = RunCoarseHead(config)
+        mask_step, background_step = BACKGROUND_STEPS[config.background_step]
+        self.mask_step, self.background_step = mask_step(config), background_step(config)
         self.stages = nn.ModuleList(RunStage(config) for _ in range(1 if config.share_stages else config.num_stages))
         self.post_init()
 
@@ -561,61 +395,81 @@ class RunForImageSegmentation(RunPreTrainedModel):
         self.check_pixel_values(pixel_values)
         padded, cropping = pad_edges(pixel_values, COARSEST_STRIDE)
         # 1. The image in [0, 1], and the features of the encoder.
-        full_image = self.denormalize(padded)  # C
+        image = self.denormalize(padded)  # C
         features = self.encode(padded)
-        pyramid = self.neck(features)
-        # 2. Start: M_0 from the deepest feature, M_{-1} = M_0, B_0 = (1 - M_0) C.
-        hidden_states, coarse_logits = self.coarse_head(pyramid[-1])
-        all_hidden_states = [*features, hidden_states]
-        before_previous = coarse_logits
-        share = 1 - coarse_logits.float().sigmoid()  # B_0 / C
-        mask_logits, edge_logits, backgrounds, reconstructions = [coarse_logits], [], [], []
-        level_before = NUM_LEVELS - 1
-        for k, level in enumerate(self.config.stage_levels):
-            # 3. All maps at the resolution of this stage.
-            factor = 2 ** (level_before - level)
-            hidden_states, previous, before_previous = (
-                upsample(maps, factor) for maps in (hidden_states, mask_logits[-1], before_previous)
-            )
-            image = F.avg_pool2d(full_image, FINEST_STRIDE * 2**level)
-            probs, probs_before = previous.float().sigmoid(), before_previous.float().sigmoid()
-            # DEVIATION: The share B_{k-1} / C is upsampled instead of B_{k-1}, which lacks the fine texture of this
-            # level. The share is smooth, and it keeps 0 <= B <= C, as the decomposition C = F + B demands.
-            share = upsample(share, factor)
-            background = image * share
-            if k == 0:
-                backgrounds.append(background)
-            # 4. SOFS: the closed form, then the learned network.
-            estimate = self.mask_step(image, background, probs, probs_before)  # M^_k
-            hidden_states, logits, edges = self.stages[k % len(self.stages)](
-                pyramid[level], hidden_states, estimate, share.mean(dim=1, keepdim=True)
-            )
-            mask_logits.append(logits)
-            edge_logits.append(edges)
-            all_hidden_states.append(hidden_states)
-            # 5. ROBE: closed form, then the learned network. After the last stage, only for those who ask.
-            if labels is None and not output_stages and k == self.num_stages - 1:
-                break
-            probs = logits.float().sigmoid()
-            background, reconstruction = self.background_step(image, probs, background)
-            backgrounds.append(background)
-            reconstructions.append(reconstruction)
-            share = background_share(background, image, probs)
-            before_previous, level_before = previous, level
-        # 6. The last mask at the input size.
-        logits = F.pad(upsample(mask_logits[-1], FINEST_STRIDE), cropping)
+        # 2. The stages, and the last mask at the input size.
+        stages = self.run_stages(image, self.neck(features), full=labels is not None or output_stages)
+        logits = F.pad(upsample(stages.pop("logits"), FINEST_STRIDE), cropping)
 
         loss = None
         if labels is not None:
             labels = self.match_labels(labels, logits)
-            loss = self.compute_loss(labels, full_image, logits, mask_logits, edge_logits, reconstructions)
-        stages = (mask_logits, edge_logits, backgrounds, reconstructions)
+            loss = self.compute_loss(labels, image, logits, **stages)
+        all_hidden_states = [*features, *stages.pop("hidden_states")]
         return RunSegmentationOutput(
-            loss,
-            logits,
-            *(tuple(maps) if output_stages else None for maps in stages),  # Pipeline cannot unbatch tuples
-            self.keep_hidden_states(output_hidden_states, all_hidden_states),
+            loss=loss,
+            logits=logits,
+            **{name: tuple(maps) for name, maps in stages.items() if output_stages},  # Pipeline cannot unbatch tuples
+            hidden_states=self.keep_hidden_states(output_hidden_states, all_hidden_states),
         )
+
+    def run_stages(self, full_image: Tensor, pyramid: list[Tensor], full: bool) -> dict[str, Any]:
+        """Return the maps of all stages by their names in the output, and `logits`.
+
+        Args:
+            full_image: C, padded, (B, 3, H, W).
+            pyramid: Features of the neck, finest first.
+            full: Whether all maps are needed. Without, an old network skips its last background.
+        """
+        if self.config.background_step == "correction":
+            return run_corrected_stages(self, full_image, pyramid, full)
+        # 1. Start: M_0 from the deepest feature, M_{-1} = M_0, and B_0 by ROBE from (1 - M_0) C.
+        hidden_states, coarse_logits = self.coarse_head(pyramid[-1])
+        before_previous = previous = coarse_logits
+        share_logits = -coarse_logits.float()
+        energy = full_image.square().sum(dim=1, keepdim=True)
+        context = RunContext(F.avg_pool2d(full_image, CONTEXT_STRIDE), pyramid[CONTEXT_LEVEL])
+        maps = {
+            "mask_logits": [coarse_logits],
+            "edge_logits": [],
+            "share_logits": [],
+            "hidden_states": [hidden_states],
+        }
+        maps |= {"backgrounds": [], "reconstructions": []}
+        level_before = NUM_LEVELS - 1
+        for k, level in enumerate([level_before, *self.config.stage_levels]):
+            # 2. All maps at the resolution of this stage.
+            factor = 2 ** (level_before - level)
+            stride = FINEST_STRIDE * 2**level
+            image = F.avg_pool2d(full_image, stride)
+            if k > 0:
+                # DEVIATION: The share B_{k-1} / C is upsampled, because B_{k-1} lacks the fine texture of this level.
+                hidden_states, previous, before_previous, share_logits = (
+                    upsample(one, factor) for one in (hidden_states, previous, before_previous, share_logits)
+                )
+                # 3. SOFS: the closed form, then the learned network.
+                pooled = F.avg_pool2d(energy, stride)
+                estimate = self.mask_step(k - 1, pooled, share_logits, previous, before_previous)  # logits of M^_k
+                hidden_states, logits, edges = self.stages[(k - 1) % len(self.stages)](
+                    pyramid[level], hidden_states, estimate.sigmoid(), share_logits.sigmoid(), estimate
+                )
+                before_previous, previous = previous, logits
+                maps["mask_logits"].append(logits)
+                maps["edge_logits"].append(edges)
+                maps["hidden_states"].append(hidden_states)
+            # 4. ROBE: closed form and learned network.
+            share_logits, reconstruction = self.background_step(
+                k, image, previous, share_logits, hidden_states, context
+            )
+            maps["share_logits"].append(share_logits)
+            maps["backgrounds"].append(image * share_logits.sigmoid())
+            maps["reconstructions"].append(reconstruction)
+            level_before = level
+        # 5. The last mask is the closed form of M_K and B_K.
+        pooled = F.avg_pool2d(energy, FINEST_STRIDE)
+        logits = self.mask_step(self.num_stages, pooled, share_logits, previous, before_previous)
+        maps["logits"] = logits.to(previous.dtype)
+        return maps
 
     def denormalize(self, pixel_values: Tensor) -> Tensor:
         """Return the image (B, 3, H, W) in [0, 1], in float32."""
@@ -632,9 +486,14 @@ class RunForImageSegmentation(RunPreTrainedModel):
         logits: Tensor,
         mask_logits: list[Tensor],
         edge_logits: list[Tensor],
+        share_logits: list[Tensor],
         reconstructions: list[Tensor],
+        **_,
     ) -> Tensor:
-        """Return the total loss, from maps as in the output and C.
+        """Return the loss of masks, edges, shares and reconstructions.
+
+        The arguments are maps as in the output, and C. The last mask is compared at full size, those of the stages at
+        stride 4.
 
         DEVIATION: Edges are compared at the resolution of their stage; a cell is an edge if one of its pixels is. In
         the release, coarse stages must draw thin lines at full size. The release also computes the reconstruction
@@ -644,23 +503,44 @@ class RunForImageSegmentation(RunPreTrainedModel):
         height, width = labels.shape[-2:]
         padding = (0, image.shape[-1] - width, 0, image.shape[-2] - height)
         edges = F.pad(mask_edges(labels), padding)
-        pixel_weights = contour_weights(labels)
-        total = 0
+        small = F.avg_pool2d(F.pad(labels, padding, mode="replicate"), FINEST_STRIDE)
+        # Cells outside the input do not count.
+        small = small[inside(FINEST_STRIDE, height, width)]
+        small_weights = contour_weights(small)
+
+        def loss_of(maps: Tensor) -> Tensor:
+            maps = upsample(maps, image.shape[-1] // FINEST_STRIDE // maps.shape[-1])
+            maps = maps[inside(FINEST_STRIDE, height, width)]
+            return structure_loss(maps, small, small_weights, config.bce_weight, config.iou_weight)
+
+        total = structure_loss(logits, labels, contour_weights(labels), config.bce_weight, config.iou_weight)
         for k in range(num_stages + 1):
-            weight = config.stage_weight_decay ** (num_stages - k)
+            stage = loss_of(mask_logits[k])
             stride = image.shape[-1] // mask_logits[k].shape[-1]
-            at_input_size = F.pad(upsample(mask_logits[k], stride), [-side for side in padding])
-            stage = structure_loss(at_input_size, labels, pixel_weights, config.bce_weight, config.iou_weight)
-            # Cells outside the input do not count.
-            inside = (..., slice(math.ceil(height / stride)), slice(math.ceil(width / stride)))
+            cells = inside(stride, height, width)
             if k > 0:
-                stage_edges = F.max_pool2d(edges, stride)[inside]
-                stage = stage + config.edge_weight * edge_dice_loss(edge_logits[k - 1][inside], stage_edges)
-                error = F.mse_loss(reconstructions[k - 1][inside], F.avg_pool2d(image, stride)[inside])
+                stage_edges = F.max_pool2d(edges, stride)[cells]
+                stage = stage + config.edge_weight * edge_dice_loss(edge_logits[k - 1][cells], stage_edges)
+            if share_logits:
+                stage = stage + config.background_weight * loss_of(-share_logits[k])
+            if reconstructions[k] is not None:
+                error = F.mse_loss(reconstructions[k][cells], F.avg_pool2d(image, stride)[cells])
                 stage = stage + config.reconstruction_weight * error
-            total = total + weight * stage
+            total = total + config.stage_weight_decay ** (num_stages - k) * stage
         coefficient = config.ambiguity_weight * ambiguity_coefficient(self.training_progress)
         return total + coefficient * ambiguity_loss(logits)
 
+
+def inside(stride: int, height: int, width: int) -> tuple:
+    """Return the index of the cells that cover the input, in maps of a stride."""
+    return (..., slice(math.ceil(height / stride)), slice(math.ceil(width / stride)))
+
+
+# Mask step and background step by the values of `background_step`.
+BACKGROUND_STEPS = {
+    "share": (RunMaskStep, RunBackgroundStep),
+    "non_local": (RunMaskStep, RunNonLocalBackgroundStep),
+    "correction": (CorrectedMaskStep, CorrectedBackgroundStep),
+}
 
 __all__ = ["RunConfig", "RunForImageSegmentation", "RunPreTrainedModel"]

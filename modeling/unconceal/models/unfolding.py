@@ -38,15 +38,16 @@ def draw_colors(values: np.ndarray) -> Image.Image:
 
 @dataclass(frozen=True)
 class Stage:
-    """Maps of one stage k, float32; k = 0 lacks some.
+    """Maps of one stage k, float32; k = 0 has no edge.
 
     Attributes:
         stride: Input pixels per position of `mask`, along a side.
         map_size: (width, height) of the mask before it was enlarged, with padding.
         mask: M_k, (H, W), in [0, 1].
         edge: E_k, (H, W), in [0, 1].
-        background: B_k, (H, W, 3), RGB, [0, 1] is black to white.
-        reconstruction: C^_k, like `background`.
+        background: The image without the object of M_k, (H, W, 3), RGB, [0, 1] is black to white. Networks without a
+            painter have B_k here, at the stride of the stage.
+        reconstruction: C^_k, (H, W, 3). Networks without a painter lack it for k = 0.
         error: |C^_k - C|, mean over the channels, (H, W). C is the input at the resolution of the stage.
     """
 
@@ -135,14 +136,12 @@ def unfold(
         # The network sees colors in the processor's order.
         return np.stack(channels if processor.channel_order == "rgb" else channels[::-1], axis=-1)
 
-    # Edges and reconstructions begin at stage 1.
-    edges = (None, *(logits.float().sigmoid() for logits in outputs.edge_logits))
-    reconstructions = (None, *outputs.reconstructions)
+    edges = (None, *(logits.float().sigmoid() for logits in outputs.edge_logits))  # they begin at stage 1
     errors = [
         None if maps is None else (maps - F.avg_pool2d(full_image, stride_of(maps))).abs().mean(1, keepdim=True)
-        for maps in reconstructions
+        for maps in outputs.reconstructions
     ]
-    by_stage = zip(outputs.mask_logits, edges, outputs.backgrounds, reconstructions, errors, strict=True)
+    by_stage = zip(outputs.mask_logits, edges, outputs.backgrounds, outputs.reconstructions, errors, strict=True)
     stages = tuple(
         Stage(stride_of(logits), tuple(logits.shape[:1:-1]), resized(logits.float().sigmoid()), *map(resized, others))
         for logits, *others in by_stage
