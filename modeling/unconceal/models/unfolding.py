@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from .backbones import COARSEST_STRIDE
 from .image_processing_unconceal import UnconcealImageProcessor
 from .modeling_unconceal import padding_to
+from .painting import remove_object
 
 
 GRAY = np.array([[0, 0, 0], [255, 255, 255]])
@@ -45,9 +46,8 @@ class Stage:
         map_size: (width, height) of the mask before it was enlarged, with padding.
         mask: M_k, (H, W), in [0, 1].
         edge: E_k, (H, W), in [0, 1].
-        background: The image without the object of M_k, (H, W, 3), RGB, [0, 1] is black to white. Networks without a
-            painter have B_k here, at the stride of the stage.
-        reconstruction: C^_k, (H, W, 3). Networks without a painter lack it for k = 0.
+        background: The image with the object of M_k painted over, (H, W, 3), RGB, [0, 1] is black to white.
+        reconstruction: C^_k, like `background`. Some networks lack it for k = 0.
         error: |C^_k - C|, mean over the channels, (H, W). C is the input at the resolution of the stage.
     """
 
@@ -141,9 +141,10 @@ def unfold(
         None if maps is None else (maps - F.avg_pool2d(full_image, stride_of(maps))).abs().mean(1, keepdim=True)
         for maps in outputs.reconstructions
     ]
-    by_stage = zip(outputs.mask_logits, edges, outputs.backgrounds, outputs.reconstructions, errors, strict=True)
-    stages = tuple(
-        Stage(stride_of(logits), tuple(logits.shape[:1:-1]), resized(logits.float().sigmoid()), *map(resized, others))
-        for logits, *others in by_stage
-    )
-    return Unfolding(mask.cpu().numpy(), (input_width, input_height), stages)
+    shown = image.resize((width, height), Image.Resampling.BOX)
+    stages = []
+    for logits, *others in zip(outputs.mask_logits, edges, outputs.reconstructions, errors, strict=True):
+        probs, (edge, *rebuilt) = resized(logits.float().sigmoid()), map(resized, others)
+        background = remove_object(shown, probs)
+        stages.append(Stage(stride_of(logits), tuple(logits.shape[:1:-1]), probs, edge, background, *rebuilt))
+    return Unfolding(mask.cpu().numpy(), (input_width, input_height), tuple(stages))
