@@ -107,7 +107,7 @@ def mean_logit(logits: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
 
 
 def uncertainty_filter(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return w and the logits of M~ of a mask M, from its logits, any shape.
+    """Return w and the logits of M~ from those of M, any shape.
 
     w is 0 for undecided pixels, of probability 0.4 to 0.6, and otherwise 1. In M~ probabilities from 0.1 to 0.4 become
     0.1, those from 0.6 to 0.9 become 0.9.
@@ -155,7 +155,7 @@ class RunMaskStep(nn.Module):
 
     @property
     def proximity(self) -> Tensor:
-        """Return mu of each stage and of the last mask, positive, (K + 1,)."""
+        """Return mu of each stage and the last mask, positive, (K + 1,)."""
         return (SCALE * self.raw_proximity.float()).exp()
 
     @property
@@ -185,7 +185,9 @@ class RunMaskStep(nn.Module):
 
 
 class RunBackgroundStep(nn.Module):
-    """Share s_k of the background and reconstruction C^_k (ROBE), shared by all stages.
+    """Share s_k of the background and reconstruction C^_k (ROBE).
+
+    All stages have one.
 
     The closed form B^_k minimizes 1/2 ||C - C M_k - B||^2 + lambda/2 ||B - B_{k-1}||^2. As a share it is a weighted
     mean of 1 - M_k with weight 1 and s_{k-1} with weight lambda. A U-Net corrects its logit, inside the mask and
@@ -228,7 +230,9 @@ class RunBackgroundStep(nn.Module):
 
 
 class RunNonLocalBackgroundStep(nn.Module):
-    """Share s_k by comparing each position with the whole image, at stride 16.
+    """Share s_k from comparing each position with the whole image.
+
+    The image is seen at stride 16.
 
     With similarities a of the position to all others, and the mask m there, f = sum a m is its likeness to the object
     and b = sum a (1 - m) that to the background. The share is b / (b + f e^beta). The reconstruction is the mean color
@@ -262,7 +266,7 @@ class RunNonLocalBackgroundStep(nn.Module):
 
 
 def resize_to_context(maps: Tensor, context: RunContext) -> Tensor:
-    """Bring maps of a stage, (B, 1, h, w), to the size of the context."""
+    """Bring maps (B, 1, h, w) of a stage to the context's size."""
     return F.interpolate(maps, size=context.features.shape[-2:], mode="area")
 
 
@@ -414,7 +418,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
         )
 
     def run_stages(self, full_image: Tensor, pyramid: list[Tensor], full: bool) -> dict[str, Any]:
-        """Return the maps of all stages by their names in the output, and `logits`.
+        """Return the maps of all stages by name, and `logits`.
 
         Args:
             full_image: C, padded, (B, 3, H, W).
@@ -532,7 +536,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
 
 
 def inside(stride: int, height: int, width: int) -> tuple:
-    """Return the index of the cells that cover the input, in maps of a stride."""
+    """Return the index of a map's cells that cover the input."""
     return (..., slice(math.ceil(height / stride)), slice(math.ceil(width / stride)))
 
 

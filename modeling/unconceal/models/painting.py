@@ -9,13 +9,11 @@ from torch import Tensor
 
 # Sides of the parts of an image, as shares of its longer side.
 MARGIN, RIM, BLUR = 1 / 100, 1 / 20, 1 / 16
-# Patches that are copied at most, one after the other, into what the ones before left open.
-PATCHES = 4
 LARGEST_SIDE = 512
 
 
 def remove_object(image: Image.Image, mask: np.ndarray) -> np.ndarray:
-    """Return an RGB image without its object, (H, W, 3), float32 in [0, 1].
+    """Return an RGB image without its object, (H, W, 3), in [0, 1].
 
     Objects in large images are painted over at a side of `LARGEST_SIDE`.
 
@@ -37,7 +35,7 @@ def remove_object(image: Image.Image, mask: np.ndarray) -> np.ndarray:
     return torch.lerp(pixels, painted, weight).permute(1, 2, 0).numpy()
 
 
-def paint_over(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def paint_over(image: Tensor, mask: Tensor, patches: int = 4) -> tuple[Tensor, Tensor]:
     """Return what is painted, (3, H, W), and where, (1, H, W), in [0, 1].
 
     The colors around the object spread over it. The texture comes from the place of the image whose surroundings are
@@ -46,6 +44,8 @@ def paint_over(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         image: (3, H, W), in [0, 1], float32.
         mask: (H, W), 1 for the object.
+        patches: Largest number of places to copy from. Each fills what the ones before left open. 0 paints without
+            texture.
     """
     longer = max(mask.shape)
     hole = grown((mask > 0.5).float()[None], MARGIN * longer)
@@ -56,7 +56,7 @@ def paint_over(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     texture = image - blurred(image, known, BLUR * longer)
     rim = grown(hole, RIM * longer) - hole
     missing = hole
-    for _ in range(PATCHES):
+    for _ in range(patches):
         shift = best_shift(image, known, missing, rim)
         if shift is None:
             break

@@ -72,7 +72,7 @@ class CorrectedBackgroundStep(nn.Module):
 
 
 def run_corrected_stages(model: nn.Module, full_image: Tensor, pyramid: list[Tensor], full: bool) -> dict:
-    """Return the maps of all stages by their names in the output, and `logits`.
+    """Return the maps of all stages by name, and `logits`.
 
     Args:
         model: The network.
