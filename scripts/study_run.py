@@ -1,4 +1,4 @@
-"""Compare RUN with variants of itself, on the features of a frozen encoder.
+"""Compare RUN with variants of itself, on a frozen encoder.
 
     python scripts/study_run.py cache --data data/kvasir --out runs/study
     python scripts/study_run.py run --out runs/study      # one per core; each takes the next job that is free
@@ -109,7 +109,7 @@ class CutOutBackground(nn.Module):
 
 
 class RunWithoutLastStep(RunForImageSegmentation):
-    """RUN whose last mask is M_K; its last ROBE is skipped in use."""
+    """RUN whose last mask is M_K."""
 
     def run_stages(self, full_image, pyramid, full):
         maps = super().run_stages(full_image, pyramid, full)

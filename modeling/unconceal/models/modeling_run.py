@@ -107,7 +107,7 @@ def mean_logit(logits: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
 
 
 def uncertainty_filter(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return w and the logits of M~ from those of M, any shape.
+    """Return w and the logits of M~ from those of M.
 
     w is 0 for undecided pixels, of probability 0.4 to 0.6, and otherwise 1. In M~ probabilities from 0.1 to 0.4 become
     0.1, those from 0.6 to 0.9 become 0.9.
@@ -155,7 +155,7 @@ class RunMaskStep(nn.Module):
 
     @property
     def proximity(self) -> Tensor:
-        """Return mu of each stage and the last mask, positive, (K + 1,)."""
+        """Return mu of stages and last mask, positive, (K + 1,)."""
         return (SCALE * self.raw_proximity.float()).exp()
 
     @property
@@ -187,9 +187,7 @@ class RunMaskStep(nn.Module):
 class RunBackgroundStep(nn.Module):
     """Share s_k of the background and reconstruction C^_k (ROBE).
 
-    All stages have one.
-
-    The closed form B^_k minimizes 1/2 ||C - C M_k - B||^2 + lambda/2 ||B - B_{k-1}||^2. As a share it is a weighted
+    All stages share one. The closed form B^_k minimizes 1/2 ||C - C M_k - B||^2 + lambda/2 ||B - B_{k-1}||^2. As a share it is a weighted
     mean of 1 - M_k with weight 1 and s_{k-1} with weight lambda. A U-Net corrects its logit, inside the mask and
     outside. A loss compares s_k with the label.
 
@@ -266,7 +264,7 @@ class RunNonLocalBackgroundStep(nn.Module):
 
 
 def resize_to_context(maps: Tensor, context: RunContext) -> Tensor:
-    """Bring maps (B, 1, h, w) of a stage to the context's size."""
+    """Resize maps of a stage to the context, (B, 1, h, w)."""
     return F.interpolate(maps, size=context.features.shape[-2:], mode="area")
 
 

@@ -13,9 +13,9 @@ LARGEST_SIDE = 512
 
 
 def remove_object(image: Image.Image, mask: np.ndarray) -> np.ndarray:
-    """Return an RGB image without its object, (H, W, 3), in [0, 1].
+    """Return an image without its object, (H, W, 3).
 
-    Objects in large images are painted over at a side of `LARGEST_SIDE`.
+    Colors are float32 in [0, 1]. Objects in large images are painted over at a side of `LARGEST_SIDE`.
 
     Args:
         image: RGB image.
@@ -36,7 +36,7 @@ def remove_object(image: Image.Image, mask: np.ndarray) -> np.ndarray:
 
 
 def paint_over(image: Tensor, mask: Tensor, patches: int = 4) -> tuple[Tensor, Tensor]:
-    """Return what is painted, (3, H, W), and where, (1, H, W), in [0, 1].
+    """Return what is painted, (3, H, W), and where, (1, H, W).
 
     The colors around the object spread over it. The texture comes from the place of the image whose surroundings are
     most like those of the object. What is larger than any such place stays smooth.

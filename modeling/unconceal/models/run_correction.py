@@ -48,7 +48,7 @@ class CorrectedMaskStep(nn.Module):
 
 
 def filter_probabilities(probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return w and M~ of a mask M, any shape, in [0, 1]."""
+    """Return w and M~ of a mask M in [0, 1]."""
     certain = ((probs <= 0.4) | (probs >= 0.6)).to(probs.dtype)
     hardened = torch.where((probs > 0.1) & (probs < 0.4), 0.1, probs)
     return certain, torch.where((probs > 0.6) & (probs < 0.9), 0.9, hardened)
