@@ -308,7 +308,7 @@ def score(model: RunForImageSegmentation, data: Cached) -> dict:
 
 
 def corrected_opinion(model: RunForImageSegmentation, images: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
-    """Return what the background says about the mask, weighted as in the closed form."""
+    """Return what the background says about the mask."""
     image = nn.functional.avg_pool2d(model.denormalize(images), images.shape[-1] // background.shape[-1])
     energy = image.square().sum(dim=1, keepdim=True)
     return ((image * (image - background)).sum(dim=1, keepdim=True) / energy.clamp(min=1e-6)).clamp(0, 1)
@@ -319,7 +319,7 @@ def result_path(out: Path, job: tuple) -> Path:
 
 
 def run_jobs(out: Path, jobs: list[tuple]):
-    """Run the jobs that no other process has begun; wait for the rest."""
+    """Run the jobs that are free, then wait for the others."""
     for job in jobs:
         path = result_path(out, job)
         try:
@@ -399,7 +399,7 @@ def print_tables(out: Path):
 
 
 def table_row(title: str, part: str, mine: dict[int, dict], plain: dict[int, dict]) -> str:
-    """Return a row: means, and the difference to plain, paired by seed and by image."""
+    """Return means, and the difference to plain by seed and image."""
     images = np.array([one[f"{part}_images"] for one in mine.values()])  # (seeds, images, scores)
     first = next(iter(mine.values()))
     means = images.mean(axis=(0, 1))
