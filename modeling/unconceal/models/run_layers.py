@@ -87,7 +87,7 @@ class RunUNet(nn.Module):
         self.head = RunQuietConv2d(fine, out_channels, kernel_size=3, padding=1)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        """Map the stacked (B, *, h, w) to (B, out_channels, h, w), float32."""
+        """Map stacked (B, *, h, w) to (B, out_channels, h, w)."""
         dtype = self.head.weight.dtype
         levels = [self.stem(torch.cat([map_.to(dtype) for map_ in maps], dim=1))]
         for down in self.down:
