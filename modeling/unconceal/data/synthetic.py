@@ -765,13 +765,15 @@ def _defect(rng: Rng, shape: Shape, empty: bool) -> tuple[np.ndarray, np.ndarray
     for _ in range(rng.integers(1, 5)):  # scratches
         scratch = _draw(rng, shape, [(_wander(rng, 9, 0.3), 0.1)], rng.uniform(4, 35) * unit)
         surface += rng.uniform(-0.2, 0.25) * _filter(scratch, _gaussian(shape, 0.4 * unit))
-    # The tile may end in the image; its ends are arched.
-    margins = rng.uniform(-9, 7, size=4) * unit
-    arch = rng.uniform(0, 3) * unit * (2 * columns / shape[1] - 1) ** 2
+    # The tile may end in the image; its ends are arched. Often only dark corners show that.
+    margins = np.where(rng.random(4) < 0.5, rng.uniform(-4, 1, size=4), rng.uniform(-9, 7, size=4)) * unit
+    arch = rng.uniform(0, 5) * unit * (2 * columns / shape[1] - 1) ** 2
     sides = rows - margins[0] - arch, shape[0] - rows - margins[1] - arch
     sides += columns - margins[2], shape[1] - columns - margins[3]
     inside = functools.reduce(np.minimum, sides) + 0.25 * unit * _noise(rng, shape, _gaussian(shape, unit))
-    surface *= 1 + 0.5 * np.exp(-(((inside - 3 * unit) / (2 * unit)) ** 2)) * rng.random()
+    # A bright line or a dark band goes along the border.
+    reach = rng.uniform(2, 8)
+    surface *= 1 + rng.uniform(-0.6, 0.5) * np.exp(-(((inside - 3 * unit) / (reach * unit)) ** 2))
 
     mask = np.zeros(shape, dtype=bool)
     for defect in () if empty else rng.choice(("crack", "hole", "fray"), size=1 + (rng.random() < 0.25)):
