@@ -89,7 +89,7 @@ class RunSegmentationOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-def mean_logit(logits: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+def mean_logit(logits: Sequence[Tensor], weights: Sequence[Tensor | float]) -> Tensor:
     """Return the logit of a weighted mean of probabilities, in float32.
 
     It needs no clamp: the mean keeps its gradient near 0 and near 1.
@@ -187,9 +187,9 @@ class RunMaskStep(nn.Module):
 class RunBackgroundStep(nn.Module):
     """Share s_k of the background and reconstruction C^_k (ROBE).
 
-    All stages share one. The closed form B^_k minimizes 1/2 ||C - C M_k - B||^2 + lambda/2 ||B - B_{k-1}||^2. As a share it is a weighted
-    mean of 1 - M_k with weight 1 and s_{k-1} with weight lambda. A U-Net corrects its logit, inside the mask and
-    outside. A loss compares s_k with the label.
+    All stages share one. The closed form B^_k minimizes 1/2 ||C - C M_k - B||^2 + lambda/2 ||B - B_{k-1}||^2. As a share
+    it is a weighted mean of 1 - M_k with weight 1 and s_{k-1} with weight lambda. A U-Net corrects its logit, inside
+    the mask and outside. A loss compares s_k with the label.
 
     DEVIATION: The reconstruction is B_k + M_k * F, as in section 3, with a foreground F that the U-Net paints. It sees
     C only in B^_k, where C is not covered, and in the features. So it cannot copy.
@@ -220,7 +220,7 @@ class RunBackgroundStep(nn.Module):
             features: Features of the stage, (B, hidden_size, h, w).
             context: The image and its features at stride 16.
         """
-        estimate = mean_logit([-mask_logits, share_logits], [torch.ones_like(self.proximity[k]), self.proximity[k]])
+        estimate = mean_logit([-mask_logits, share_logits], [1.0, self.proximity[k]])
         mask = mask_logits.float().sigmoid()
         outputs = self.network(mask, image * estimate.sigmoid(), features)
         share_logits = estimate + outputs[:, :1]
@@ -230,15 +230,15 @@ class RunBackgroundStep(nn.Module):
 class RunNonLocalBackgroundStep(nn.Module):
     """Share s_k from comparing each position with the whole image.
 
-    The image is seen at stride 16.
-
-    With similarities a of the position to all others, and the mask m there, f = sum a m is its likeness to the object
-    and b = sum a (1 - m) that to the background. The share is b / (b + f e^beta). The reconstruction is the mean color
-    of similar positions, B~ of those outside the mask plus F~ of those inside.
+    The image is seen at stride 16. With similarities a of the position to all others, and the mask m there,
+    f = sum a m is its likeness to the object and b = sum a (1 - m) that to the background. The share is
+    b / (b + f e^beta). The reconstruction is the mean color of similar positions, B~ of those outside the mask plus F~
+    of those inside.
     """
 
     def __init__(self, config: RunConfig):
         super().__init__()
+        self.levels = [NUM_LEVELS - 1, *config.stage_levels]
         self.query = nn.Conv2d(config.hidden_size, NON_LOCAL_SIZE, kernel_size=1)
         self.key = nn.Conv2d(config.hidden_size, NON_LOCAL_SIZE, kernel_size=1)
         self.raw_temperature = nn.Parameter(torch.empty(config.num_stages + 1))
@@ -252,7 +252,7 @@ class RunNonLocalBackgroundStep(nn.Module):
         with without_autocast(features.device.type):
             queries, keys = (F.normalize(maps.float(), dim=1) for maps in (queries, keys))
             queries = (SCALE * self.raw_temperature[k].float()).exp() * queries
-            mask, rest = (resize_to_context((s * mask_logits.float()).sigmoid(), context) for s in (1, -1))
+            mask, rest = (self.to_context(k, (sign * mask_logits.float()).sigmoid()) for sign in (1, -1))
             values = torch.cat([mask, rest, mask * context.image, rest * context.image], dim=1)
             mixed = F.scaled_dot_product_attention(
                 *(maps.flatten(2).transpose(1, 2) for maps in (queries, keys, values)), scale=1.0
@@ -262,10 +262,10 @@ class RunNonLocalBackgroundStep(nn.Module):
         share_logits = to_background.clamp(min=1e-6).log() - to_object.clamp(min=1e-6).log()
         return share_logits - SCALE * self.raw_bias[k].float(), background + foreground
 
-
-def resize_to_context(maps: Tensor, context: RunContext) -> Tensor:
-    """Resize maps of a stage to the context, (B, 1, h, w)."""
-    return F.interpolate(maps, size=context.features.shape[-2:], mode="area")
+    def to_context(self, k: int, maps: Tensor) -> Tensor:
+        """Resize maps (B, 1, h, w) of stage k to stride 16."""
+        step = CONTEXT_LEVEL - self.levels[k]
+        return upsample(maps, 2**-step) if step < 0 else F.avg_pool2d(maps, 2**step)
 
 
 class RunStage(GradientCheckpointingLayer):
