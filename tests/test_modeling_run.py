@@ -230,7 +230,7 @@ class TestRunForImageSegmentation(ModelTester):
         mask = torch.full((1, 1, 4, 4), -9.0)
         mask[..., :3, :2] = 9  # a pixel of the first texture is missed
         context = RunContext(torch.rand(1, 3, 4, 4), features)
-        share, _ = step(0, context.image, mask, None, features, context)
+        share, _ = step(2, context.image, mask, None, features, context)  # of stride 16, like the context
         assert (share.sigmoid()[..., :2] < 0.3).all()
         assert (share.sigmoid()[..., 2:] > 0.9).all()
 

@@ -187,9 +187,9 @@ class RunMaskStep(nn.Module):
 class RunBackgroundStep(nn.Module):
     """Share s_k of the background and reconstruction C^_k (ROBE).
 
-    All stages share one. The closed form B^_k minimizes 1/2 ||C - C M_k - B||^2 + lambda/2 ||B - B_{k-1}||^2. As a share
-    it is a weighted mean of 1 - M_k with weight 1 and s_{k-1} with weight lambda. A U-Net corrects its logit, inside
-    the mask and outside. A loss compares s_k with the label.
+    All stages share one. The closed form B^_k minimizes 1/2 ||C - C M_k - B||^2 + lambda/2 ||B - B_{k-1}||^2. As a
+    share it is a weighted mean of 1 - M_k with weight 1 and s_{k-1} with weight lambda. A U-Net corrects its logit,
+    inside the mask and outside. A loss compares s_k with the label.
 
     DEVIATION: The reconstruction is B_k + M_k * F, as in section 3, with a foreground F that the U-Net paints. It sees
     C only in B^_k, where C is not covered, and in the features. So it cannot copy.
