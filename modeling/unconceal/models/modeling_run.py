@@ -254,9 +254,9 @@ class RunNonLocalBackgroundStep(nn.Module):
             queries = (SCALE * self.raw_temperature[k].float()).exp() * queries
             mask, rest = (self.to_context(k, (sign * mask_logits.float()).sigmoid()) for sign in (1, -1))
             values = torch.cat([mask, rest, mask * context.image, rest * context.image], dim=1)
-            mixed = F.scaled_dot_product_attention(
-                *(maps.flatten(2).transpose(1, 2) for maps in (queries, keys, values)), scale=1.0
-            )
+            # One head: ONNX needs the dimension.
+            sequences = (maps.flatten(2).transpose(1, 2).unsqueeze(1) for maps in (queries, keys, values))
+            mixed = F.scaled_dot_product_attention(*sequences, scale=1.0).squeeze(1)
             mixed = mixed.transpose(1, 2).unflatten(2, features.shape[-2:])
         to_object, to_background, foreground, background = mixed.split([1, 1, *(image.shape[1],) * 2], dim=1)
         share_logits = to_background.clamp(min=1e-6).log() - to_object.clamp(min=1e-6).log()
