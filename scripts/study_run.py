@@ -32,6 +32,7 @@ from unconceal.models.memory import keep_freed_memory
 from unconceal.models.modeling_run import RunStage, mean_logit
 from unconceal.models.modeling_unconceal import upsample
 from unconceal.models.run_layers import RunConvNormAct
+from unconceal.utils.markdown import markdown_table
 
 
 SIZE = 160
@@ -45,7 +46,6 @@ AVERAGE_DECAY = 0.99
 LABELS = {100: (500, 5), 700: (840, 3)}
 LEARNING_RATES = (5e-4, 1.5e-3, 4.5e-3)
 TUNING_SEEDS = {100: 2, 700: 1}
-HEADER = ("variant", "parameters", "multiply-adds", "mean Dice", "S", "MAE", "Dice - plain, K = 4", "over images")
 SCORES = {"dice_at_0.5": "mean Dice at 0.5", "s_measure": "S", "mae": "MAE"}
 
 
@@ -289,29 +289,29 @@ def score(model: RunForImageSegmentation, data: Cached) -> dict:
         images, masks, model.features = data.batch(np.arange(start, min(start + BATCH_SIZE, len(data))))
         estimates.clear()
         output = model(images, output_stages=True)
-        maps = {f"M_{k}": one.sigmoid() for k, one in enumerate(output.mask_logits)}
-        maps |= {f"1 - s_{k}": (-one).sigmoid() for k, one in enumerate(output.share_logits)}
-        if not output.share_logits and output.backgrounds:  # ROBE as a correction has a share for each color
+        maps = {f"M_{k}": one for k, one in enumerate(output.mask_logits)}
+        maps |= {f"1 - s_{k}": -one for k, one in enumerate(output.share_logits)}
+        if not output.share_logits:  # ROBE as a correction has probabilities, and a share for each color
             maps |= {f"1 - s_{k}": corrected_opinion(model, images, one) for k, one in enumerate(output.backgrounds)}
-        probabilities = model.config.background_step == "correction"
-        for k, one in enumerate(estimates):
-            maps[f"M^_{k + 1}"] = one.clamp(0, 1) if probabilities else one.sigmoid()
+            estimates[:] = [one.logit(eps=1e-2) for one in estimates]
+        maps |= {f"M^_{k + 1}": one for k, one in enumerate(estimates)}
         for key, one in maps.items():
-            full = upsample(one.float(), images.shape[-1] // one.shape[-1])[:, 0]
+            # Logits are enlarged, as between stages.
+            full = upsample(one.float(), images.shape[-1] // one.shape[-1])[:, 0].sigmoid()
             errors.setdefault(key, []).append((full - masks).square().mean().item())
         for probs, mask in zip(output.logits.sigmoid()[:, 0].numpy(), masks.numpy() > 0.5, strict=True):
             scores = score_image(probs, mask, min_max=False)
             rows.append([round(scores[key], 5) for key in SCORES])
     if hasattr(model, "mask_step"):
         handle.remove()
-    return {"images": rows, "brier": {key: round(float(np.mean(values)), 5) for key, values in errors.items()}}
+    return {"images": rows, "stages": {key: round(float(np.mean(values)), 5) for key, values in errors.items()}}
 
 
 def corrected_opinion(model: RunForImageSegmentation, images: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
-    """Return what the background says about the mask."""
+    """Return the logits of what the background says about the mask."""
     image = nn.functional.avg_pool2d(model.denormalize(images), images.shape[-1] // background.shape[-1])
     energy = image.square().sum(dim=1, keepdim=True)
-    return ((image * (image - background)).sum(dim=1, keepdim=True) / energy.clamp(min=1e-6)).clamp(0, 1)
+    return ((image * (image - background)).sum(dim=1, keepdim=True) / energy.clamp(min=1e-6)).logit(eps=1e-2)
 
 
 def result_path(out: Path, job: tuple) -> Path:
@@ -362,7 +362,7 @@ def final_jobs(out: Path, labels: int) -> list[tuple]:
     return [(name, labels, seed, rates[name]) for seed in range(LABELS[labels][1]) for name in VARIANTS]
 
 
-def print_tables(out: Path):
+def print_tables(out: Path, against: str):
     """Print learning rates, scores with paired differences, and Brier scores."""
     for labels in LABELS:
         print(f"\n## {labels} labelled images\n")
@@ -372,52 +372,74 @@ def print_tables(out: Path):
                 if job[0] == family and result_path(out, job).exists():
                     images = read_result(out, job)["held_out_images"]
                     rates.setdefault(job[3], []).append(np.mean([row[0] for row in images]))
-            print(f"{family}: " + ", ".join(f"{rate:g} {np.mean(dice):.4f}" for rate, dice in rates.items()))
-        try:
-            jobs = [job for job in final_jobs(out, labels) if result_path(out, job).exists()]
-        except FileNotFoundError:
+            text = ", ".join(f"{rate:g} {np.mean(dice):.4f}" for rate, dice in rates.items())
+            print(f"Held-out Dice of {family} by learning rate: {text}")
+        if not all(result_path(out, job).exists() for job in tuning_jobs(labels)):
             continue
-        scores = {job: read_result(out, job) for job in jobs}
+        results = read_results(out, labels)
         for part in ("held_out", "validation"):
-            print(f"\n{part}\n")
-            print(
-                "| variant | parameters | multiply-adds | mean Dice | S | MAE | Dice against plain, K = 4 | images |"
+            rows = score_rows(results, part, against)
+            print(f"\n{part}\n\n" + markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
+        print("\nBrier scores on the held-out images, means over seeds\n")
+        rows = brier_rows(results)
+        print(markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
+
+
+def read_results(out: Path, labels: int) -> dict[str, dict[int, dict]]:
+    """Return the results that exist, by variant and seed."""
+    results = {}
+    for job in final_jobs(out, labels):
+        if result_path(out, job).exists():
+            results.setdefault(job[0], {})[job[2]] = read_result(out, job)
+    return {name: results[name] for name in VARIANTS if name in results}
+
+
+def score_rows(results: dict[str, dict[int, dict]], part: str, against: str) -> list[dict[str, str]]:
+    """Return a row for each variant: means, and the difference of Dice to another.
+
+    The first interval is Student's over the seeds, the second is over the images.
+    """
+    rows = []
+    other = results.get(against, {})
+    for name, mine in results.items():
+        images = np.array([one[f"{part}_images"] for one in mine.values()])  # (seeds, images, scores)
+        first = next(iter(mine.values()))
+        row = {
+            "variant": VARIANTS[name][0],
+            "parameters": f"{first['parameters'] / 1e6:.2f} M",
+            "multiply-adds": f"{first['multiply_adds'] / 1e9:.2f} G",
+        }
+        row |= {title: f"{value:.3f}" for title, value in zip(SCORES.values(), images.mean(axis=(0, 1)), strict=True)}
+        row |= {"seeds": str(len(mine)), "difference of Dice": "", "over images": ""}
+        seeds = [seed for seed in mine if seed in other]
+        if name != against and len(seeds) > 1:
+            change = np.array(
+                [np.subtract(mine[seed][f"{part}_images"], other[seed][f"{part}_images"])[:, 0] for seed in seeds]
             )
-            print("| --- " * 8 + "|")
-            for name, (title, _) in VARIANTS.items():
-                mine = {job[2]: scores[job] for job in jobs if job[0] == name}
-                plain = {job[2]: scores[job] for job in jobs if job[0] == "plain"}
-                if mine:
-                    print(table_row(title, part, mine, plain))
-        print("\nBrier score on the held-out images, mean over seeds\n")
-        for name, (title, _) in VARIANTS.items():
-            briers = [scores[job]["held_out_brier"] for job in jobs if job[0] == name]
-            if briers:
-                print(
-                    f"{title}: " + ", ".join(f"{key} {np.mean([one[key] for one in briers]):.4f}" for key in briers[0])
-                )
+            by_seed, by_image = change.mean(axis=1), change.mean(axis=0)
+            half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(by_seed)
+            row["difference of Dice"] = f"{by_seed.mean():+.3f} ± {half:.3f}"
+            row["over images"] = f"± {1.96 * stats.sem(by_image):.3f}"
+        rows.append(row)
+    return rows
 
 
-def table_row(title: str, part: str, mine: dict[int, dict], plain: dict[int, dict]) -> str:
-    """Return means, and the difference to plain by seed and image."""
-    images = np.array([one[f"{part}_images"] for one in mine.values()])  # (seeds, images, scores)
-    first = next(iter(mine.values()))
-    means = images.mean(axis=(0, 1))
-    cells = [title, f"{first['parameters'] / 1e6:.2f} M", f"{first['multiply_adds'] / 1e9:.2f} G"]
-    cells += [f"{value:.4f}" for value in means]
-    seeds = [seed for seed in mine if seed in plain]
-    if mine is not plain and seeds and len(seeds) > 1:
-        change = np.array(
-            [
-                np.array(mine[seed][f"{part}_images"])[:, 0] - np.array(plain[seed][f"{part}_images"])[:, 0]
-                for seed in seeds
-            ]
-        )
-        by_seed, by_image = change.mean(axis=1), change.mean(axis=0)
-        half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(by_seed)
-        spread = 1.96 * stats.sem(by_image)
-        cells += [f"{by_seed.mean():+.4f} ± {half:.4f}", f"± {spread:.4f}"]
-    return "| " + " | ".join(cells) + " |"
+def brier_rows(results: dict[str, dict[int, dict]]) -> list[dict[str, str]]:
+    """Return the Brier scores of each variant and stage."""
+    rows, blank = [], dict.fromkeys(("M_{k-1}", "1 - s_{k-1}", "M^_k", "M_k"), "")
+    for name, mine in results.items():
+        briers = [one["held_out_stages"] for one in mine.values() if "held_out_stages" in one]
+        if not briers:
+            continue
+        mean = {key: f"{np.mean([one[key] for one in briers]):.4f}" for key in briers[0]}
+        estimates = sum(key.startswith("M^_") for key in mean)
+        for k in range(1, estimates + 1):
+            row = {f"M_{k - 1}": "M_{k-1}", f"1 - s_{k - 1}": "1 - s_{k-1}", f"M^_{k}": "M^_k", f"M_{k}": "M_k"}
+            cells = {title: mean.get(key, "") for key, title in row.items()}
+            rows.append({"variant": VARIANTS[name][0], "k": str(k), **cells})
+        if not estimates:
+            rows.append({"variant": VARIANTS[name][0], "k": "last", **blank, "M_k": mean[max(mean)]})
+    return rows
 
 
 def main():
@@ -425,6 +447,7 @@ def main():
     parser.add_argument("what", choices=["cache", "run", "table"])
     parser.add_argument("--data", help="Kvasir-SEG as unconceal prepare writes it, for cache")
     parser.add_argument("--out", type=Path, required=True, help="folder of features and results")
+    parser.add_argument("--against", choices=VARIANTS, default="plain", help="variant that table compares with")
     args = parser.parse_args()
     keep_freed_memory()
     if args.what == "cache":
@@ -434,7 +457,7 @@ def main():
             run_jobs(args.out, tuning_jobs(labels))
             run_jobs(args.out, final_jobs(args.out, labels))
     else:
-        print_tables(args.out)
+        print_tables(args.out, args.against)
 
 
 if __name__ == "__main__":

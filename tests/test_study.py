@@ -60,14 +60,14 @@ def test_table_pairs_seeds(tmp_path, monkeypatch, capsys):
                 dice = 0.5 + 0.1 * seed + 0.1 * (name == "share") - rate
                 rows = [[dice, 0.5, 0.1], [dice + 0.2, 0.5, 0.1]]
                 result = {"job": [name, 100, seed, rate], "parameters": 1e6, "multiply_adds": 2e9}
-                result |= {"held_out_images": rows, "validation_images": rows, "held_out_brier": {"M_0": 0.25}}
+                result |= {"held_out_images": rows, "validation_images": rows, "held_out_stages": {"M_0": 0.25}}
                 study.result_path(tmp_path, (name, 100, seed, rate)).write_text(json.dumps(result))
     monkeypatch.setattr(sys, "argv", ["study_run.py", "table", "--out", str(tmp_path)])
     study.main()
     lines = capsys.readouterr().out.splitlines()
     assert study.chosen_rate(tmp_path, "gates", 100) == min(study.LEARNING_RATES)
-    (row,) = {line for line in lines if line.startswith("| RUN, taught background |")}
-    assert "+0.1000 ± 0.0000" in row
+    row = next(line for line in lines if line.startswith("| RUN, taught background |"))
+    assert "+0.100 ± 0.000" in row
     assert "2.00 G" in row
-    assert sum("M_0 0.2500" in line for line in lines) == len(study.VARIANTS)
+    assert sum("0.2500" in line for line in lines) == len(study.VARIANTS)
     assert np.isclose(float(row.split("|")[4]), 0.7 + 0.05 - min(study.LEARNING_RATES), atol=1e-3)
