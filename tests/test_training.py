@@ -582,6 +582,17 @@ def test_resumed_run_with_a_pretrained_encoder_equals_an_unbroken_one(run_recipe
     assert_equal_weights(*last)
 
 
+def test_resumed_run_keeps_its_network_though_defaults_have_changed(run_recipe, tmp_path):
+    train_until(2, run_recipe("model.background_step=correction"))
+    last, kept = tmp_path / "run/segmentation/last", tmp_path / "run/recipe.yaml"
+    started = yaml.safe_load(kept.read_text())
+    del started["model"]["background_step"]  # as if it had been the default
+    kept.write_text(yaml.safe_dump(started))
+    train(run_recipe(), resume=True)
+    assert [row["epoch"] for row in history(last)] == [1, 2]
+    assert RunForImageSegmentation.from_pretrained(last).config.background_step == "correction"
+
+
 @pytest.fixture
 def start_phase(run_recipe):
     """Return a function that prepares the training of RUN with settings of its phase."""

@@ -96,9 +96,9 @@ class RunConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """Build from the values of a file.
 
-        Those of older checkpoints lack `background_step`.
+        Files of older checkpoints lack `background_step`.
         """
-        if "background_step" not in config_dict:
+        if "transformers_version" in config_dict and "background_step" not in config_dict:
             config_dict = {**config_dict, "background_step": "correction", "coarse_dilations": OLD_DILATIONS}
         return super().from_dict(config_dict, **kwargs)
 

@@ -28,11 +28,13 @@ from ..evaluation.protocols import PROTOCOLS
 from ..evaluation.report import git_commit
 from ..evaluation.workers import num_cores
 from ..models.memory import keep_freed_memory
+from ..models.networks import NETWORKS
 from ..utils.digests import weights_digest
 from ..utils.errors import UserError
 from .checkpoints import RECIPE_FILE, STATE_FOLDER, Progress, read_progress, save_checkpoint
 from .recipe import OptimizerRecipe, PhaseRecipe, Recipe, ScheduleRecipe, flatten
 from .start import (
+    build_config,
     build_model,
     build_processor,
     check_compiler,
@@ -228,8 +230,11 @@ def run_phase(
 
     # 1. Model, data, optimizer, schedule.
     set_seed(recipe.seed)
-    network = build_model(recipe, task, init_from)
-    if not progress.epoch:
+    if progress.epoch:
+        # It keeps its network, even if defaults have changed since. The weights come with the rest of its state.
+        network = NETWORKS[recipe.network].tasks[task](build_config(recipe, last))
+    else:
+        network = build_model(recipe, task, init_from)
         progress.start = load_start(network, phase, init_from)
     progress.sessions.append(describe_session(command))
     processor = build_processor(recipe, init_from)
