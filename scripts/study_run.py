@@ -6,7 +6,8 @@
 
 The encoder is EfficientNet-Lite0, frozen. So its features are computed once, for each image and its three flips. All
 variants train on the same images in the same order. 100 images of the training split are held out. On them the
-learning rates are chosen and the stages looked at. The validation split is scored, too, but only `table` shows it.
+learning rates are chosen and the stages looked at. The validation split is scored, too, but shown only by
+`table --validation`, once all runs are done.
 """
 
 import argparse
@@ -26,12 +27,15 @@ from unconceal import RunConfig, RunForImageSegmentation, UnconcealImageProcesso
 from unconceal.data.loading import load_splits, read_pair
 from unconceal.evaluation.cost import multiply_adds
 from unconceal.evaluation.protocol_cod import score_image
+from unconceal.evaluation.report import git_commit
 from unconceal.hub.encoders import packaged_encoder
-from unconceal.models.backbones import NUM_LEVELS
+from unconceal.models.backbones import FINEST_STRIDE, NUM_LEVELS
+from unconceal.models.losses import contour_weights, structure_loss
 from unconceal.models.memory import keep_freed_memory
-from unconceal.models.modeling_run import RunStage, mean_logit
+from unconceal.models.modeling_run import RunMaskStep, RunStage, mean_logit
 from unconceal.models.modeling_unconceal import upsample
 from unconceal.models.run_layers import RunConvNormAct
+from unconceal.utils.files import replacing
 from unconceal.utils.markdown import markdown_table
 
 
@@ -43,8 +47,10 @@ FLIPS = ((), (-1,), (-2,), (-2, -1))
 BATCH_SIZE = 10
 AVERAGE_DECAY = 0.99
 # Labelled images: optimizer steps and seeds.
-LABELS = {100: (500, 5), 700: (840, 3)}
-LEARNING_RATES = (5e-4, 1.5e-3, 4.5e-3)
+LABELS = {100: (400, 5), 700: (700, 3)}
+# The learning rate is chosen for each of these; other plain decoders take that of `plain`, the rest that of `share`.
+FAMILIES = ("plain", "share", "correction")
+LEARNING_RATES = (1.5e-3, 4.5e-3, 1.35e-2)
 TUNING_SEEDS = {100: 2, 700: 1}
 SCORES = {"dice_at_0.5": "mean Dice at 0.5", "s_measure": "S", "mae": "MAE"}
 
@@ -83,15 +89,11 @@ class UngatedStage(RunStage):
         return super().forward(neck_features, hidden_states, off, off, estimate)
 
 
-class MaskStepWithoutSparsity(nn.Module):
+class MaskStepWithoutSparsity(RunMaskStep):
     """Closed-form mask without the residual sparsity term."""
 
-    def __init__(self, step: nn.Module):
-        super().__init__()
-        self.raw_proximity, self.kind = step.raw_proximity, [type(step)]
-
     def forward(self, k, energy, share_logits, previous, before_previous):
-        return mean_logit([-share_logits, previous], [energy, self.kind[0].proximity.fget(self)[k]])
+        return mean_logit([-share_logits, previous], [energy, self.proximity[k - 1]])
 
 
 class PreviousMask(nn.Module):
@@ -108,12 +110,26 @@ class CutOutBackground(nn.Module):
         return -mask_logits.float(), None
 
 
-class RunWithoutLastStep(RunForImageSegmentation):
-    """RUN whose last mask is M_K."""
+class RunWithLastStep(RunForImageSegmentation):
+    """RUN whose last mask is the closed form of M_K and B_K."""
+
+    def __init__(self, config: RunConfig):
+        super().__init__(config)
+        self.last_step = RunMaskStep(config)
 
     def run_stages(self, full_image, pyramid, full):
-        maps = super().run_stages(full_image, pyramid, full)
-        return maps | {"logits": maps["mask_logits"][-1]}
+        maps = super().run_stages(full_image, pyramid, full=True)
+        energy = nn.functional.avg_pool2d(full_image.square().sum(dim=1, keepdim=True), FINEST_STRIDE)
+        before, last = maps["mask_logits"][-2:]
+        before = upsample(before, last.shape[-1] // before.shape[-1])
+        logits = self.last_step(1, energy, maps["share_logits"][-1], last, before)
+        return maps | {"logits": logits}
+
+    def compute_loss(self, labels, image, logits, mask_logits, *maps):
+        config, last = self.config, upsample(mask_logits[-1], FINEST_STRIDE)
+        weights = contour_weights(labels)
+        last = structure_loss(last, labels, weights, config.bce_weight, config.iou_weight)
+        return super().compute_loss(labels, image, logits, mask_logits, *maps) + last
 
 
 class PlainDecoder(RunForImageSegmentation):
@@ -137,11 +153,14 @@ class PlainDecoder(RunForImageSegmentation):
 VARIANTS = {
     "plain_1": ("plain decoder, K = 1", {"stage_levels": (0,)}),
     "plain": ("plain decoder, K = 4", {}),
-    "plain_wide": ("plain decoder, K = 4, wider", {"hidden_size": 48}),
+    "plain_wide": ("plain decoder, K = 4, wider", {"hidden_size": 40}),
     "no_robe": ("RUN without ROBE", {"background_weight": 0}),
-    "correction": ("RUN, ROBE as a correction", {"background_step": "correction"}),
+    "correction": (
+        "RUN before, ROBE as a correction",
+        {"background_step": "correction", "coarse_dilations": (6, 12, 18)},
+    ),
     "share": ("RUN, taught background", {}),
-    "share_last": ("the same, last mask is M_K", {}),
+    "last_step": ("taught, ends on a closed form", {}),
     "non_local": ("RUN, non-local background", {"background_step": "non_local"}),
     "gates": ("taught, closed form as a gate only", {}),
     "no_gates": ("taught, without gates", {}),
@@ -161,7 +180,7 @@ def make_variant(name: str, **changes) -> RunForImageSegmentation:
     backbone = {"model_type": "efficientnet_lite_backbone"}
     config = RunConfig(**{"backbone_config": backbone, **sizes, **VARIANTS[name][1], **changes})
     kind = PlainDecoder if name.startswith("plain") else RunForImageSegmentation
-    model = (RunWithoutLastStep if name == "share_last" else kind)(config)
+    model = (RunWithLastStep if name == "last_step" else kind)(config)
     stage = PlainStage if kind is PlainDecoder else STAGES.get(name)
     if stage:
         model.stages = nn.ModuleList(stage(config) for _ in model.stages)
@@ -173,10 +192,12 @@ def make_variant(name: str, **changes) -> RunForImageSegmentation:
     elif name == "no_robe":
         model.background_step = CutOutBackground()
     elif name == "no_sparsity":
-        model.mask_step = MaskStepWithoutSparsity(model.mask_step)
+        model.mask_step = MaskStepWithoutSparsity(config)
     elif name == "previous":
         model.mask_step = PreviousMask()
     model.post_init()
+    if name == "no_sparsity":
+        del model.mask_step.raw_sparsity, model.mask_step.sparsity_gradient
     return model
 
 
@@ -280,25 +301,23 @@ def train_variant(out: Path, name: str, labels: int, seed: int, learning_rate: f
 
 @torch.inference_mode()
 def score(model: RunForImageSegmentation, data: Cached) -> dict:
-    """Return scores of each image, and the Brier score of every map."""
-    estimates = []
+    """Return scores of each image, and Brier scores around closed forms.
+
+    All maps of a stage have its stride. There the truth is the mean of the mask.
+    """
+    steps = []
     if hasattr(model, "mask_step"):
-        handle = model.mask_step.register_forward_hook(lambda _, __, output: estimates.append(output))
+        handle = model.mask_step.register_forward_hook(lambda _, inputs, output: steps.append((inputs, output)))
     rows, errors = [], {}
     for start in range(0, len(data), BATCH_SIZE):
         images, masks, model.features = data.batch(np.arange(start, min(start + BATCH_SIZE, len(data))))
-        estimates.clear()
+        steps.clear()
         output = model(images, output_stages=True)
-        maps = {f"M_{k}": one for k, one in enumerate(output.mask_logits)}
-        maps |= {f"1 - s_{k}": -one for k, one in enumerate(output.share_logits)}
-        if not output.share_logits:  # ROBE as a correction has probabilities, and a share for each color
-            maps |= {f"1 - s_{k}": corrected_opinion(model, images, one) for k, one in enumerate(output.backgrounds)}
-            estimates[:] = [one.logit(eps=1e-2) for one in estimates]
-        maps |= {f"M^_{k + 1}": one for k, one in enumerate(estimates)}
-        for key, one in maps.items():
-            # Logits are enlarged, as between stages.
-            full = upsample(one.float(), images.shape[-1] // one.shape[-1])[:, 0].sigmoid()
-            errors.setdefault(key, []).append((full - masks).square().mean().item())
+        for k, (inputs, estimate) in enumerate(steps, start=1):
+            maps = read_step(inputs, estimate) | {"M_k": output.mask_logits[k].sigmoid()}
+            truth = nn.functional.adaptive_avg_pool2d(masks[:, None], estimate.shape[-2:])
+            for key, one in maps.items():
+                errors.setdefault(f"{k} {key}", []).append((one - truth).square().mean().item())
         for probs, mask in zip(output.logits.sigmoid()[:, 0].numpy(), masks.numpy() > 0.5, strict=True):
             scores = score_image(probs, mask, min_max=False)
             rows.append([round(scores[key], 5) for key in SCORES])
@@ -307,11 +326,15 @@ def score(model: RunForImageSegmentation, data: Cached) -> dict:
     return {"images": rows, "stages": {key: round(float(np.mean(values)), 5) for key, values in errors.items()}}
 
 
-def corrected_opinion(model: RunForImageSegmentation, images: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
-    """Return the logits of what the background says about the mask."""
-    image = nn.functional.avg_pool2d(model.denormalize(images), images.shape[-1] // background.shape[-1])
+def read_step(inputs: tuple, estimate: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return probabilities that go into a closed form and come out."""
+    if isinstance(inputs[0], int):
+        _, _, share_logits, previous, _ = inputs
+        return {"M_{k-1}": previous.sigmoid(), "1 - s_{k-1}": (-share_logits).sigmoid(), "M^_k": estimate.sigmoid()}
+    image, background, previous, _ = inputs  # ROBE as a correction has colors and probabilities
     energy = image.square().sum(dim=1, keepdim=True)
-    return ((image * (image - background)).sum(dim=1, keepdim=True) / energy.clamp(min=1e-6)).logit(eps=1e-2)
+    opinion = (image * (image - background)).sum(dim=1, keepdim=True) / energy.clamp(min=1e-6)
+    return {"M_{k-1}": previous, "1 - s_{k-1}": opinion.clamp(0, 1), "M^_k": estimate.clamp(0, 1)}
 
 
 def result_path(out: Path, job: tuple) -> Path:
@@ -322,80 +345,83 @@ def run_jobs(out: Path, jobs: list[tuple]):
     """Run the jobs that are free, then wait for the others."""
     for job in jobs:
         path = result_path(out, job)
+        lock = path.with_suffix(".lock")
         try:
-            os.close(os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_EXCL))
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             continue
-        result = train_variant(out, *job)
-        path.write_text(json.dumps({"job": job, **result}))
-        dice = np.mean([row[0] for row in result["held_out_images"]])
-        print(*job, f"held-out Dice {dice:.4f}", f"{result['seconds']} s", flush=True)
+        try:
+            if not path.exists():
+                result = {"job": job, "commit": git_commit(), **train_variant(out, *job)}
+                with replacing(path) as beside:
+                    beside.write_text(json.dumps(result))
+                dice = np.mean([row[0] for row in result["held_out_images"]])
+                print(*job, f"held-out Dice {dice:.4f}", f"{result['seconds']} s", flush=True)
+        finally:
+            lock.unlink()
+    # A killed process leaves its lock behind; remove it by hand.
     while not all(result_path(out, job).exists() for job in jobs):
         time.sleep(5)
 
 
 def tuning_jobs(labels: int) -> list[tuple]:
     seeds = range(TUNING_SEEDS[labels])
-    return [(name, labels, seed, lr) for name in ("plain", "share") for lr in LEARNING_RATES for seed in seeds]
+    return [(name, labels, seed, lr) for name in FAMILIES for lr in LEARNING_RATES for seed in seeds]
 
 
 def read_result(out: Path, job: tuple) -> dict:
     return json.loads(result_path(out, job).read_text())
 
 
-def chosen_rate(out: Path, name: str, labels: int) -> float:
-    """Return the learning rate with the best Dice on the held-out images.
-
-    It is chosen once for plain decoders and once for RUN.
-    """
-    family = "plain" if name.startswith("plain") else "share"
-    means = {}
+def tuned(out: Path, labels: int) -> dict[str, dict[float, float]]:
+    """Return the mean held-out Dice by family and learning rate."""
+    found = {}
     for job in tuning_jobs(labels):
-        if job[0] == family:
-            dice = np.mean([row[0] for row in read_result(out, job)["held_out_images"]])
-            means.setdefault(job[3], []).append(dice)
-    return max(means, key=lambda rate: np.mean(means[rate]))
+        dice = np.mean([row[0] for row in read_result(out, job)["held_out_images"]])
+        found.setdefault(job[0], {}).setdefault(job[3], []).append(dice)
+    return {family: {rate: np.mean(dice) for rate, dice in rates.items()} for family, rates in found.items()}
+
+
+def family_of(name: str) -> str:
+    """Return the variant whose learning rate another one takes."""
+    return "plain" if name.startswith("plain") else name if name in FAMILIES else "share"
 
 
 def final_jobs(out: Path, labels: int) -> list[tuple]:
-    rates = {name: chosen_rate(out, name, labels) for name in VARIANTS}
-    return [(name, labels, seed, rates[name]) for seed in range(LABELS[labels][1]) for name in VARIANTS]
+    rates = {family: max(rates, key=rates.get) for family, rates in tuned(out, labels).items()}
+    return [(name, labels, seed, rates[family_of(name)]) for seed in range(LABELS[labels][1]) for name in VARIANTS]
 
 
-def print_tables(out: Path, against: str):
+def print_tables(out: Path, against: str, part: str):
     """Print learning rates, scores with paired differences, and Brier scores."""
     for labels in LABELS:
-        print(f"\n## {labels} labelled images\n")
-        for family in ("plain", "share"):
-            rates = {}
-            for job in tuning_jobs(labels):
-                if job[0] == family and result_path(out, job).exists():
-                    images = read_result(out, job)["held_out_images"]
-                    rates.setdefault(job[3], []).append(np.mean([row[0] for row in images]))
-            text = ", ".join(f"{rate:g} {np.mean(dice):.4f}" for rate, dice in rates.items())
-            print(f"Held-out Dice of {family} by learning rate: {text}")
         if not all(result_path(out, job).exists() for job in tuning_jobs(labels)):
+            print(f"{labels} labelled images: learning rates are not tuned yet")
             continue
-        results = read_results(out, labels)
-        for part in ("held_out", "validation"):
-            rows = score_rows(results, part, against)
-            print(f"\n{part}\n\n" + markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
-        print("\nBrier scores on the held-out images, means over seeds\n")
-        rows = brier_rows(results)
-        print(markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
+        for family, rates in tuned(out, labels).items():
+            text = ", ".join(f"{rate:g} {dice:.4f}" for rate, dice in rates.items())
+            print(f"{labels} labelled images, held-out Dice of {family} by learning rate: {text}")
+        results, missing = read_results(out, labels)
+        print(f"{len(missing)} runs are missing\n")
+        if part == "validation" and missing:
+            raise SystemExit("the validation images are scored once, when no run is missing")
+        for rows in (score_rows(results, part, against), brier_rows(results)):
+            print(markdown_table(list(rows[0]), [list(row.values()) for row in rows]) + "\n")
 
 
-def read_results(out: Path, labels: int) -> dict[str, dict[int, dict]]:
-    """Return the results that exist, by variant and seed."""
-    results = {}
+def read_results(out: Path, labels: int) -> tuple[dict[str, dict[int, dict]], list[tuple]]:
+    """Return the results by variant and seed, and the jobs without one."""
+    results, missing = {name: {} for name in VARIANTS}, []
     for job in final_jobs(out, labels):
         if result_path(out, job).exists():
-            results.setdefault(job[0], {})[job[2]] = read_result(out, job)
-    return {name: results[name] for name in VARIANTS if name in results}
+            results[job[0]][job[2]] = read_result(out, job)
+        else:
+            missing.append(job)
+    return {name: found for name, found in results.items() if found}, missing
 
 
 def score_rows(results: dict[str, dict[int, dict]], part: str, against: str) -> list[dict[str, str]]:
-    """Return a row for each variant: means, and the difference of Dice to another.
+    """Return means of each variant, and its difference of Dice to another.
 
     The first interval is Student's over the seeds, the second is over the images.
     """
@@ -425,20 +451,15 @@ def score_rows(results: dict[str, dict[int, dict]], part: str, against: str) -> 
 
 
 def brier_rows(results: dict[str, dict[int, dict]]) -> list[dict[str, str]]:
-    """Return the Brier scores of each variant and stage."""
-    rows, blank = [], dict.fromkeys(("M_{k-1}", "1 - s_{k-1}", "M^_k", "M_k"), "")
+    """Return the Brier scores around each closed form, means over seeds."""
+    rows = []
     for name, mine in results.items():
-        briers = [one["held_out_stages"] for one in mine.values() if "held_out_stages" in one]
-        if not briers:
-            continue
-        mean = {key: f"{np.mean([one[key] for one in briers]):.4f}" for key in briers[0]}
-        estimates = sum(key.startswith("M^_") for key in mean)
-        for k in range(1, estimates + 1):
-            row = {f"M_{k - 1}": "M_{k-1}", f"1 - s_{k - 1}": "1 - s_{k-1}", f"M^_{k}": "M^_k", f"M_{k}": "M_k"}
-            cells = {title: mean.get(key, "") for key, title in row.items()}
-            rows.append({"variant": VARIANTS[name][0], "k": str(k), **cells})
-        if not estimates:
-            rows.append({"variant": VARIANTS[name][0], "k": "last", **blank, "M_k": mean[max(mean)]})
+        briers = [one["held_out_stages"] for one in mine.values()]
+        for k in sorted({key.split()[0] for key in briers[0]}):
+            row = {"variant": VARIANTS[name][0], "k": k}
+            for title in ("M_{k-1}", "1 - s_{k-1}", "M^_k", "M_k"):
+                row[title] = f"{np.mean([one[f'{k} {title}'] for one in briers]):.4f}"
+            rows.append(row)
     return rows
 
 
@@ -447,6 +468,9 @@ def main():
     parser.add_argument("what", choices=["cache", "run", "table"])
     parser.add_argument("--data", help="Kvasir-SEG as unconceal prepare writes it, for cache")
     parser.add_argument("--out", type=Path, required=True, help="folder of features and results")
+    parser.add_argument(
+        "--validation", action="store_true", help="table: score the validation images, once, at the end"
+    )
     parser.add_argument("--against", choices=VARIANTS, default="plain", help="variant that table compares with")
     args = parser.parse_args()
     keep_freed_memory()
@@ -457,7 +481,7 @@ def main():
             run_jobs(args.out, tuning_jobs(labels))
             run_jobs(args.out, final_jobs(args.out, labels))
     else:
-        print_tables(args.out, args.against)
+        print_tables(args.out, args.against, "validation" if args.validation else "held_out")
 
 
 if __name__ == "__main__":

@@ -299,6 +299,7 @@ class ModelTester(PretrainedTester):
     needs_labels = True  # otherwise labels are ignored: an image is its own label
     num_outputs = 1  # channels of the main output
     sizes = ((33, 47), (64, 64))
+    learning_rate = 1e-2  # of the steps on one image
     hidden_shapes: list[tuple[int, int, int]]  # (C, h, w) of the hidden states of an image of 33x47
 
     # ---- outputs ----------------------------------------------------------------------------------------------------
@@ -454,7 +455,7 @@ class ModelTester(PretrainedTester):
 
     def test_steps_on_one_image_lower_the_loss(self):
         model, inputs = self.make_model().train(), self.make_inputs(batch_size=1)
-        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=self.learning_rate)
         losses = []
         for _ in range(5):
             optimizer.zero_grad()

@@ -12,7 +12,7 @@ from transformers import PvtV2Config, PvtV2Model, ResNetConfig, ResNetForImageCl
 
 from unconceal import RunConfig, RunForImageSegmentation
 from unconceal.models.losses import ambiguity_loss, contour_weights, edge_dice_loss, mask_edges, structure_loss
-from unconceal.models.modeling_run import RunContext, mean_logit, uncertainty_filter
+from unconceal.models.modeling_run import STEPS, RunContext, mean_logit, uncertainty_filter
 from unconceal.models.run_layers import join_windows, split_windows
 
 
@@ -36,6 +36,7 @@ TINY = {
 
 class TestRunForImageSegmentation(ModelTester):
     model_class = RunForImageSegmentation
+    learning_rate = 3e-3
     tiny = TINY
     # Of the encoder, padded to 64x64, then of the coarse mask and the stages.
     hidden_shapes = [(8, 16, 16), (16, 8, 8), (16, 4, 4), (32, 2, 2), *((16, n, n) for n in (2, 2, 4, 8, 16))]
@@ -51,15 +52,22 @@ class TestRunForImageSegmentation(ModelTester):
         ]
         assert [tuple(logits.shape) for logits in output.share_logits] == [(2, 1, *size) for size in sizes[:1] + sizes]
 
-    def test_last_mask_is_the_closed_form_of_mask_and_background(self):
-        model, pixel_values = self.make_lively_model(), self.make_inputs(size=(33, 70))["pixel_values"]
-        output = model(pixel_values, output_stages=True)
-        image = F.pad(model.denormalize(pixel_values), (0, 26, 0, 31), mode="replicate")
-        energy = F.avg_pool2d(image.square().sum(1, keepdim=True), 4)
-        before = F.interpolate(output.mask_logits[-2], scale_factor=2, mode="bilinear", align_corners=False)
-        last = model.mask_step(4, energy, output.share_logits[-1], output.mask_logits[-1], before)
-        enlarged = F.interpolate(last, scale_factor=4, mode="bilinear", align_corners=False)
+    def test_logits_are_the_last_stage_at_the_input_size(self):
+        output = self.make_lively_model()(self.make_inputs(size=(33, 70))["pixel_values"], output_stages=True)
+        enlarged = F.interpolate(output.mask_logits[-1], scale_factor=4, mode="bilinear", align_corners=False)
         torch.testing.assert_close(output.logits, enlarged[:, :, :33, :70])
+
+    @pytest.mark.parametrize("step", STEPS)
+    def test_last_background_is_computed_only_for_those_who_ask(self, step):
+        model, inputs = self.make_lively_model(background_step=step), self.make_inputs()
+        calls = []
+        model.background_step.register_forward_hook(lambda *_: calls.append(1))
+        last = model(**inputs, output_stages=True)
+        count = len(calls)
+        output = model(inputs["pixel_values"])
+        assert torch.equal(output.logits, last.logits)
+        assert len(calls) == 2 * count - 1
+        assert len(last.backgrounds) == len(model(inputs["pixel_values"], output_stages=True).backgrounds) == 5
 
     def test_backgrounds_are_shares_of_the_image(self):
         model, pixel_values = self.make_lively_model(), self.make_inputs(size=(64, 96))["pixel_values"]
@@ -83,8 +91,8 @@ class TestRunForImageSegmentation(ModelTester):
         num_stages = model.config.num_stages
         parts = {f"M^_{k + 1}": estimate for k, estimate in enumerate(estimates)}
         parts |= {f"M_{k}": output.mask_logits[k] for k in range(num_stages + 1)}
-        parts |= {f"s_{k}": output.share_logits[k] for k in range(num_stages + 1)}
-        assert len(estimates) == num_stages + 1
+        parts |= {f"s_{k}": output.share_logits[k] for k in range(num_stages)}
+        assert len(estimates) == num_stages
         options = {"retain_graph": True, "allow_unused": True}
         gradients = torch.autograd.grad(output.logits.sum(), list(parts.values()), **options)
         silent = [name for name, grad in zip(parts, gradients, strict=True) if grad is None or not grad.any()]
@@ -96,6 +104,13 @@ class TestRunForImageSegmentation(ModelTester):
         expected = {f"stages.{k}.edge_head.{name}" for k in range(num_stages) for name in ("weight", "bias")}
         assert silent == expected
         assert model.background_step.network.head.weight.grad[:1].any()
+        for numbers in (model.mask_step.raw_proximity, model.mask_step.raw_sparsity):
+            assert (numbers.grad.abs() > 1e-5).all()
+        assert (model.background_step.raw_proximity.grad[:-1].abs() > 1e-5).all()  # the last one is for B_K
+
+    @pytest.mark.parametrize("step", STEPS)
+    def test_every_background_trains_every_parameter(self, step):
+        self.check_gradients(background_step=step)
 
     @pytest.mark.parametrize(
         "changes", [{"stage_levels": (0,)}, {"stage_levels": (3, 3, 2, 2, 1, 0, 0)}, {"share_stages": True}], ids=str
@@ -129,7 +144,7 @@ class TestRunForImageSegmentation(ModelTester):
             estimates = []
             model.mask_step.register_forward_hook(lambda _, __, estimate: estimates.append(estimate))
             output = model(pixel_values, output_stages=True)
-        for estimate, logits in zip(estimates[:-1], output.mask_logits[1:], strict=True):
+        for estimate, logits in zip(estimates, output.mask_logits[1:], strict=True):
             torch.testing.assert_close(logits, estimate)
 
     def test_scans_are_initialized_as_in_mamba(self):
@@ -155,16 +170,15 @@ class TestRunForImageSegmentation(ModelTester):
         certain, hardened = uncertainty_filter(previous)
         certain_before, hardened_before = uncertainty_filter(before)
         step_before = certain_before * (previous.sigmoid() - hardened_before.sigmoid())
-        target = (hardened + step.sparsity_gradient(step_before)).sigmoid()
-        gradient = hardened.sigmoid() + step_before - target  # g, of which the network gives the target
+        target = (hardened + step.sparsity_gradient(step_before)).sigmoid()  # t
+        assert (target - hardened.sigmoid()).abs().max() > 1e-4
         mask, share = (F.interpolate(maps, scale_factor=4) for maps in (estimate, share_logits.sigmoid()))
-        moved = certain * (estimate - hardened.sigmoid()) - certain * step_before + certain * gradient
         surrogate = 0.5 * (image - image * mask - image * share).square().sum() / 16
-        surrogate = surrogate + step.proximity[2] / 2 * (estimate - previous.sigmoid()).square().sum()
-        surrogate = surrogate + step.sparsity[2] / 2 * moved.square().sum()
+        surrogate = surrogate + step.proximity[1] / 2 * (estimate - previous.sigmoid()).square().sum()
+        surrogate = surrogate + step.sparsity[1] / 2 * (certain * (estimate - target)).square().sum()
         (slope,) = torch.autograd.grad(surrogate, estimate)
         assert slope.abs().max() < 1e-6  # the closed form is computed in float32
-        assert step.sparsity[2] > 0.3
+        assert step.sparsity[1] > 0.3
 
     def test_background_estimate_minimizes_its_surrogate(self):
         step = self.make_model().background_step
@@ -178,10 +192,10 @@ class TestRunForImageSegmentation(ModelTester):
         background = (image * new_share.sigmoid()).requires_grad_()
         surrogate = 0.5 * (image - image * mask_logits.sigmoid() - background).square().sum()
         previous = image * share_logits.sigmoid()
-        surrogate = surrogate + step.proximity[1] / 2 * (background - previous).square().sum()
+        surrogate = surrogate + step.proximity[0] / 2 * (background - previous).square().sum()
         (slope,) = torch.autograd.grad(surrogate, background)
         assert slope.abs().max() < 1e-6
-        assert step.proximity[1] > 0.09
+        assert step.proximity[0] > 0.09
 
     def test_mean_logit_keeps_its_gradient_near_zero_and_one(self):
         logits = torch.tensor([-60.0, -20, 0, 5, 20, 60], requires_grad=True)
@@ -195,9 +209,9 @@ class TestRunForImageSegmentation(ModelTester):
 
     def test_start_of_the_learned_numbers(self):
         model = self.make_model()
-        torch.testing.assert_close(model.mask_step.proximity, torch.ones(5))
-        torch.testing.assert_close(model.mask_step.sparsity, torch.full((5,), 0.1))
-        torch.testing.assert_close(model.background_step.proximity, torch.full((5,), 0.1))
+        torch.testing.assert_close(model.mask_step.proximity, torch.ones(4))
+        torch.testing.assert_close(model.mask_step.sparsity, torch.full((4,), 0.1))
+        torch.testing.assert_close(model.background_step.proximity, torch.full((4,), 0.1))
         head = model.background_step.network.head
         assert 0 < head.weight.std() < 2e-3
         assert not head.bias.any()
@@ -307,9 +321,10 @@ class TestRunForImageSegmentation(ModelTester):
             logits = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
             return structure_loss(logits, labels, contour_weights(labels), 0.6, 1.4)
 
-        total = 1.7 * ambiguity_loss(output.logits) + loss_of(output.logits, labels)
+        total = 1.7 * ambiguity_loss(output.logits)
         for k, (stride, weight) in enumerate(zip(strides, stage_weights, strict=True)):
-            stage = loss_of(output.mask_logits[k], small) + 0.8 * loss_of(-output.share_logits[k], small)
+            stage = loss_of(output.logits, labels) if k == 4 else loss_of(output.mask_logits[k], small)
+            stage += 0.8 * loss_of(-output.share_logits[k], small)
             if k > 0:
                 stage += 0.7 * edge_dice_loss(output.edge_logits[k - 1], F.max_pool2d(mask_edges(labels), stride))
             error = output.reconstructions[k] - F.avg_pool2d(image, stride)
@@ -334,7 +349,7 @@ class TestRunForImageSegmentation(ModelTester):
             maps[name][-1][..., 9:, :] = 7
             maps[name][-1][..., 12:] = 7
         assert torch.equal(loss(), expected)
-        for name in names:
+        for name in names[1:]:  # the last mask counts by its logits
             maps[name][-1][..., 8, 11] += 7
             assert not torch.equal(loss(), expected)
             maps[name][-1][..., 8, 11] -= 7

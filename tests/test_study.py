@@ -5,7 +5,6 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -51,23 +50,67 @@ def test_masks_of_a_plain_decoder_ignore_the_unfolding():
     assert output.share_logits == ()
 
 
-def test_table_pairs_seeds(tmp_path, monkeypatch, capsys):
-    """Both seeds of RUN are 0.1 better on every image."""
-    monkeypatch.setattr(study, "LABELS", {100: (10, 2)})
+def write_results(folder, dice_of):
+    """Write results of all jobs, with two images each; `dice_of` gives the mean Dice of a job."""
     for name in study.VARIANTS:
         for seed in range(2):
             for rate in study.LEARNING_RATES:
-                dice = 0.5 + 0.1 * seed + 0.1 * (name == "share") - rate
-                rows = [[dice, 0.5, 0.1], [dice + 0.2, 0.5, 0.1]]
-                result = {"job": [name, 100, seed, rate], "parameters": 1e6, "multiply_adds": 2e9}
-                result |= {"held_out_images": rows, "validation_images": rows, "held_out_stages": {"M_0": 0.25}}
-                study.result_path(tmp_path, (name, 100, seed, rate)).write_text(json.dumps(result))
-    monkeypatch.setattr(sys, "argv", ["study_run.py", "table", "--out", str(tmp_path)])
+                job = (name, 100, seed, rate)
+                rows = [[dice_of(*job) + change, 0.5, 0.1] for change in (-0.1, 0.1)]
+                result = {"job": job, "parameters": 1e6, "multiply_adds": 2e9}
+                result |= {"held_out_images": rows, "validation_images": rows}
+                maps = ("M_{k-1}", "1 - s_{k-1}", "M^_k", "M_k")
+                result["held_out_stages"] = {f"1 {key}": 0.25 for key in maps}
+                study.result_path(folder, job).write_text(json.dumps(result))
+
+
+@pytest.fixture
+def small_study(monkeypatch):
+    monkeypatch.setattr(study, "LABELS", {100: (10, 2)})
+    monkeypatch.setattr(study, "TUNING_SEEDS", {100: 1})
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["study_run.py", *map(str, arguments)])
     study.main()
+
+
+def test_table_pairs_seeds(small_study, tmp_path, monkeypatch, capsys):
+    """RUN is 0.05 better with one seed and 0.15 with the other."""
+    best = study.LEARNING_RATES[1]
+    write_results(tmp_path, lambda name, _, seed, rate: 0.5 + (0.05 + 0.1 * seed) * (name == "share") + (rate == best))
+    assert {job[3] for job in study.final_jobs(tmp_path, 100)} == {best}
+    run(monkeypatch, "table", "--out", tmp_path, "--validation")
     lines = capsys.readouterr().out.splitlines()
-    assert study.chosen_rate(tmp_path, "gates", 100) == min(study.LEARNING_RATES)
     row = next(line for line in lines if line.startswith("| RUN, taught background |"))
-    assert "+0.100 ± 0.000" in row
-    assert "2.00 G" in row
+    # Student's t of one degree of freedom is 12.706, the standard error 0.05; both images gain as much.
+    assert "| +0.100 ± 0.635 | ± 0.000 |" in row
+    assert "| 2.00 G | 1.600 |" in row
     assert sum("0.2500" in line for line in lines) == len(study.VARIANTS)
-    assert np.isclose(float(row.split("|")[4]), 0.7 + 0.05 - min(study.LEARNING_RATES), atol=1e-3)
+
+
+def test_validation_images_are_scored_when_all_runs_are_done(small_study, tmp_path, monkeypatch, capsys):
+    write_results(tmp_path, lambda *_: 0.5)
+    study.result_path(tmp_path, study.final_jobs(tmp_path, 100)[-1]).unlink()
+    run(monkeypatch, "table", "--out", tmp_path)
+    assert "1 runs are missing" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="when no run is missing"):
+        run(monkeypatch, "table", "--out", tmp_path, "--validation")
+
+
+def test_a_failed_job_can_be_run_again(small_study, tmp_path, monkeypatch):
+    jobs, calls = [("share", 100, 0, 0.1)], []
+
+    def train(*job):
+        calls.append(job)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return {"held_out_images": [[0.5, 0.5, 0.1]], "seconds": 1}
+
+    monkeypatch.setattr(study, "train_variant", train)
+    with pytest.raises(KeyboardInterrupt):
+        study.run_jobs(tmp_path, jobs)
+    for _ in range(2):
+        study.run_jobs(tmp_path, jobs)
+    assert len(calls) == 2
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]

@@ -99,7 +99,7 @@ class RunConfig(PreTrainedConfig):
         Files of older checkpoints lack `background_step`.
         """
         if "transformers_version" in config_dict and "background_step" not in config_dict:
-            config_dict = {**config_dict, "background_step": "correction", "coarse_dilations": OLD_DILATIONS}
+            config_dict = {"coarse_dilations": OLD_DILATIONS, **config_dict, "background_step": "correction"}
         return super().from_dict(config_dict, **kwargs)
 
     @property

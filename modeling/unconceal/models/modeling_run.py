@@ -7,8 +7,7 @@ An image C is the sum of a foreground, which the mask M covers, and a background
 
     L(M, B) = 1/2 ||C - C * M - B||^2 + mu psi(M) + lambda phi(B) + alpha S(w * (M - M~)),
 
-in turns. Every stage takes a closed form and a learned network for M (SOFS), then the same for B (ROBE). The last mask
-is the closed form of the last M and B.
+in turns. Every stage takes a closed form and a learned network for M (SOFS), then the same for B (ROBE).
 
 B is held as a share of the image, s = B / C, one number for each pixel. So B keeps 0 <= B <= C and the texture of C.
 Training knows the true share: 1 minus the label. Masks and shares are probabilities, and the closed forms are weighted
@@ -21,7 +20,7 @@ means of them, see `mean_logit`.
 | M_k, E_k | `mask_logits[k]`, `edge_logits[k - 1]` before the sigmoid | (B, 1, H / r, W / r) |
 | M^_k | `RunMaskStep` output before the sigmoid | (B, 1, H / r, W / r) |
 | w, M~ | `uncertainty_filter` | (B, 1, H / r, W / r) |
-| mu, alpha L_S | `RunMaskStep.proximity`, `RunMaskStep.sparsity`, one for each stage | |
+| t, mu, alpha L_S | see `RunMaskStep` | |
 | s_k, lambda | `share_logits[k]` before the sigmoid, `RunBackgroundStep.proximity` | (B, 1, H / r, W / r) |
 | B_k, C^_k | `backgrounds[k]`, `reconstructions[k]` | (B, 3, H / r, W / r) |
 | VSS_s, VSS_l | `RunStateSpaceBlock` with and without windows | |
@@ -30,7 +29,6 @@ means of them, see `mean_logit`.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,11 +44,20 @@ from .configuration_run import RunConfig
 from .losses import ambiguity_coefficient, ambiguity_loss, contour_weights, edge_dice_loss, mask_edges, structure_loss
 from .modeling_unconceal import pad_edges, upsample, without_autocast
 from .run_correction import CorrectedBackgroundStep, CorrectedMaskStep, run_corrected_stages
-from .run_layers import RunCoarseHead, RunConvNormAct, RunNeck, RunQuietConv2d, RunScan2d, RunStateSpaceBlock, RunUNet
+from .run_layers import (
+    RunCoarseHead,
+    RunConvNormAct,
+    RunNeck,
+    RunQuietConv2d,
+    RunScan2d,
+    RunStateSpaceBlock,
+    RunUNet,
+    make_sparsity_gradient,
+)
 
 
 # The closed forms' positive numbers are exp(SCALE * parameter). So they can move by a factor of e in 100 steps of Adam
-# at a learning rate of 1e-3, and not by 5 %.
+# at a learning rate of 1e-3, and not by a tenth.
 SCALE = 10
 # Logits of 0.6 and of 0.9.
 DECIDED, SURE = math.log(1.5), math.log(9)
@@ -69,7 +76,7 @@ class RunSegmentationOutput(ModelOutput):
 
     Args:
         loss: Scalar, present when `labels` is given.
-        logits: (B, 1, H, W), pre-sigmoid, the last mask at the input size.
+        logits: (B, 1, H, W), pre-sigmoid, M_K at the input size.
         mask_logits: K + 1 tensors (B, 1, h, w), pre-sigmoid: the coarse mask M_0, then M_1 to M_K.
         edge_logits: K tensors (B, 1, h, w), pre-sigmoid: E_1 to E_K.
         share_logits: K + 1 tensors (B, 1, h, w), pre-sigmoid: the share of the background in each pixel, s_0 to s_K.
@@ -92,7 +99,7 @@ class RunSegmentationOutput(ModelOutput):
 def mean_logit(logits: Sequence[Tensor], weights: Sequence[Tensor | float]) -> Tensor:
     """Return the logit of a weighted mean of probabilities, in float32.
 
-    It needs no clamp: the mean keeps its gradient near 0 and near 1.
+    It needs no clamp: the mean keeps its gradient near 0 and 1, for logits from -80 to 80.
 
     Args:
         logits: Logits of the probabilities, of shapes that broadcast.
@@ -128,14 +135,17 @@ class RunContext:
 class RunMaskStep(nn.Module):
     """Closed-form mask M^_k, with its learned parameters.
 
-    This follows section 3 of the paper. With T(M) = w_k (M - M~_k), T_{k-1} = w_{k-1} (M_{k-1} - M~_{k-1}) and the sum
-    over channels and over the pixels of a position, M^_k minimizes
+    This follows section 3 of the paper. With the sum over channels and the mean over the pixels of a position, it
+    minimizes
 
-        1/2 ||C - C M - B_{k-1}||^2 + mu/2 ||M - M_{k-1}||^2 + alpha L_S/2 ||T(M) - T_{k-1} + g||^2.
+        1/2 ||C - C M - B_{k-1}||^2 + mu/2 ||M - M_{k-1}||^2 + alpha L_S/2 ||w_k (M - t)||^2.
 
     With B = s C it is a weighted mean of three opinions: 1 - s_{k-1} with weight ||C||^2, M_{k-1} with weight mu, and
-    t = M~_k + T_{k-1} - g with weight alpha L_S w_k^2. The network that stands for g, the gradient of the residual
-    sparsity over L_S, gives t as a logit. Its convolutions have no bias: with nothing left to harden, t is M~_k.
+    t with weight alpha L_S w_k.
+
+    DEVIATION: In the paper t is M~_k + T_{k-1} - g, with T = w (M - M~) and a network for g, the gradient of the
+    residual sparsity over L_S. That t can leave [0, 1]. Here the network changes the logit of M~_k instead. It sees
+    T_{k-1} and has no bias: with nothing left to harden, t is M~_k.
 
     DEVIATION: This is the exact minimum. The paper's figure drops mu M_{k-1} and alpha L_S w_k w_{k-1} M~_{k-1} from
     the numerator. The release drops w^2 from the denominator and solves each color separately. mu and alpha L_S
@@ -144,18 +154,13 @@ class RunMaskStep(nn.Module):
 
     def __init__(self, config: RunConfig):
         super().__init__()
-        # For M^_1 to M^_K, and for the last mask.
-        self.raw_proximity = nn.Parameter(torch.empty(config.num_stages + 1))
-        self.raw_sparsity = nn.Parameter(torch.empty(config.num_stages + 1))
-        widths = [1, *(config.sparsity_hidden_size,) * 3, 1]
-        layers = []
-        for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False), nn.ReLU()]
-        self.sparsity_gradient = nn.Sequential(*layers[:-1])
+        self.raw_proximity = nn.Parameter(torch.empty(config.num_stages))
+        self.raw_sparsity = nn.Parameter(torch.empty(config.num_stages))
+        self.sparsity_gradient = make_sparsity_gradient(config.sparsity_hidden_size)
 
     @property
     def proximity(self) -> Tensor:
-        """Return mu of stages and last mask, positive, (K + 1,)."""
+        """Return mu of stages 1 to K, positive, (K,)."""
         return (SCALE * self.raw_proximity.float()).exp()
 
     @property
@@ -166,14 +171,14 @@ class RunMaskStep(nn.Module):
     def forward(
         self, k: int, energy: Tensor, share_logits: Tensor, previous: Tensor, before_previous: Tensor
     ) -> Tensor:
-        """Return the logits of M^_{k+1}, (B, 1, h, w), in float32.
+        """Return the logits of M^_k, (B, 1, h, w), in float32.
 
         Args:
-            k: Number of the stage, from 0; K for the last mask.
+            k: Number of the stage, from 1.
             energy: ||C||^2, the mean over the pixels of a position, (B, 1, h, w).
-            share_logits: Logits of s_k, like `energy`.
-            previous: Logits of M_k, like `energy`.
-            before_previous: Logits of M_{k-1}, like `energy`.
+            share_logits: Logits of s_{k-1}, like `energy`.
+            previous: Logits of M_{k-1}, like `energy`.
+            before_previous: Logits of M_{k-2}, like `energy`.
         """
         previous, before_previous = previous.float(), before_previous.float()
         certain, hardened = uncertainty_filter(previous)
@@ -181,7 +186,7 @@ class RunMaskStep(nn.Module):
         step_before = certain_before * (previous.sigmoid() - hardened_before.sigmoid())  # T_{k-1}
         gradient = self.sparsity_gradient(step_before.to(self.sparsity_gradient[0].weight.dtype)).float()
         opinions = [-share_logits, previous, hardened + gradient]
-        return mean_logit(opinions, [energy, self.proximity[k], self.sparsity[k] * certain])
+        return mean_logit(opinions, [energy, self.proximity[k - 1], self.sparsity[k - 1] * certain])
 
 
 class RunBackgroundStep(nn.Module):
@@ -198,13 +203,13 @@ class RunBackgroundStep(nn.Module):
     def __init__(self, config: RunConfig):
         super().__init__()
         channels = config.num_channels
-        self.raw_proximity = nn.Parameter(torch.empty(config.num_stages + 1))
+        self.raw_proximity = nn.Parameter(torch.empty(config.num_stages))
         in_channels = channels + 1 + config.hidden_size
         self.network = RunUNet(in_channels, 1 + channels, config.reconstruction_hidden_sizes)
 
     @property
     def proximity(self) -> Tensor:
-        """Return lambda of s_0 to s_K, positive, (K + 1,)."""
+        """Return lambda of stages 1 to K, positive, (K,)."""
         return (SCALE * self.raw_proximity.float()).exp()
 
     def forward(
@@ -216,11 +221,13 @@ class RunBackgroundStep(nn.Module):
             k: Number of the stage, 0 for the coarse mask.
             image: C, (B, 3, h, w), in [0, 1].
             mask_logits: Logits of M_k, (B, 1, h, w).
-            share_logits: Logits of s_{k-1}, like `mask_logits`.
+            share_logits: Logits of s_{k-1}, like `mask_logits`. Not used for k = 0.
             features: Features of the stage, (B, hidden_size, h, w).
             context: The image and its features at stride 16.
         """
-        estimate = mean_logit([-mask_logits, share_logits], [1.0, self.proximity[k]])
+        estimate = -mask_logits.float()
+        if k > 0:
+            estimate = mean_logit([estimate, share_logits], [1.0, self.proximity[k - 1]])
         mask = mask_logits.float().sigmoid()
         outputs = self.network(mask, image * estimate.sigmoid(), features)
         share_logits = estimate + outputs[:, :1]
@@ -365,7 +372,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
         self.backbone = self.make_backbone()
         self.neck = RunNeck(self.backbone.channels, config.hidden_size)
         self.coarse_head = RunCoarseHead(config)
-        mask_step, background_step = BACKGROUND_STEPS[config.background_step]
+        mask_step, background_step = STEPS[config.background_step]
         self.mask_step, self.background_step = mask_step(config), background_step(config)
         self.stages = nn.ModuleList(RunStage(config) for _ in range(1 if config.share_stages else config.num_stages))
         self.post_init()
@@ -399,14 +406,15 @@ class RunForImageSegmentation(RunPreTrainedModel):
         # 1. The image in [0, 1], and the features of the encoder.
         image = self.denormalize(padded)  # C
         features = self.encode(padded)
-        # 2. The stages, and the last mask at the input size.
+        # 2. The stages, and M_K at the input size.
         stages = self.run_stages(image, self.neck(features), full=labels is not None or output_stages)
         logits = F.pad(upsample(stages.pop("logits"), FINEST_STRIDE), cropping)
 
         loss = None
         if labels is not None:
             labels = self.match_labels(labels, logits)
-            loss = self.compute_loss(labels, image, logits, **stages)
+            names = ("mask_logits", "edge_logits", "share_logits", "reconstructions")
+            loss = self.compute_loss(labels, image, logits, *(stages[name] for name in names))
         all_hidden_states = [*features, *stages.pop("hidden_states")]
         return RunSegmentationOutput(
             loss=loss,
@@ -421,7 +429,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
         Args:
             full_image: C, padded, (B, 3, H, W).
             pyramid: Features of the neck, finest first.
-            full: Whether all maps are needed. Without, an old network skips its last background.
+            full: Whether all maps are needed. Without, the last background, which changes no mask, is left out.
         """
         if self.config.background_step == "correction":
             return run_corrected_stages(self, full_image, pyramid, full)
@@ -451,7 +459,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
                 )
                 # 3. SOFS: the closed form, then the learned network.
                 pooled = F.avg_pool2d(energy, stride)
-                estimate = self.mask_step(k - 1, pooled, share_logits, previous, before_previous)  # logits of M^_k
+                estimate = self.mask_step(k, pooled, share_logits, previous, before_previous)  # logits of M^_k
                 hidden_states, logits, edges = self.stages[(k - 1) % len(self.stages)](
                     pyramid[level], hidden_states, estimate.sigmoid(), share_logits.sigmoid(), estimate
                 )
@@ -459,7 +467,9 @@ class RunForImageSegmentation(RunPreTrainedModel):
                 maps["mask_logits"].append(logits)
                 maps["edge_logits"].append(edges)
                 maps["hidden_states"].append(hidden_states)
-            # 4. ROBE: closed form and learned network.
+            # 4. ROBE: closed form and learned network. After the last stage, only for those who ask.
+            if not full and k == self.num_stages:
+                break
             share_logits, reconstruction = self.background_step(
                 k, image, previous, share_logits, hidden_states, context
             )
@@ -467,11 +477,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
             maps["backgrounds"].append(image * share_logits.sigmoid())
             maps["reconstructions"].append(reconstruction)
             level_before = level
-        # 5. The last mask is the closed form of M_K and B_K.
-        pooled = F.avg_pool2d(energy, FINEST_STRIDE)
-        logits = self.mask_step(self.num_stages, pooled, share_logits, previous, before_previous)
-        maps["logits"] = logits.to(previous.dtype)
-        return maps
+        return maps | {"logits": previous}
 
     def denormalize(self, pixel_values: Tensor) -> Tensor:
         """Return the image (B, 3, H, W) in [0, 1], in float32."""
@@ -490,12 +496,13 @@ class RunForImageSegmentation(RunPreTrainedModel):
         edge_logits: list[Tensor],
         share_logits: list[Tensor],
         reconstructions: list[Tensor],
-        **_,
     ) -> Tensor:
         """Return the loss of masks, edges, shares and reconstructions.
 
-        The arguments are maps as in the output, and C. The last mask is compared at full size, those of the stages at
-        stride 4.
+        The arguments are maps as in the output, and C. M_K is compared at full size.
+
+        DEVIATION: The other masks are compared at stride 4, with the mean of the label there. At full size they would
+        take a third of a training step. Lines thinner than four pixels count less in them.
 
         DEVIATION: Edges are compared at the resolution of their stage; a cell is an edge if one of its pixels is. In
         the release, coarse stages must draw thin lines at full size. The release also computes the reconstruction
@@ -515,9 +522,13 @@ class RunForImageSegmentation(RunPreTrainedModel):
             maps = maps[inside(FINEST_STRIDE, height, width)]
             return structure_loss(maps, small, small_weights, config.bce_weight, config.iou_weight)
 
-        total = structure_loss(logits, labels, contour_weights(labels), config.bce_weight, config.iou_weight)
+        total = 0
         for k in range(num_stages + 1):
-            stage = loss_of(mask_logits[k])
+            if k < num_stages:
+                stage = loss_of(mask_logits[k])
+            else:
+                weights = contour_weights(labels)
+                stage = structure_loss(logits, labels, weights, config.bce_weight, config.iou_weight)
             stride = image.shape[-1] // mask_logits[k].shape[-1]
             cells = inside(stride, height, width)
             if k > 0:
@@ -539,7 +550,7 @@ def inside(stride: int, height: int, width: int) -> tuple:
 
 
 # Mask step and background step by the values of `background_step`.
-BACKGROUND_STEPS = {
+STEPS = {
     "share": (RunMaskStep, RunBackgroundStep),
     "non_local": (RunMaskStep, RunNonLocalBackgroundStep),
     "correction": (CorrectedMaskStep, CorrectedBackgroundStep),

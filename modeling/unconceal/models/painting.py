@@ -7,7 +7,8 @@ from PIL import Image
 from torch import Tensor
 
 
-# Sides of the parts of an image, as shares of its longer side.
+# As shares of the longer side of an image: what is painted beyond the mask, the width of the rim whose colors must
+# fit, and the side of the squares whose mean is taken from a texture.
 MARGIN, RIM, BLUR = 1 / 100, 1 / 20, 1 / 16
 LARGEST_SIDE = 512
 
@@ -63,10 +64,9 @@ def paint_over(image: Tensor, mask: Tensor, patches: int = 4) -> tuple[Tensor, T
         found = missing * moved(known, shift)
         painted = painted + found * moved(texture, shift)
         missing = missing - found
-        if missing.mean() < 1e-3:
+        if missing.sum() < 0.01 * hole.sum():
             break
-    soft = F.avg_pool2d(grown(hole, 1)[None], 3, stride=1, padding=1, count_include_pad=False)[0]
-    return painted.clamp(0, 1), torch.maximum(hole, soft)
+    return painted.clamp(0, 1), hole
 
 
 def spread_colors(colors: Tensor, known: Tensor) -> Tensor:
@@ -138,11 +138,17 @@ def moved(maps: Tensor, shift: tuple[int, int]) -> Tensor:
 def grown(mask: Tensor, distance: float) -> Tensor:
     """Widen a mask (1, H, W) by a distance in pixels."""
     reach = max(1, round(distance))
-    return F.max_pool2d(mask, 2 * reach + 1, stride=1, padding=reach)
+    side = 2 * reach + 1
+    # Rows, then columns: the same result as squares in a fraction of the time.
+    mask = F.max_pool2d(mask, (side, 1), stride=1, padding=(reach, 0))
+    return F.max_pool2d(mask, (1, side), stride=1, padding=(0, reach))
 
 
 def blurred(image: Tensor, known: Tensor, side: float) -> Tensor:
     """Return the mean of the known pixels around each pixel."""
     reach = max(1, round(side / 2))
-    means = [F.avg_pool2d(maps, 2 * reach + 1, stride=1, padding=reach) for maps in (known * image, known)]
+    means = []
+    for maps in (known * image, known):
+        maps = F.avg_pool2d(maps, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+        means.append(F.avg_pool2d(maps, (1, 2 * reach + 1), stride=1, padding=(0, reach)))
     return means[0] / means[1].clamp(min=1e-3)

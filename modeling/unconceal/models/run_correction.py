@@ -1,10 +1,9 @@
 """RUN with the background of its first checkpoints: `background_step: correction`.
 
-Their ROBE corrects B only inside the mask, no loss tells it the truth, and the last mask is M_K. Networks in this form
-load, predict and train as they did. New ones use the share of the background, see `modeling_run.py`.
+Their ROBE corrects B only inside the mask, and no loss tells it the truth. Networks in this form predict as they did.
+In training they have the present loss, without that of the share. New networks use the share of the background, see
+`modeling_run.py`.
 """
-
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from .backbones import FINEST_STRIDE, NUM_LEVELS
 from .configuration_run import RunConfig
 from .modeling_unconceal import upsample
-from .run_layers import RunUNet
+from .run_layers import RunUNet, make_sparsity_gradient
 
 
 # Brightness added to B and C, so that B / C is defined for black pixels.
@@ -29,11 +28,7 @@ class CorrectedMaskStep(nn.Module):
         super().__init__()
         self.raw_proximity = nn.Parameter(torch.empty(()))
         self.raw_sparsity = nn.Parameter(torch.empty(()))
-        widths = [1, *(config.sparsity_hidden_size,) * 3, 1]
-        layers = []
-        for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False), nn.ReLU()]
-        self.sparsity_gradient = nn.Sequential(*layers[:-1])
+        self.sparsity_gradient = make_sparsity_gradient(config.sparsity_hidden_size)
 
     def forward(self, image: Tensor, background: Tensor, previous: Tensor, before_previous: Tensor) -> Tensor:
         """Return M^_k from C, B_{k-1}, M_{k-1} and M_{k-2}, in float32."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,14 @@ class RunUNet(nn.Module):
             hidden_states = F.interpolate(hidden_states, size=skip.shape[-2:], mode="bilinear", align_corners=False)
             hidden_states = up(torch.cat([hidden_states, skip], dim=1))
         return self.head(hidden_states).float()
+
+
+def make_sparsity_gradient(hidden_size: int) -> nn.Sequential:
+    """Return four convolutions from one channel to one, without biases."""
+    layers = []
+    for before, after in pairwise([1, *(hidden_size,) * 3, 1]):
+        layers += [nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 class RunScan2d(nn.Module):
