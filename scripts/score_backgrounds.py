@@ -4,7 +4,8 @@
     python scripts/score_backgrounds.py --data data/hidden --split val --model camouflage --sheet backgrounds.png
 
 The data set needs the column `background`, as `unconceal prepare camouflage` writes it. Without a model the true mask
-is painted over. Scores are over the pixels of the true mask; images without an object do not count.
+is painted over. Scores are over the pixels of the true mask: what a model paints over beyond it does not count, nor do
+images without an object.
 """
 
 import argparse
@@ -62,8 +63,10 @@ def main() -> str | None:
             kinds[kind] = torch.lerp(image, painted, weight)
         for kind, one in kinds.items():
             found.setdefault(kind, []).append(scores(one, truth, inside))
-        if number % max(1, len(rows) // SHEET_ROWS) == 0:
+        if len(drawn) < SHEET_ROWS:
             drawn.append(torch.cat([image, truth, *list(kinds.values())[1:]], dim=2))
+    if not found:
+        return f"no image of {args.data} has an object"
     for kind, values in found.items():
         psnr, ssim = np.mean(values, axis=0)
         print(f"{kind}: PSNR {psnr:.2f} dB, SSIM {ssim:.3f}, {len(values)} images")

@@ -175,7 +175,8 @@ class Demo:
     def unfold(self, image: str, network: str) -> list[tuple[str, str]]:
         """Show how RUN finds its mask, stage by stage.
 
-        Each stage k, starting at the coarse k = 0, has images of mask, edge (from k = 1), background and uncertainty.
+        Each stage k, starting at the coarse k = 0, has images of mask, edge (from k = 1), background (the
+        image without the object) and uncertainty.
         Their captions are stage and kind, such as "2 edge".
         """
         return [

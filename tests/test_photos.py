@@ -1,4 +1,8 @@
+import importlib.util
 import io
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -213,3 +217,23 @@ def test_wrong_input_is_one_line(change, words, photos, tmp_path):
         build_camouflage(options.pop("photos", [photos]), tmp_path / "out", options.pop("counts"), **options)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_backgrounds_are_scored_against_the_truth(photos, tmp_path, monkeypatch, capsys):
+    path = Path(__file__).parents[1] / "scripts/score_backgrounds.py"
+    spec = importlib.util.spec_from_file_location("score_backgrounds", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    build_camouflage([photos], tmp_path / "with", {"val": 4}, size=96)
+    build_synthetic("camouflage", tmp_path / "without", {"val": 1}, size=32)
+
+    def run(name, *more):
+        monkeypatch.setattr(sys, "argv", ["score", "--data", str(tmp_path / name), *more])
+        return script.main()
+
+    assert run("with", "--sheet", str(tmp_path / "sheet.png")) is None
+    left_in, smooth, textured = map(float, re.findall(r"PSNR (\S+) dB", capsys.readouterr().out))
+    assert left_in < textured
+    assert left_in < smooth
+    assert Image.open(tmp_path / "sheet.png").size == (4 * 96, 4 * 96)
+    assert "no column background" in run("without")

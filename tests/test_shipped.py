@@ -437,3 +437,13 @@ def test_wheel_holds_the_networks(made_up, tmp_path):
     expected = {f"unconceal/pretrained/{name}/{file}" for name in (*NAMES, "tiny") for file in shipped.FILES}
     assert expected | {"unconceal/hub/shipped.yaml", "unconceal/hub/card_use.md"} <= held
     assert {name for name in held if "/pretrained/" in name and name.endswith(".py")} == set()
+
+
+def test_a_network_of_the_older_form_predicts_as_when_it_was_trained():
+    """The numbers were computed by the code that trained it, commit 54577dd."""
+    model = load("camouflage")
+    assert model.model.config.background_step == "correction"
+    probs = model.segment(Image.open(ROOT / "space/examples/camouflage-1.jpg"), refine="never")
+    assert probs.mean() == pytest.approx(0.07474, abs=1e-4)
+    expected = [[0.002, 0.077, 0.075, 0.996], [0.002, 0.919, 0.903, 0.990], [0.002, 0.017, 0.972, 0.998]]
+    np.testing.assert_allclose(probs[200:320:40, 240:400:40], expected, atol=2e-3)

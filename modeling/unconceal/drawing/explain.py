@@ -28,9 +28,9 @@ SHEET_COLUMNS = {
     "mask": SheetColumn("mask M", "probability of object", GRAY),
     "outline": SheetColumn("outline", "where M passes 0.5, if it does"),
     "edge": SheetColumn("edge E", "probability of the object's edge", GRAY),
-    "background": SheetColumn("background", "the image without the object, which is painted over"),
+    "background": SheetColumn("without it", "the image with the object painted over"),
     "uncertainty": SheetColumn("uncertainty", "1 - |2M - 1|, so 1 where M is 0.5", HEAT),
-    "reconstruction": SheetColumn("rebuilt C^", "the image rebuilt from mask and background"),
+    "reconstruction": SheetColumn("rebuilt C^", "the image rebuilt by the network from M and B"),
     "error": SheetColumn(
         "error of C^",
         "|C^ - C|, mean over the colors, C at the resolution of the stage; larger errors get the last color",
