@@ -132,6 +132,10 @@ class Demo:
         started = time.perf_counter()
         try:
             probs, mask = predict_mask(name, image, "auto" if fine_edges else "never")
+        except ValueError as error:
+            if type(error).__name__ != "NonFiniteLogits":  # a class of the network's own code
+                raise
+            raise Refused("The network computes no numbers for this image. Its weights are damaged.") from error
         except RuntimeError as error:
             if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
                 raise

@@ -14,9 +14,13 @@ import pytest
 import torch
 from common import noise
 from PIL import Image
+from transformers import AutoModelForImageSegmentation
 
+from unconceal import SrsForImageSegmentation
 from unconceal.__main__ import entry
+from unconceal.api import load
 from unconceal.commands.segment import REFINE
+from unconceal.hub.stage import stage_model
 from unconceal.models import refine
 from unconceal.segmenting import plan_jobs
 from unconceal.utils.errors import UserError
@@ -241,3 +245,28 @@ def test_pipe(segment, monkeypatch):
             assert segment("-", "--output", "cutout") == (0, "", "")
         result = Image.open(io.BytesIO(piped.read()))
     assert (result.mode, result.size) == ("RGBA", (30, 20))
+
+
+def test_a_network_without_numbers_writes_no_mask(segment, checkpoint, tmp_path, monkeypatch):
+    noise().save(tmp_path / "a.png")
+    forward = SrsForImageSegmentation.forward
+
+    def overflow(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits[..., 3, 4] = torch.inf
+        return output
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SrsForImageSegmentation, "forward", overflow)
+        with pytest.raises(UserError, match="the output of the network is not finite .* use float32"):
+            segment(tmp_path / "a.png", "--out", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.png"))
+
+    model = AutoModelForImageSegmentation.from_pretrained(checkpoint)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = torch.nan
+    shutil.copytree(checkpoint, tmp_path / "damaged")
+    model.save_pretrained(tmp_path / "damaged")
+    for use in (load, lambda folder: stage_model(folder, "org/net", tmp_path / "upload")):
+        with pytest.raises(UserError, match="damaged holds weights that are not finite .*: 1 in all"):
+            use(tmp_path / "damaged")

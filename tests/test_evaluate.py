@@ -202,7 +202,7 @@ def test_unusable_images_are_named(processor):
         evaluate_model(Brightness(), processor, dataset, progress=False)
     broken = Brightness()
     broken.scale.data.fill_(torch.nan)
-    with pytest.raises(UserError, match="disc-0: the output of the model is not finite"):
+    with pytest.raises(UserError, match="disc-0: the output of the network is not finite"):
         evaluate_model(broken, processor, dataset, progress=False)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from unconceal.data.image_files import read_image
-from unconceal.models.image_processing_unconceal import UnconcealImageProcessor, to_mask, to_rgb
+from unconceal.models.image_processing_unconceal import NonFiniteLogits, UnconcealImageProcessor, to_mask, to_rgb
 from unconceal.utils.errors import UserError
 
 
@@ -366,3 +366,14 @@ def test_thin_parts_of_a_mask_fade_or_break_into_dots():
     assert (hard == 1).any(dim=2).sum() < 16  # some of the 16 lines are lost
     assert soft.mean().item() == pytest.approx(1 / 16, rel=0.1)
     assert (soft > 0.05).any(dim=2).sum() >= 16
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("size", [(8, 8), (3, 40)])
+def test_output_that_is_not_finite_becomes_no_mask(value, size):
+    logits = torch.zeros(2, 1, 6, 6)
+    logits[1, 0, 2, 3] = value
+    processor, outputs = UnconcealImageProcessor(), SimpleNamespace(logits=logits)
+    for post_process in (processor.post_process_masks, processor.post_process_semantic_segmentation):
+        with pytest.raises(NonFiniteLogits, match="not finite .* float32"):
+            post_process(outputs, [size, size])

@@ -24,7 +24,7 @@ from .hub.exported import exported_file, load_exported
 from .hub.shipped import resolve
 from .models import networks  # noqa: F401  registers them with the Auto classes
 from .models.cutout import make_cutout, mask_to_image
-from .models.image_processing_unconceal import UnconcealImageProcessor, to_rgb
+from .models.image_processing_unconceal import NonFiniteLogits, UnconcealImageProcessor, to_rgb
 from .models.inference import make_inference_form
 from .models.predict import predict_masks
 from .models.refine import check_refine
@@ -82,7 +82,7 @@ class Segmenter:
             (height, width) as displayed, float32 in [0, 1]. One mask for one image, otherwise a list.
 
         Raises:
-            UserError: If memory runs out, a file cannot be read, or `refine` is unknown.
+            UserError: If memory runs out, a file cannot be read, the output is not finite, or `refine` is unknown.
         """
         if isinstance(images, ImageSource):
             return next(self.stream([images], batch_size, refine))
@@ -114,7 +114,7 @@ class Segmenter:
         images = (image if isinstance(image, PreparedImage) else self.prepare(image) for image in images)
         while batch := list(islice(images, batch_size)):
             batch, pixel_values = zip(*batch, strict=True)
-            with self._memory_explained(batch):
+            with self._explained(batch):
                 pixel_values = torch.cat(pixel_values).to(network.device, network.dtype)
                 for mask in predict_masks(network, self.processor, batch, pixel_values, refine, batch_size):
                     yield mask.cpu().numpy()
@@ -127,14 +127,14 @@ class Segmenter:
             size: (width, height) of the maps, by default of the displayed image. Large maps take much memory.
 
         Raises:
-            UserError: If the network has no stages, or memory runs out.
+            UserError: If the network has no stages, memory runs out, or the output is not finite.
         """
         image = opened(image)
         if not self.model.num_stages:
             raise UserError(
                 f"got {type(self.model).__name__}, which has no stages; expected a network that unfolds, such as RUN"
             )
-        with self._memory_explained([image]):
+        with self._explained([image]):
             return unfold(self.network, self.processor, image, size)
 
     def explain(self, image: ImageSource) -> Image.Image:
@@ -148,10 +148,12 @@ class Segmenter:
         return draw_unfolding(image, self.unfold(image, map_size(image.size)))
 
     @contextmanager
-    def _memory_explained(self, images: Sequence[Image.Image]) -> Iterator[None]:
-        """Turn running out of memory into a `UserError`."""
+    def _explained(self, images: Sequence[Image.Image]) -> Iterator[None]:
+        """Turn too little memory and output without numbers into a `UserError`."""
         try:
             yield
+        except NonFiniteLogits as error:
+            raise UserError(str(error)) from error
         except RuntimeError as error:
             if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
                 raise
@@ -243,6 +245,12 @@ def load(
         raise UserError(
             f"{name} was saved as {saved_as}; {len(unfilled)} weights of {type(model).__name__} are missing or have "
             f"other shapes, such as {min(unfilled)}; give a checkpoint trained to segment"
+        )
+    damaged = [key for key, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if damaged:
+        raise UserError(
+            f"{name} holds weights that are not finite (NaN or infinity): {len(damaged)} in all, such as {damaged[0]}; "
+            "give another checkpoint"
         )
     with loading_explained(f"{name} has no usable preprocessor_config.json"):
         processor = AutoImageProcessor.from_pretrained(name, **options)

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.loading import read_pair, readable
 from ..data.masks import is_object
+from ..models.image_processing_unconceal import NonFiniteLogits
 from ..models.inference import make_inference_form
 from ..models.predict import predict_masks
 from ..utils.errors import UserError
@@ -88,7 +89,11 @@ def evaluate_model(
         for batch, (examples, images, pixel_values) in zip(batches, read, strict=True):
             pixel_values = pixel_values.to(network.device, network.dtype)
             masks = predict_masks(network, processor, images, pixel_values, refine, batch_size)
-            for index, example, probs in zip(batch, examples, masks, strict=True):
+            for index, example in zip(batch, examples, strict=True):
+                try:
+                    probs = next(masks)
+                except NonFiniteLogits as error:
+                    raise UserError(f"{example['id']}: {error}") from error
                 yield _checked({"index": index, **example}, probs)
 
     score = partial(score_job, protocol.score_image, options)
@@ -136,6 +141,4 @@ def _checked(example: dict[str, Any], probs: torch.Tensor) -> Job:
     if sizes[0] != sizes[1]:
         advice = "build the data set again: unconceal prepare reports such pairs"
         raise UserError(f"{id}: got a mask of {sizes[0]} for an image of {sizes[1]}; {advice}")
-    if not torch.isfinite(probs).all():
-        raise UserError(f"{id}: the output of the model is not finite; check its weights, or use full precision")
     return example, probs.cpu().numpy(), target

@@ -138,6 +138,10 @@ def _array_to_pil(array: np.ndarray | torch.Tensor, channels: str | None) -> Ima
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
+class NonFiniteLogits(ValueError):
+    """NaN or infinity in the output of a network, which would become a black or white mask."""
+
+
 class UnconcealImageProcessorKwargs(ImagesKwargs, total=False):
     """Additional options of `UnconcealImageProcessor`."""
 
@@ -306,10 +310,15 @@ class UnconcealImageProcessor(PilBackend):
 
         Raises:
             ValueError: If logits do not have one channel, or images not one target size each.
+            NonFiniteLogits: If logits are not finite.
         """
         logits = outputs.logits.float()
         if logits.ndim != 4 or logits.shape[1] != 1:
             raise ValueError(f"got logits of shape {tuple(logits.shape)}, expected (B, 1, H, W)")
+        if not logits.isfinite().all():
+            raise NonFiniteLogits(
+                "the output of the network is not finite (NaN or infinity); use float32, or check its weights"
+            )
         if target_sizes is None:
             return list(logits.sigmoid().squeeze(1))
         if len(target_sizes) != len(logits):
