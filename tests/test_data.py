@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from common import rejected
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
 from PIL import Image
@@ -19,6 +21,7 @@ from unconceal.__main__ import main
 from unconceal.data import write as data_write
 from unconceal.data.builders import build, build_synthetic
 from unconceal.data.finders import FINDERS
+from unconceal.data.loading import load_splits
 from unconceal.data.masks import UnusablePair, is_object, read_mask
 from unconceal.data.pairs import Pair, load_pair
 from unconceal.data.sources import SOURCES, TILE_CLASSES
@@ -34,6 +37,7 @@ from unconceal.data.transforms import (
     turn_and_flip,
 )
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor, to_mask
+from unconceal.segmenting_data import shards_of_data
 from unconceal.utils.errors import UserError, run_main
 from unconceal.utils.images import MAX_PIXELS
 
@@ -758,6 +762,7 @@ def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 # A shell that starts tests in the background makes them ignore Ctrl-C, and their children inherit this.
 INTERRUPTIBLE = """
+import shutil
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from unconceal.__main__ import entry
@@ -971,3 +976,28 @@ def test_real_data_sets(folder, name, expected, tmp_path):
     assert not report.repeats
     masks = {"changed": report.num_changed_masks, "resized": report.num_resized_masks, "empty": report.num_empty_masks}
     assert sizes(report) | {kind: number for kind, number in masks.items() if number} == expected
+
+
+@pytest.mark.parametrize("name", ["set[1]", "v?", "x*", "a::b"])
+def test_folders_that_would_be_read_as_patterns_are_refused(name, tmp_path):
+    """Beside `set[1]`, the datasets library would open `set1`."""
+    plain, odd = tmp_path / "plain", tmp_path / name
+    build_synthetic("infrared", plain, {"train": 1, "val": 1}, size=32)
+    shutil.copytree(plain, odd)
+    uses = (
+        lambda: load_splits(str(odd), ["train"]),
+        lambda: shards_of_data(str(odd), "train"),
+        lambda: build_synthetic("infrared", tmp_path / f"new{name}", {"train": 1}, size=32),
+    )
+    for use in uses:
+        with rejected("datasets library reads that as a pattern, so choose another name"):
+            use()
+    assert not (tmp_path / f"new{name}").exists()
+
+
+@pytest.mark.parametrize("name", ["n(1)", "s{1}", "p!q", "sp ace", "ü"])
+def test_other_names_of_folders_are_taken_as_they_are(name, tmp_path, monkeypatch):
+    build_synthetic("infrared", tmp_path / name, {"train": 1}, size=32)
+    monkeypatch.chdir(tmp_path / name)
+    for path in (str(tmp_path / name), "."):
+        assert len(load_splits(path, ["train"])["train"]) == 1

@@ -249,8 +249,8 @@ def load(
     damaged = [key for key, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if damaged:
         raise UserError(
-            f"{name} holds weights that are not finite (NaN or infinity): {len(damaged)} in all, such as {damaged[0]}; "
-            "give another checkpoint"
+            f"{name} holds weights that are not finite (NaN or infinity): {len(damaged)} in all, such as "
+            f"{damaged[0]}; give another checkpoint"
         )
     with loading_explained(f"{name} has no usable preprocessor_config.json"):
         processor = AutoImageProcessor.from_pretrained(name, **options)

@@ -23,7 +23,7 @@ from datasets.exceptions import DatasetsError
 from .data.write import FEATURES, make_row, row_groups, write_card
 from .segmenting import PNG_OPTIONS, Job, Runner, Tally, draw
 from .utils.errors import UserError, one_line
-from .utils.files import is_folder, is_hub_id, replacing
+from .utils.files import data_set_path, is_folder, is_hub_id, replacing
 
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ def shards_of_data(data: str, split: str) -> list[Shard]:
     advice = "give a folder of Parquet files, or the id of a data set on the Hub"
     if not is_folder(data) and not is_hub_id(data):
         raise UserError(f"data set {data} does not exist; {advice}")
+    path = data_set_path(data)
     try:
-        rows = load_dataset(data, split=split, streaming=True)
+        rows = load_dataset(path, split=split, streaming=True)
     except (OSError, ValueError, DatasetsError) as error:
         raise UserError(f"cannot open split {split} of data set {data}: {one_line(error)}; {advice}") from error
     if "image" not in (rows.column_names or ()):

@@ -10,7 +10,7 @@ from PIL.Image import DecompressionBombError, Image
 
 from ..models.image_processing_unconceal import to_mask, to_rgb
 from ..utils.errors import UserError, one_line
-from ..utils.files import is_hub_id
+from ..utils.files import data_set_path, is_hub_id
 from .write import DATA_COLUMNS
 
 
@@ -25,8 +25,9 @@ def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> d
     advice = "make it by unconceal prepare, or give the id of a data set on the Hub"
     if not Path(path).exists() and not is_hub_id(path):
         raise UserError(f"data set {path} does not exist; {advice}")
+    folder = data_set_path(path)
     try:
-        available = load_dataset(path)
+        available = load_dataset(folder)
     except DatasetNotFoundError as error:
         raise UserError(f"data set {path} does not exist or is private; {advice}") from error
     except (OSError, ValueError, DatasetsError) as error:

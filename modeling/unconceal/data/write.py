@@ -13,7 +13,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 from ..utils.errors import UserError
-from ..utils.files import make_folder, replacing
+from ..utils.files import make_folder, refuse_pattern, replacing
 
 
 FEATURES = Features({"image": Image(), "mask": Image(mode="L"), "id": Value("string"), "source": Value("string")})
@@ -160,6 +160,7 @@ def new_data_set(out: str | Path, overwrite: bool) -> Iterator[Path]:
             raise UserError(f"{out} exists already; choose another --out, or pass --overwrite to replace it")
         if not _is_data_set(out):
             raise UserError(f"{out} is not a data set of this command, so it is not replaced; choose another --out")
+    refuse_pattern(out)
     make_folder(out.parent)
     with replacing(out) as folder:
         try:

@@ -69,6 +69,27 @@ def printable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+def data_set_path(path: str | Path) -> str:
+    """Return the absolute path of a data set's folder, or its Hub id."""
+    return str(refuse_pattern(path)) if Path(path).exists() else str(path)
+
+
+def refuse_pattern(folder: str | Path) -> Path:
+    """Return the absolute path of a folder for a data set.
+
+    Raises:
+        UserError: If the datasets library would read the path as a pattern, and so open other folders.
+    """
+    absolute = Path(folder).resolve()
+    found = [text for text in ("*", "?", "[", "::") if text in str(absolute)]
+    if found:
+        raise UserError(
+            f"got the folder {absolute}, whose path holds {' and '.join(found)}; the datasets library reads that as a "
+            "pattern, so choose another name"
+        )
+    return absolute
+
+
 def is_hub_id(name: str | Path) -> bool:
     """Return whether `name` has the form `owner/name`."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) is not None
