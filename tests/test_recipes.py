@@ -83,7 +83,6 @@ def test_every_run_has_its_own_output_folder():
         ("phases.segmentation.optimizer.learning_rate=nan", "learning_rate is nan, expected more than 0"),
         ("phases.reconstruction.optimizer.weight_decay=-1", "weight_decay is -1.0, expected 0 or more"),
         ("data.path=[]", "data.path is [], expected a folder, the id of a data set on the Hub, or a list of them"),
-        ("data.path=[a,3]", "data.path is ['a', 3], expected a folder"),
         ("data.path=[a,b,a]", "data.path is ['a', 'b', 'a'], expected different data sets"),
         ("data.weights=[1,2]", "data.weights is [1.0, 2.0], expected a number above 0 for each of 1 data sets"),
         ("data.weights=[0]", "data.weights is [0.0], expected a number above 0"),
@@ -107,6 +106,7 @@ def test_every_run_has_its_own_output_folder():
         ("trackers=[foo]", "trackers is 'foo', expected one that is installed: tensorboard"),
         ("processor.preprocess=3", "processor is 'preprocess'"),
         ("nonsense", "got override 'nonsense', expected key=value"),
+        ("trackers[0]=3", "got override 'trackers[0]=3', expected key=value"),
     ],
 )
 def test_mistakes_name_the_key(override, expected):
@@ -224,3 +224,26 @@ def test_wrong_arguments_are_explained(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(["train", *arguments])
     assert capsys.readouterr().err.endswith(message)
+
+
+@pytest.mark.parametrize("text", ["runs/exp #3", "007", "1e3", "no", "@x", "~", "a: b", "[x", "{y}", "2026-01-02"])
+def test_texts_are_taken_as_they_are_typed(text):
+    """YAML would read a comment, a number, a switch, nothing or a mistake."""
+    keys = ("output_dir", "data.train_split", "phases.segmentation.init_from", "best_metric")
+    recipe = load_recipe(SMOKE, [f"{key}={text}" for key in keys[:3]])
+    assert (recipe.output_dir, recipe.data.train_split) == (text, text)
+    assert recipe.phases["segmentation"].init_from == text
+    if not text.startswith("["):
+        assert load_recipe(SMOKE, [f"data.path={text}"]).data.paths == [text]
+    assert load_recipe(SMOKE, [f"data.path=[a, '{text}']"]).data.paths == ["a", text]
+
+
+def test_values_of_other_types_are_yaml():
+    changes = ["seed=0x10", "phases.segmentation.init_from=null", "mixed_precision=no", "trackers=[tensorboard]"]
+    changes += ["phases.segmentation.optimizer.learning_rate=1e-3", "processor.do_resize=no", "data.path=[007, no]"]
+    recipe = load_recipe(SMOKE, changes)
+    assert (recipe.seed, recipe.mixed_precision, recipe.trackers) == (16, "no", ["tensorboard"])
+    assert recipe.phases["segmentation"].init_from is None
+    assert recipe.phases["segmentation"].optimizer.learning_rate == 1e-3
+    assert recipe.processor["do_resize"] is False
+    assert recipe.data.paths == ["007", "no"]

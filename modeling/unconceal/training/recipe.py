@@ -5,11 +5,13 @@ A recipe does not describe the architecture. The exception is `model`, which goe
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml
 from accelerate.tracking import get_available_trackers
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -179,7 +181,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: YAML file.
-        overrides: Changes such as `phases.segmentation.epochs=5`. They come last.
+        overrides: Changes such as `phases.segmentation.epochs=5`. They come last. A text, such as `output_dir`, is
+            taken as it is typed; all other values are YAML.
 
     Raises:
         UserError: If a file cannot be read, a key is unknown or missing, or a value is not allowed. The message names
@@ -187,14 +190,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     for override in overrides:
-        if "=" not in override:
+        if not re.match(r"[^=\[\]]+=", override):
             raise UserError(f"got override {override!r}, expected key=value such as data.path=data/sirst")
     merged, where = OmegaConf.structured(Recipe), path
     try:
         for file, written in _with_bases(path):
             where = file
             merged = OmegaConf.merge(merged, written)
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(merged, *map(_parse_override, overrides))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise UserError(f"recipe {path} lacks {', '.join(missing)}; set it there or as {missing[0]}=VALUE")
@@ -206,6 +209,25 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     drop_old_switches(recipe.network, recipe.model, path)
     _check(recipe, path)
     return recipe
+
+
+def _parse_override(override: str) -> DictConfig:
+    """Return a change as nested keys with its value."""
+    key, _, value = override.partition("=")
+    kind, parts = Recipe, key.split(".")
+    for part in parts:
+        # Inside `model` and `processor`, and for unknown keys, there is no type.
+        of_dict = get_args(kind)[-1] if get_origin(kind) is dict else None
+        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else of_dict
+    if key == "data.path":  # a text or a list of texts
+        value = yaml.load(value, yaml.BaseLoader) if value.startswith("[") else value
+    elif kind == str | None:
+        value = value if value not in ("", "null") else None
+    elif kind is not str:
+        return OmegaConf.from_dotlist([override])
+    for part in reversed(parts):
+        value = {part: value}
+    return OmegaConf.create(value)
 
 
 def read_data_recipe(path: Path) -> DataRecipe:
