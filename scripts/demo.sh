@@ -51,7 +51,7 @@ fi
 
 echo "3/7 train a tiny RUN"
 accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-  scripts/train.py configs/run/smoke.yaml --resume "data.path='$out/data'" "output_dir='$run'"
+  scripts/train.py configs/run/smoke.yaml --resume "data.path=$out/data" "output_dir=$run"
 
 echo "4/7 evaluate it"
 unconceal evaluate --model "$run/segmentation/best" --data "$out/data" --split val --protocol cod \
