@@ -82,7 +82,13 @@ def test_wrong_command_lines_print_usage(arguments, capsys):
 
 def test_every_script_is_a_command():
     """Documented commands such as `accelerate launch scripts/train.py` keep working."""
-    tools = {"build_docs.py", "gpu_check.py", "ship_model.py"}  # of this repository
+    tools = {
+        "build_docs.py",
+        "gpu_check.py",
+        "score_backgrounds.py",
+        "ship_model.py",
+        "study_run.py",
+    }  # of this repository
     assert {path.name for path in (ROOT / "scripts").glob("*.py")} - tools == set(SCRIPTS)
     for script, command in SCRIPTS.items():
         done = run(f"scripts/{script}", "--help")

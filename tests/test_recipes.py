@@ -238,6 +238,12 @@ def test_texts_are_taken_as_they_are_typed(text):
     assert load_recipe(SMOKE, [f"data.path=[a, '{text}']"]).data.paths == ["a", text]
 
 
+def test_quotes_around_a_text_are_left_out():
+    recipe = load_recipe(SMOKE, ["output_dir='a b'", 'mixed_precision="bf16"', "data.path='it''s'"])
+    assert (recipe.output_dir, recipe.mixed_precision) == ("a b", "bf16")
+    assert recipe.data.path == "it''s"
+
+
 def test_values_of_other_types_are_yaml():
     changes = ["seed=0x10", "phases.segmentation.init_from=null", "mixed_precision=no", "trackers=[tensorboard]"]
     changes += ["phases.segmentation.optimizer.learning_rate=1e-3", "processor.do_resize=no", "data.path=[007, no]"]

@@ -139,7 +139,7 @@ def _array_to_pil(array: np.ndarray | torch.Tensor, channels: str | None) -> Ima
 
 
 class NonFiniteLogits(ValueError):
-    """NaN or infinity in the output of a network, which would become a black or white mask."""
+    """NaN or infinity in the output of a network."""
 
 
 class UnconcealImageProcessorKwargs(ImagesKwargs, total=False):

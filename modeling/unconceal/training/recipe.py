@@ -182,7 +182,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         path: YAML file.
         overrides: Changes such as `phases.segmentation.epochs=5`. They come last. A text, such as `output_dir`, is
-            taken as it is typed; all other values are YAML.
+            taken as it is typed, without quotes around it; all other values are YAML.
 
     Raises:
         UserError: If a file cannot be read, a key is unknown or missing, or a value is not allowed. The message names
@@ -214,16 +214,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def _parse_override(override: str) -> DictConfig:
     """Return a change as nested keys with its value."""
     key, _, value = override.partition("=")
+    quoted = re.fullmatch(r"""(['"])(.*)\1""", value)  # as YAML needs it elsewhere
+    text = quoted[2] if quoted else value
     kind, parts = Recipe, key.split(".")
     for part in parts:
         # Inside `model` and `processor`, and for unknown keys, there is no type.
         of_dict = get_args(kind)[-1] if get_origin(kind) is dict else None
         kind = get_type_hints(kind).get(part) if is_dataclass(kind) else of_dict
     if key == "data.path":  # a text or a list of texts
-        value = yaml.load(value, yaml.BaseLoader) if value.startswith("[") else value
+        value = yaml.load(value, yaml.BaseLoader) if value.startswith("[") else text
     elif kind == str | None:
-        value = value if value not in ("", "null") else None
-    elif kind is not str:
+        value = None if value in ("", "null") else text
+    elif kind is str:
+        value = text
+    else:
         return OmegaConf.from_dotlist([override])
     for part in reversed(parts):
         value = {part: value}

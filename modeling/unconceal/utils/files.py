@@ -70,7 +70,7 @@ def printable(text: str) -> str:
 
 
 def data_set_path(path: str | Path) -> str:
-    """Return the absolute path of a data set's folder, or its Hub id."""
+    """Return the absolute path of a data set, or its Hub id."""
     return str(refuse_pattern(path)) if Path(path).exists() else str(path)
 
 
