@@ -168,6 +168,11 @@ VARIANTS = {
     "previous": ("taught, M^ = M_{k-1}", {}),
     "rss": ("taught, with RSS", {}),
 }
+# Rows that are compared at each number of labels. Parts of RUN are taken apart at the lower one, with its five seeds.
+ROWS = {
+    100: tuple(VARIANTS),
+    700: ("plain_1", "plain", "plain_wide", "no_robe", "correction", "share", "non_local"),
+}
 STAGES = {"gates": GatedStage, "no_gates": UngatedStage}
 
 
@@ -389,7 +394,7 @@ def family_of(name: str) -> str:
 
 def final_jobs(out: Path, labels: int) -> list[tuple]:
     rates = {family: max(rates, key=rates.get) for family, rates in tuned(out, labels).items()}
-    return [(name, labels, seed, rates[family_of(name)]) for seed in range(LABELS[labels][1]) for name in VARIANTS]
+    return [(name, labels, seed, rates[family_of(name)]) for seed in range(LABELS[labels][1]) for name in ROWS[labels]]
 
 
 def print_tables(out: Path, against: str, part: str):
