@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -352,7 +353,7 @@ def test_mistakes_give_one_line(recipe_file, override, expected):
         train(load_recipe(recipe_file, [override]))
 
 
-def test_output_folder_is_not_overwritten(recipe_file, tmp_path):
+def test_output_folder_is_not_overwritten(recipe_file, tmp_path, monkeypatch):
     recipe = load_recipe(recipe_file, ["phases.segmentation.epochs=1"])
     best = train(recipe)
     with pytest.raises(UserError, match="already holds a run"):
@@ -370,8 +371,82 @@ def test_output_folder_is_not_overwritten(recipe_file, tmp_path):
     assert (best / "model.safetensors").stat().st_mtime_ns == before, "a mistake cost the old run"
     train(recipe, resume=True)
     assert (best / "model.safetensors").stat().st_mtime_ns == before, "a finished run was trained again"
+    with pytest.raises(UserError, match="--resume and --overwrite; choose one"):
+        train(recipe, resume=True, overwrite=True)
+    with pytest.raises(UserError, match=r"init_from is .*, a part of the run that --overwrite replaces"):
+        train(load_recipe(recipe_file, [f"phases.segmentation.init_from={best}"]), overwrite=True)
+
+    # A new run that fails before its first checkpoint brings the old one back, also if it was killed.
+    diverging = load_recipe(recipe_file, ["phases.reconstruction.optimizer={name: sgd, learning_rate: 1e30}"])
+    for was_killed in (False, True):
+        with monkeypatch.context() as patch:
+            if was_killed:
+                patch.setattr(loop, "bring_back", lambda folder: None)
+            with pytest.raises(UserError, match="the loss is"):
+                train(diverging, overwrite=True)
+        assert best.exists() != was_killed
+        train(recipe, resume=True)
+        assert (best / "model.safetensors").stat().st_mtime_ns == before
+
+    # Checkpoints without a recipe are a run, too.
+    (tmp_path / "run" / "recipe.yaml").rename(tmp_path / "kept.yaml")
+    with pytest.raises(UserError, match="already holds a run"):
+        train(recipe)
+    with pytest.raises(UserError, match="it has no recipe.yaml"):
+        train(recipe, resume=True)
+    (tmp_path / "run" / "recipe.yaml").write_text("network: [")
+    with pytest.raises(UserError, match="recipe.yaml is damaged"):
+        train(recipe, resume=True)
+
     train(other, overwrite=True)
     assert len(history(tmp_path / "run" / "segmentation" / "last")) == 2
+
+
+def test_full_disk_and_damaged_state_keep_what_is_there(recipe_file, tmp_path, monkeypatch):
+    recipe = load_recipe(recipe_file)
+    best, original = tmp_path / "run" / "reconstruction" / "best", loop.train_epoch
+
+    def train_on_a_full_disk(*args):
+        if best.exists():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        return original(*args)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(loop, "train_epoch", train_on_a_full_disk)
+    try:
+        with rejected("cannot write .*run/segmentation/best: .*use --resume"):
+            train(recipe)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    monkeypatch.undo()
+    train(recipe, resume=True)
+
+    last = tmp_path / "run" / "segmentation" / "last"
+    optimizer = last / "training_state" / "optimizer.bin"
+    optimizer.write_bytes(optimizer.read_bytes()[:1000])
+    progress = json.loads((last / "progress.json").read_text())
+    (last / "progress.json").write_text(json.dumps(progress | {"epoch": 1}))
+    with rejected("cannot resume from .*last"):
+        train(recipe, resume=True)
+
+
+def test_images_that_do_not_fit_into_batches_are_refused_at_the_start(recipe_file, tmp_path, scenes):
+    mixed = load_splits(str(scenes), ["train", "val"])
+    mixed["val"] = mixed["val"].map(lambda row, i: {"image": row["image"].resize((64 + i, 64))}, with_indices=True)
+    recipe = load_recipe(recipe_file, ["processor={do_resize: false}"])
+    check_start(recipe, "reconstruction", False, {"train": mixed["train"]})
+    with rejected("the images of split val differ in size: 64x64 and, in .*, 65x64"):
+        check_start(recipe, "reconstruction", False, mixed)
+
+
+def test_batches_of_one_image(run_recipe, recipe_file):
+    small = ["processor={size: {height: 32, width: 32}}", "phases.segmentation.batch_size=1"]
+    recipe = run_recipe(*small)
+    with rejected("cannot train on 1 image of 32x32 pixels at a time"):
+        check_start(recipe, "segmentation", False)
+    # 10 images: the last one is left out of the epoch.
+    best = train(load_recipe(recipe_file, ["phases.reconstruction.batch_size=9", "phases.segmentation.batch_size=9"]))
+    assert json.loads((best / "progress.json").read_text())["step"] in (1, 2)
 
 
 def test_unwritable_output_folder_is_reported(recipe_file, tmp_path):

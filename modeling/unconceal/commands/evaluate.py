@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..utils.arguments import count, positive_int, probability
 from ..utils.errors import UserError
-from ..utils.files import is_folder, printable, replacing
+from ..utils.files import is_folder, is_taken, printable, replacing
 from ..utils.images import MAX_PIXELS
 from .segment import MODEL_HELP, REFINE
 
@@ -355,5 +355,5 @@ def check_free(args: argparse.Namespace, word: str):
         return
     if is_folder(args.out):
         raise UserError(f"got the folder {args.out} as --out, expected a file; add a file name")
-    if os.path.lexists(args.out) and not args.overwrite:
+    if is_taken(args.out) and not args.overwrite:
         raise UserError(f"{args.out} exists; choose another --out, or pass --overwrite to replace it")

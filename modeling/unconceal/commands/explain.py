@@ -1,11 +1,10 @@
 """Draw how a network finds its mask, stage by stage."""
 
 import argparse
-import os
 from pathlib import Path
 
 from ..utils.errors import UserError
-from ..utils.files import replacing
+from ..utils.files import is_taken, replacing
 from .segment import add_model_arguments, load_model
 
 
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace):
         raise UserError(f"got --out {out}, expected a file name that ends in .png")
     if out.resolve() == args.image.resolve():
         raise UserError(f"got {out} as input and as --out; choose another name for the sheet")
-    if os.path.lexists(out) and not args.overwrite:
+    if is_taken(out) and not args.overwrite:
         raise UserError(f"{out} exists; replace it with --overwrite")
     from ..api import opened
     from ..hub.exported import refuse_exported

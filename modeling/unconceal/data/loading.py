@@ -53,10 +53,13 @@ def read_pair(dataset: Dataset, index: int) -> tuple[dict[str, Any], Image, Imag
     """Return a row, its RGB image and its gray mask.
 
     Raises:
-        UnreadableSample: If image or mask cannot be decoded.
+        UnreadableSample: If image or mask is missing or cannot be decoded.
     """
     try:
         row = dataset[index]
+        for column in ("image", "mask"):
+            if row[column] is None:
+                raise ValueError(f"its {column} is empty; leave out such rows")
         return row, to_rgb(row["image"]), to_mask(row["mask"])
     except (ValueError, OSError, DecompressionBombError) as error:
         raise UnreadableSample(f"{row_name(dataset, index)}: {one_line(error)}") from error

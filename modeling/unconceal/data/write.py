@@ -13,7 +13,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 from ..utils.errors import UserError
-from ..utils.files import make_folder, refuse_pattern, replacing
+from ..utils.files import is_taken, make_folder, refuse_pattern, replacing
 
 
 FEATURES = Features({"image": Image(), "mask": Image(mode="L"), "id": Value("string"), "source": Value("string")})
@@ -155,7 +155,7 @@ def new_data_set(out: str | Path, overwrite: bool) -> Iterator[Path]:
         UserError: If `out` cannot be written, exists and `overwrite` is false, or is not a data set written here.
     """
     out = Path(out).absolute()
-    if out.exists() or out.is_symlink():
+    if is_taken(out):
         if not overwrite:
             raise UserError(f"{out} exists already; choose another --out, or pass --overwrite to replace it")
         if not _is_data_set(out):

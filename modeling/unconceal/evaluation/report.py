@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from PIL import Image
 
 from .. import __version__
 from ..utils.errors import UserError
-from ..utils.files import is_folder, make_folder, printable, replacing
+from ..utils.files import is_folder, is_taken, make_folder, printable, replacing
 from ..utils.markdown import markdown_table
 from .base import THRESHOLDS, Protocol, mean_curve
 
@@ -35,7 +34,7 @@ def check_report_folder(out: str | Path, overwrite: bool):
     Raises:
         UserError: If the folder holds a report and `overwrite` is false, or if it cannot be written.
     """
-    existing = [name for name in REPORT_FILES if os.path.lexists(Path(out) / name)]
+    existing = [name for name in REPORT_FILES if is_taken(Path(out) / name)]
     folders = [name for name in existing if is_folder(Path(out) / name)]
     if folders:
         raise UserError(f"{out} holds a folder named {folders[0]}, expected a file; choose another --out")

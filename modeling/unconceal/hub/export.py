@@ -21,7 +21,6 @@ difference of a pixel is that of its logits, divided by the batch's largest logi
 import copy
 import json
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +38,7 @@ from torch import nn
 from ..api import Segmenter
 from ..models.networks import NETWORKS
 from ..utils.errors import UserError, one_line
-from ..utils.files import is_folder, make_folder, replacing, restore
+from ..utils.files import is_folder, is_taken, make_folder, replacing, restore
 from ..utils.images import size_text
 from .exported import open_onnx, open_program
 from .formats import FORMATS, LAST_OPSET, LEAST_OPSET, OPSET
@@ -100,7 +99,7 @@ def check_target(
             raise UserError(f"got --opset {opset}, expected {LEAST_OPSET} to {LAST_OPSET}; choose one")
     folder = Path(folder)
     restore(folder)
-    if os.path.lexists(folder) and not is_folder(folder):
+    if is_taken(folder) and not is_folder(folder):
         raise UserError(f"got {folder} as the output, which is not a folder; choose another")
     held = {path.name for path in folder.iterdir()} if is_folder(folder) else set()
     if held and not overwrite:

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.errors import UserError
+from safetensors import SafetensorError
+
+from ..utils.errors import UserError, one_line
 from ..utils.files import replacing, restore
 
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 RECIPE_FILE = "recipe.yaml"
 PROGRESS_FILE = "progress.json"
 STATE_FOLDER = "training_state"
+# What the file system, safetensors and `torch.save` raise.
+WRITING_ERRORS = (OSError, SafetensorError, RuntimeError)
 
 
 @dataclass
@@ -52,21 +56,29 @@ def save_checkpoint(
 
     With `with_state` it also holds what resuming needs. An older checkpoint at `folder` stays until the new one is
     whole.
+
+    Raises:
+        UserError: If it cannot be written, for example on a full disk.
     """
     state = folder.with_name(f".{folder.name}.{STATE_FOLDER}")
-    if with_state:
+    try:
+        if with_state:
+            if accelerator.is_main_process:
+                shutil.rmtree(state, ignore_errors=True)
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(state))
+            accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            shutil.rmtree(state, ignore_errors=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(state))
-        accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        with replacing(folder) as beside:
-            model.save_pretrained(beside)
-            processor.save_pretrained(beside)
-            if with_state:
-                state.rename(beside / STATE_FOLDER)
-            (beside / PROGRESS_FILE).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+            with replacing(folder) as beside:
+                model.save_pretrained(beside)
+                processor.save_pretrained(beside)
+                if with_state:
+                    state.rename(beside / STATE_FOLDER)
+                (beside / PROGRESS_FILE).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+    except WRITING_ERRORS as error:
+        shutil.rmtree(state, ignore_errors=True)
+        kept = "the checkpoint before it is kept" if folder.exists() else "there is none before it"
+        raise UserError(f"cannot write {folder}: {one_line(error)}; {kept}; free space and use --resume") from error
     accelerator.wait_for_everyone()
 
 

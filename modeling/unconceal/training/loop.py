@@ -31,7 +31,9 @@ from ..models.memory import keep_freed_memory
 from ..models.networks import NETWORKS
 from ..utils.digests import weights_digest
 from ..utils.errors import UserError
-from .checkpoints import RECIPE_FILE, STATE_FOLDER, Progress, read_progress, save_checkpoint
+from ..utils.loading_errors import loading_explained
+from .checkpoints import STATE_FOLDER, Progress, read_progress, save_checkpoint
+from .earlier_run import bring_back, forget, parts_of_run
 from .recipe import OptimizerRecipe, PhaseRecipe, Recipe, ScheduleRecipe, flatten
 from .start import (
     build_config,
@@ -78,7 +80,8 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
     Args:
         recipe: The recipe.
         resume: Continue after the last finished epoch. The result equals that of an unbroken run.
-        overwrite: Discard another run in the output folder.
+        overwrite: Replace another run in the output folder. It stands aside until the new run has a checkpoint, and
+            comes back if the new run fails before.
         command: Command line to keep in the record of the run.
 
     Raises:
@@ -89,7 +92,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
     # Without this, Accelerate treats several processes without an accelerator as one.
     state = PartialState(cpu=not torch.accelerator.is_available())
     output_dir = Path(recipe.output_dir)
-    resume = resume and (output_dir / RECIPE_FILE).exists()
+    resume = resume and bool(parts_of_run(output_dir))
     # A phase that starts from a checkpoint does not need the phases before it.
     tasks = list(recipe.phases)
     given = [index for index, task in enumerate(tasks) if recipe.phases[task].init_from]
@@ -105,7 +108,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
         if recipe.data.weights:
             sizes = [len(one[recipe.data.train_split]) for one in sets]
             mixture = Mixture(sizes, recipe.data.weights, recipe.seed)
-        check_start(recipe, tasks[0], resume)
+        check_start(recipe, tasks[0], resume, splits)
         if recipe.compile:
             check_compiler(state.device)
         if state.is_main_process:
@@ -113,8 +116,13 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
     recipe = replace(recipe, mixed_precision=broadcast_object_list([precision])[0])
     report_threads(state)
     best = None
-    for task in tasks:
-        best = run_phase(recipe, task, splits, mixture, recipe.phases[task].init_from or best, command)
+    try:
+        for task in tasks:
+            best = run_phase(recipe, task, splits, mixture, recipe.phases[task].init_from or best, command)
+    except BaseException:
+        if state.is_main_process:
+            bring_back(output_dir)
+        raise
     return best
 
 
@@ -163,7 +171,9 @@ def prepare_phase(
     if recipe.data.num_workers:
         # Started once: an epoch can be short, and a large process is slow to fork.
         options |= {"persistent_workers": True, "worker_init_fn": _start_worker}
-    batches = DataLoader(samples, phase.batch_size, shuffle=True, **options)
+    # Batch normalization can fail on a last batch of one.
+    drop_last = len(samples) > phase.batch_size and len(samples) % phase.batch_size == 1
+    batches = DataLoader(samples, phase.batch_size, shuffle=True, drop_last=drop_last, **options)
     network.train()
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)
@@ -241,7 +251,8 @@ def run_phase(
     samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed, mixture)
     parts = prepare_phase(recipe, phase, accelerator, network, samples)
     if progress.epoch:
-        accelerator.load_state(str(last / STATE_FOLDER))
+        with loading_explained(f"cannot resume from {last}", "if its files are whole"):
+            accelerator.load_state(str(last / STATE_FOLDER))
         accelerator.print(f"{task}: resumed after epoch {progress.epoch}")
     settings = flatten(asdict(recipe)).items()  # trackers accept simple values only
     config = {key: value if isinstance(value, int | float | str) else str(value) for key, value in settings}
@@ -281,6 +292,8 @@ def run_phase(
         if is_best:
             save_checkpoint(best, accelerator, kept, processor, progress, with_state=False)
         save_checkpoint(last, accelerator, kept, processor, progress, with_state=True)
+        if accelerator.is_main_process:
+            forget(Path(recipe.output_dir))
 
     for tracker in accelerator.trackers:  # `end_training` would also end the process group, which later phases need
         tracker.finish()

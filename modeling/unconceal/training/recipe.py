@@ -296,7 +296,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 _ABOVE_0 = ("epochs", "batch_size", "gradient_accumulation_steps", "max_grad_norm", "evaluate_every", "learning_rate")
 _ABOVE_0 += ("min_zoom", "max_zoom")
-_FROM_0 = ("seed", "split_seed", "num_workers", "weight_decay", "momentum", "warmup_steps")
+_FROM_0 = ("num_workers", "weight_decay", "momentum", "warmup_steps")
 _FROM_0 += ("brightness", "contrast", "saturation", "sharpness", "encoder_lr_ratio", "freeze_encoder_epochs")
 _FROM_0 += ("freeze_norms_epochs", "max_blur", "noise")
 _SHARES = [field.name for field in dataclasses.fields(TransformRecipe) if field.name.endswith("_probability")]
@@ -304,6 +304,7 @@ _SHARES = [field.name for field in dataclasses.fields(TransformRecipe) if field.
 _LIMITS = (
     ("more than 0", lambda value: 0 < value < math.inf, _ABOVE_0),
     ("0 or more", lambda value: 0 <= value < math.inf, _FROM_0),
+    ("from 0 to below 2^32", lambda value: 0 <= value < 2**32, ["seed", "split_seed"]),
     ("from 0 to 1", lambda value: 0 <= value <= 1, _SHARES),
     ("between 0 and 1", lambda value: 0 < value < 1, ["ema_decay"]),
     ("from 0 to below 1", lambda value: 0 <= value < 1, ["max_crop_ratio"]),

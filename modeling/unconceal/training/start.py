@@ -1,19 +1,25 @@
 """Check and build the parts of a training run."""
 
 import logging
-import shutil
+from contextlib import suppress
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from datasets import Image as EncodedImage
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file
 from transformers.utils import logging as transformers_logging
+from yaml import YAMLError
 
+from ..data.loading import row_name
 from ..data.mixing import join_sets, load_sets
 from ..hub.encoders import PACKAGED, packaged_encoder
 from ..hub.shipped import resolve
@@ -22,8 +28,10 @@ from ..models.networks import NETWORKS
 from ..utils.devices import has_bfloat16
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_hub_id, make_folder, replacing
+from ..utils.images import size_text
 from ..utils.loading_errors import loading_explained
 from .checkpoints import RECIPE_FILE
+from .earlier_run import bring_back, check_apart, parts_of_run, set_aside
 from .recipe import DataRecipe, PhaseRecipe, Recipe, drop_old_switches, flatten
 
 
@@ -58,14 +66,24 @@ def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool
     Raises:
         UserError: If it cannot be used.
     """
+    if resume and overwrite:
+        raise UserError("got --resume and --overwrite; choose one: go on with the run, or replace it")
     make_folder(output_dir)
-    file = output_dir / RECIPE_FILE
-    if not file.exists() or overwrite and not resume:
-        return
-    if not resume:
+    bring_back(output_dir)  # a kill before the first checkpoint can have left it aside
+    held, file = parts_of_run(output_dir), output_dir / RECIPE_FILE
+    if overwrite:
+        sources = [("data.path", path) for path in recipe.data.paths]
+        for task, phase in recipe.phases.items():
+            sources.append((f"phases.{task}.init_from", phase.init_from))
+            sources.append((f"phases.{task}.init_backbone_from", phase.init_backbone_from))
+        check_apart(output_dir, sources)
+    elif held and not resume:
         raise UserError(f"{output_dir} already holds a run; add --resume, --overwrite or output_dir=ANOTHER")
-    # Merged with the defaults: an older run lacks the settings that did not exist yet.
-    kept = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(file)))
+    elif held and not file.exists():
+        raise UserError(f"cannot resume the run in {output_dir}: it has no {RECIPE_FILE}; choose output_dir=ANOTHER")
+    if not held or overwrite:
+        return
+    kept = read_kept_recipe(file)
     drop_old_switches(kept["network"], kept["model"], file)
     old, new = flatten(kept), flatten(OmegaConf.to_container(OmegaConf.create(asdict(recipe))))
     if recipe.mixed_precision == "auto":
@@ -76,6 +94,23 @@ def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool
             f"the run in {output_dir} was started with another {', '.join(changed)}; "
             "resume it with the same recipe, or start from scratch with output_dir=ANOTHER"
         )
+
+
+def read_kept_recipe(file: Path) -> dict[str, Any]:
+    """Return the recipe that a run was started with.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    try:
+        # Merged with the defaults: an older run lacks the settings that did not exist yet.
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(file))
+        return OmegaConf.to_container(merged, throw_on_missing=True)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"cannot resume: {file} is damaged ({one_line(error)}); write it again as it was, or start from scratch "
+            "with output_dir=ANOTHER"
+        ) from error
 
 
 def choose_precision(recipe: Recipe, resume: bool, device: torch.device) -> str | None:
@@ -109,19 +144,19 @@ def check_compiler(device: torch.device):
 
 
 def claim_folder(output_dir: Path, recipe: Recipe, resume: bool):
-    """Write the recipe of a new run and remove an earlier run."""
+    """Write the recipe of a new run; an earlier run stands aside."""
     file = output_dir / RECIPE_FILE
-    if file.exists():
-        if resume:
-            return
-        for task in NETWORKS[recipe.network].tasks.keys() | OmegaConf.load(file).phases.keys():
-            shutil.rmtree(output_dir / task, ignore_errors=True)
+    if resume:
+        return
+    set_aside(output_dir)
     with replacing(file) as beside:
         OmegaConf.save(OmegaConf.create(asdict(recipe)), beside)
 
 
-def check_start(recipe: Recipe, task: str, resume: bool):
+def check_start(recipe: Recipe, task: str, resume: bool, splits: dict[str, Dataset] | None = None):
     """Try the first phase's model without computing, to find mistakes early.
+
+    With `splits`, the sizes of their images are checked too.
 
     Raises:
         UserError: If recipe, checkpoint and encoder do not go together.
@@ -137,6 +172,9 @@ def check_start(recipe: Recipe, task: str, resume: bool):
         model.check_pixel_values(pixel_values)
     with loading_explained("recipe: model", CHECK_RECIPE):
         model(pixel_values.to("meta"))
+    check_batch(model.train(), phase, recipe.data.transforms.crop_size, pixel_values)
+    if splits and not processor.do_resize:
+        check_sizes(recipe, splits, phase.batch_size)
     plain = model.denormalize(pixel_values)
     if plain is not None:
         seen = plain.mean(dim=(0, 2, 3)) * 255
@@ -147,6 +185,49 @@ def check_start(recipe: Recipe, task: str, resume: bool):
             )
     if phase.init_backbone_from and not resume:
         load_backbone(model_class(config), phase, warn=False)
+
+
+def check_batch(model: PreTrainedModel, phase: PhaseRecipe, crop_size: int | None, pixel_values: torch.Tensor):
+    """Check that batch normalization has enough values.
+
+    Raises:
+        UserError: If a batch has one value a channel.
+    """
+    height, width = (crop_size, crop_size) if crop_size else pixel_values.shape[-2:]
+    try:
+        model(torch.empty(phase.batch_size, pixel_values.shape[1], height, width, device="meta"))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"the network cannot train on {phase.batch_size} image of {height}x{width} pixels at a time: batch "
+            "normalization would have one value a channel; raise batch_size or the size of the images"
+        ) from error
+
+
+def check_sizes(recipe: Recipe, splits: dict[str, Dataset], batch_size: int):
+    """Check that images which are not resized fit into batches.
+
+    Raises:
+        UserError: If two of a split differ in size.
+    """
+    for split, dataset in splits.items():
+        cropped = recipe.data.transforms.crop_size and split == recipe.data.train_split
+        if batch_size == 1 or cropped:
+            continue
+        first, files = None, dataset.select_columns(["image"]).cast_column("image", EncodedImage(decode=False))
+        for row, file in enumerate(files["image"]):
+            if file is None:
+                continue  # reading the row reports it
+            source = BytesIO(file["bytes"]) if file["bytes"] else file["path"]
+            with suppress(OSError), Image.open(source) as image:
+                first = first or image.size
+                if image.size != first:
+                    raise UserError(
+                        f"processor.do_resize is false, but the images of split {split} differ in size: "
+                        f"{size_text(first)} and, in {row_name(dataset, row)}, {size_text(image.size)}; set "
+                        "processor.do_resize=true, or a batch_size of 1"
+                    )
 
 
 def find_start(init_from: str | Path) -> str | Path:

@@ -22,7 +22,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()  # meta has no values
     # torch raises AssertionError if built without CUDA, NotImplementedError if built without the backend.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"got the device {str(device)!r}, which torch cannot use here; try cpu") from error

@@ -1,12 +1,25 @@
 """Report errors of users and of the program."""
 
+import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
 
 
 DEBUG = "UNCONCEAL_DEBUG"
+# What the place of a file can cause in any command: no room, no permission, an impossible name.
+ERRORS_OF_PLACES = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+)
 
 
 class UserError(Exception):
@@ -18,24 +31,43 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def explained(error: Exception) -> str | None:
+    """Return one line for a mistake of the user, None for a defect.
+
+    That is a `UserError`, or an error of the file system such as a full disk.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    # Libraries in other languages raise classes of their own.
+    number = getattr(error, "errno", None) or next(map(int, re.findall(r"os error (\d+)", str(error))), None)
+    if number not in ERRORS_OF_PLACES:
+        return None
+    file = getattr(error, "filename", None)
+    return os.strerror(number) + (f": {file}" if file else "")
+
+
 def run_main(main: Callable[[], int | None]):
     """Run a command line and exit with its code.
 
-    A `UserError` is printed as one line and gives exit code 2. With UNCONCEAL_DEBUG=1 its traceback is shown, too. Any
-    other error is a defect of the program and shows its traceback. Ctrl-C gives 130, a closed pipe (`| head`) 141.
+    What `explained` has a line for is printed as that line and gives exit code 2. With UNCONCEAL_DEBUG=1 its traceback
+    is shown, too. Any other error is a defect of the program and shows its traceback. Ctrl-C gives 130, a closed pipe
+    (`| head`) 141.
     """
     try:
         code = main() or 0
         sys.stdout.flush()
-    except UserError as error:
-        if os.environ.get(DEBUG, "0") not in ("", "0"):
-            traceback.print_exception(error)
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
     except KeyboardInterrupt:
         print("stopped: interrupted by the user", file=sys.stderr)
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except Exception as error:
+        line = explained(error)
+        if line is None:
+            raise
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            traceback.print_exception(error)
+        print(f"error: {line}", file=sys.stderr)
+        code = 2
     sys.exit(code)

@@ -64,6 +64,21 @@ def _aside(path: Path) -> Path:
 is_folder = os.path.isdir  # `Path.is_dir` raises an error for overlong names
 
 
+def is_taken(path: str | Path) -> bool:
+    """Return whether there is a file, folder or broken link at `path`.
+
+    Raises:
+        UserError: If the name is too long, or a part of the path is a file.
+    """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror}; choose another name") from error
+    return True
+
+
 def printable(text: str) -> str:
     """Replace undecodable bytes of file names by question marks."""
     return text.encode(errors="replace").decode()

@@ -1,0 +1,77 @@
+"""Keep a replaced run until the new one has a checkpoint."""
+
+import shutil
+import uuid
+from pathlib import Path
+
+from ..models.networks import NETWORKS
+from ..utils.errors import UserError
+from ..utils.files import is_folder
+from .checkpoints import RECIPE_FILE
+
+
+ASIDE = ".earlier_run"
+
+
+def parts_of_run(output_dir: Path) -> list[Path]:
+    """Return what a run has written: recipe and folders with checkpoints.
+
+    Other files in the folder, and folders of the same names without a checkpoint, belong to somebody else.
+    """
+    tasks = sorted({task for network in NETWORKS.values() for task in network.tasks})
+    phases = [output_dir / task for task in tasks]
+    held = [phase for phase in phases if any(is_folder(phase / name) for name in ("best", "last"))]
+    recipe = output_dir / RECIPE_FILE
+    return [*([recipe] if recipe.exists() else []), *held]
+
+
+def check_apart(output_dir: Path, sources: list[tuple[str, str | None]]):
+    """Check that a new run needs nothing of the run it replaces.
+
+    `sources` are keys of the recipe with paths or Hub ids.
+
+    Raises:
+        UserError: If one lies in a folder that would be removed.
+    """
+    for part in parts_of_run(output_dir):
+        for key, source in sources:
+            if source and Path(source).exists() and Path(source).resolve().is_relative_to(part.resolve()):
+                raise UserError(
+                    f"{key} is {source}, a part of the run that --overwrite replaces; copy it elsewhere, or keep the "
+                    "run with output_dir=ANOTHER"
+                )
+
+
+def set_aside(output_dir: Path):
+    """Move a run out of the way of a new one."""
+    parts, aside = parts_of_run(output_dir), output_dir / ASIDE
+    if parts:
+        aside.mkdir()
+    for part in parts:
+        part.rename(aside / part.name)
+
+
+def bring_back(output_dir: Path):
+    """Restore a run that was set aside, if there is one.
+
+    The run after it has no checkpoint yet; what it has written goes.
+    """
+    aside = output_dir / ASIDE
+    if not is_folder(aside):
+        return
+    for part in aside.iterdir():
+        target = output_dir / part.name
+        if is_folder(target):
+            shutil.rmtree(target)
+        part.replace(target)
+    aside.rmdir()
+
+
+def forget(output_dir: Path):
+    """Remove a run that was set aside, if there is one."""
+    aside = output_dir / ASIDE
+    if is_folder(aside):
+        # Renamed first: half of a run must not come back.
+        removed = aside.with_name(f"{ASIDE}.{uuid.uuid4().hex[:8]}")
+        aside.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
