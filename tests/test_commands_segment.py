@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import struct
 import sys
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from common import noise
+from common import noise, rejected
 from PIL import Image
 from transformers import AutoModelForImageSegmentation
 
@@ -102,18 +103,55 @@ def test_tree_kinds_skip_and_overwrite(segment, tmp_path):
     assert (overlay.mode, cutout.mode) == ("RGB", "RGBA")
     np.testing.assert_array_equal(np.asarray(cutout.getchannel("A")), np.asarray(mask))
 
-    kept = [out / name for name in ("a.png", "deep/a.png", "deep/a_cutout.png")]
-    for path in kept:
-        path.write_text("kept")
+    kept = {out / name: (out / name).stat().st_mtime_ns for name in ("a.png", "deep/a.png", "deep/a_cutout.png")}
     (out / "deep" / "a_overlay.png").unlink()
     code, stdout, _ = segment(*call)
     assert code == 0
     assert "1 segmented" in stdout
     assert "1 skipped" in stdout
     assert (out / "deep" / "a_overlay.png").is_file()  # only the missing output is written
-    assert {path.read_text() for path in kept} == {"kept"}
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert "2 segmented" in segment(*call, "--overwrite")[1]
-    assert [Image.open(path).mode for path in kept] == ["L", "L", "RGBA"]
+    assert all(path.stat().st_mtime_ns > before for path, before in kept.items())
+
+
+def test_outputs_say_what_made_them(segment, checkpoint, tmp_path):
+    noise().save(tmp_path / "x.jpg")
+    call = [tmp_path / "x.jpg", "--out", tmp_path]
+    segment(*call)
+    with Image.open(tmp_path / "x.png") as mask:
+        assert mask.info["Software"] == "unconceal segment"
+        assert re.fullmatch(rf"{checkpoint.name} \([0-9a-f]{{12}}\), refine auto", mask.info["Comment"])
+    with rejected("x.png exists and is of other settings: .*, refine auto, now .*, threshold 0.5;"):
+        segment(*call, "--threshold", 0.5)
+    assert segment(*call, "--threshold", 0.5, "--overwrite")[0] == 0
+
+    # A file of somebody else's is never replaced.
+    photo = io.BytesIO()
+    noise(seed=1).save(photo, format="PNG")
+    for content in (photo.getvalue(), b"notes"):
+        (tmp_path / "x.png").write_bytes(content)
+        for more in ([], ["--overwrite"]):
+            code, _, stderr = segment(*call, *more)
+            assert code == 1
+            assert "x.png exists and was not written by this command; choose another --out" in stderr
+        assert (tmp_path / "x.png").read_bytes() == content
+
+
+def test_files_that_are_passed_over_are_counted(segment, tmp_path, caplog):
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.jfif", "deep/b.jpe"):
+        noise().save(folder / name, format="JPEG")
+    noise().save(folder / "c.ico", format="ICO")
+    noise().save(folder / "scan", format="PNG")
+    for name in ("notes.txt", "deep/more.txt", ".hidden"):
+        (folder / name).write_text("text")
+    (folder / "linked").symlink_to(folder / "deep")
+    code, stdout, _ = segment(folder, "--out", tmp_path / "out")
+    assert code == 0
+    assert stdout.startswith("3 images: 3 segmented")
+    assert "passed over in folders: 2 .txt, 1 linked folders, 1 without suffix;" in caplog.text
 
 
 def test_an_object_lies_above_the_threshold(segment, tmp_path, monkeypatch):
@@ -215,7 +253,7 @@ def test_an_output_that_cannot_be_written_fails_alone(segment, tmp_path):
     failed = [line for line in stderr.splitlines() if line.startswith("failed: ")]
     assert {line.split(": ")[1] for line in failed} == {str(folder / name) for name in (long, "b/c.png", "d.png")}
     assert "File name too long" in failed[0]
-    assert {path.name for path in out.iterdir()} == {long, "b", "d.png", "d_overlay.png", "e.png", "e_overlay.png"}
+    assert {path.name for path in out.iterdir()} == {long, "b", "d.png", "e.png", "e_overlay.png"}
 
 
 def test_choices_are_those_of_the_networks():

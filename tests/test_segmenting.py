@@ -202,8 +202,8 @@ def test_a_data_set_becomes_a_data_set(rows, segment, tmp_path):
     assert set(made["source"]) == {str(rows)}
     # The same masks as files.
     segment("--data", rows, "--split", "test", "--out", tmp_path / "out")
-    for row in made.cast_column("mask", Image(decode=False)):
-        assert row["mask"]["bytes"] == (tmp_path / "out" / f"{row['id']}.png").read_bytes()
+    for row in made:
+        assert row["mask"].tobytes() == PilImage.open(tmp_path / "out" / f"{row['id']}.png").tobytes()
     assert "8 skipped" in segment("--data", rows, "--split", "test", "--out", tmp_path / "out")[1]
     # Nothing is done again, and another input does not mix.
     before = contents(target)

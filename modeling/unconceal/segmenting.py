@@ -6,20 +6,22 @@ Memory holds at most `2 * num_threads + batch_size + 2` images.
 """
 
 import errno
+import hashlib
+import logging
 import os
 import sys
 import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .utils.errors import UserError
-from .utils.files import make_folder, replacing
+from .utils.files import is_folder, make_folder, replacing
 from .utils.images import IMAGE_SUFFIXES, MAX_PIXELS
 from .utils.threads import map_ahead
 
@@ -28,14 +30,18 @@ if TYPE_CHECKING:
     import numpy as np
     from accelerate import PartialState
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     from .api import Segmenter
 
+
+logger = logging.getLogger(__name__)
 
 # After these no further file can be written.
 FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Runs of equal values are all that repeats in masks and photographs. See the table in docs/use.md.
 PNG_OPTIONS = {"format": "PNG", "compress_type": zlib.Z_RLE}
+SOFTWARE = "unconceal segment"  # in every output file, next to its settings
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,68 @@ class Tally:
         return Tally(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
 
+def describe_settings(model: str, revision: str | None, **options: Any) -> str:
+    """Return what decides the outputs: the network and the options that are set."""
+    name = model if revision is None else f"{model}@{revision}"
+    if is_folder(model):
+        digest = hashlib.sha256()
+        for path in sorted(path for path in Path(model).iterdir() if path.suffix in (".safetensors", ".onnx")):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        name = f"{Path(model).resolve().name} ({digest.hexdigest()[:12]})"
+    return ", ".join([name, *(f"{key} {value}" for key, value in options.items() if value is not None)])
+
+
+def unfinished(job: Job, settings: str, overwrite: bool) -> Job | None:
+    """Return what is left of a job, None if an earlier run did it.
+
+    With `overwrite`, outputs of this command are written again. If another file has the name of an output, the job
+    fails.
+
+    Raises:
+        UserError: If an output has other settings and `overwrite` is false.
+    """
+    left = {}
+    for kind, path in job.outputs.items():
+        # `lexists`: a broken link is also somebody's file. `Path.exists` raises an error if a name is too long.
+        if not os.path.lexists(path):
+            left[kind] = path
+            continue
+        found = _settings_of(path)
+        if found is None:
+            reason = f"{path} exists and was not written by this command; choose another --out"
+            return replace(job, source=UserError(reason), outputs={})
+        if overwrite:
+            left[kind] = path
+        elif found != settings:
+            raise UserError(
+                f"{path} exists and is of other settings: {found}, now {settings}; choose another --out, or pass "
+                "--overwrite to replace it"
+            )
+    return replace(job, outputs=left) if left else None
+
+
+def _settings_of(path: Path) -> str | None:
+    """Return the settings in an output file, None for another file."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Comment", "") if image.info.get("Software") == SOFTWARE else None
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def png_marks(settings: str) -> "PngInfo":
+    """Return the text that output files carry."""
+    from PIL.PngImagePlugin import PngInfo
+
+    marks = PngInfo()
+    marks.add_text("Software", SOFTWARE)
+    marks.add_itxt("Comment", settings)
+    return marks
+
+
 class TimedNetwork:
     """Network that counts the seconds of its forward passes."""
 
@@ -99,6 +167,7 @@ class Runner:
         max_pixels: Larger images are refused.
         num_threads: Threads that read, and as many that write. With 0 everything is done in turn.
         threshold: Makes hard masks: object above it.
+        settings: What the output files say of model and options.
         has_bar: Whether to show a progress bar on a terminal.
         tally: Counts what happened.
     """
@@ -109,6 +178,7 @@ class Runner:
     max_pixels: int = MAX_PIXELS
     num_threads: int = 2
     threshold: float | None = None
+    settings: str = ""
     has_bar: bool = True
     tally: Tally = field(default_factory=Tally)
 
@@ -175,13 +245,14 @@ class Runner:
         Raises:
             UserError: If nothing more can be written, or memory runs out.
         """
+        marks = png_marks(self.settings)
 
         def write(job: Job, image: "Image.Image", mask: "np.ndarray") -> tuple[None, list[str]]:
             reasons = []
             for kind, path in job.outputs.items():
                 try:
                     with replacing(path) as temporary:
-                        draw(kind, image, mask, self.threshold).save(temporary, **PNG_OPTIONS)
+                        draw(kind, image, mask, self.threshold).save(temporary, pnginfo=marks, **PNG_OPTIONS)
                 except UserError as error:
                     reasons.append(str(error))
                 except OSError as error:
@@ -211,23 +282,26 @@ def draw(kind: str, image: "Image.Image", mask: "np.ndarray", threshold: float |
 def plan_jobs(paths: list[Path], out: Path, kinds: list[str]) -> dict[Path, dict[str, Path]]:
     """Return the images at `paths`, each with the file of every kind.
 
-    Hidden files and what lies inside `out` are left out.
+    Hidden files and what lies inside `out` are left out. A line in the log counts other files and linked folders.
 
     Raises:
         UserError: If a path is missing, or no image is found. If `out` is one of the folders, or an output would
             replace another output or an input.
     """
     out = out.resolve()
-    relative_to = {}  # source -> its place in the output tree
+    relative_to, passed = {}, Counter()  # source -> its place in the output tree
     for path in paths:
         if path.is_dir():
             if path.resolve() == out:
                 raise UserError(f"got {path} as input and as --out; choose another output folder")
-            relative_to.update(_search(path, out))
+            relative_to.update(_search(path, out, passed))
         elif path.exists():
             relative_to[path] = Path(path.name)
         else:
             raise UserError(f"got {path}, which does not exist; give images or folders")
+    if passed:
+        counts = ", ".join(f"{number} {kind}" for kind, number in sorted(passed.items()))
+        logger.warning("passed over in folders: %s; name such a file to segment it", counts)
     if not relative_to:
         raise UserError(f"found no image in {', '.join(map(str, paths))}; expected {' '.join(IMAGE_SUFFIXES)}")
     # A file named twice, or by name and in its folder, is one job.
@@ -252,15 +326,25 @@ def plan_jobs(paths: list[Path], out: Path, kinds: list[str]) -> dict[Path, dict
     return jobs
 
 
-def _search(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the images of a folder and their relative paths, sorted."""
+def _search(folder: Path, out: Path, passed: Counter) -> Iterator[tuple[Path, Path]]:
+    """Yield the images of a folder and their relative paths, sorted.
+
+    `passed` counts what is neither an image by its suffix nor hidden.
+    """
     for source in sorted(folder.rglob("*")):
         relative = source.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
         # An output folder inside the input folder holds the masks of an earlier run.
         is_output = out.is_relative_to(folder.resolve()) and source.resolve().is_relative_to(out)
-        if source.suffix.lower() in IMAGE_SUFFIXES and source.is_file() and not hidden and not is_output:
+        if hidden or is_output:
+            continue
+        if source.is_dir():
+            if source.is_symlink():
+                passed["linked folders"] += 1
+        elif source.suffix.lower() in IMAGE_SUFFIXES and source.is_file():
             yield source, relative
+        else:
+            passed[source.suffix.lower() or "without suffix"] += 1
 
 
 def join_processes(device: str | None = None) -> "PartialState | None":

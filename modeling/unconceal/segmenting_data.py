@@ -4,12 +4,11 @@ Both sides are cut into shards. A shard is the unit of sharing and of going on: 
 at all. Names and contents of shards do not depend on the number of processes.
 """
 
-import os
 import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -21,7 +20,7 @@ from datasets import SplitInfo, load_dataset
 from datasets.exceptions import DatasetsError
 
 from .data.write import FEATURES, make_row, row_groups, write_card
-from .segmenting import PNG_OPTIONS, Job, Runner, Tally, draw
+from .segmenting import PNG_OPTIONS, Job, Runner, Tally, draw, unfinished
 from .utils.errors import UserError, one_line
 from .utils.files import data_set_path, is_folder, is_hub_id, replacing
 
@@ -105,10 +104,12 @@ def _shard_name(split: str, i: int, number: int) -> str:
     return f"{split}-{i:05d}-of-{number:05d}.parquet"
 
 
-def file_jobs(shards: Iterable[Shard], out: Path, kinds: list[str], overwrite: bool, tally: Tally) -> Iterator[Job]:
+def file_jobs(
+    shards: Iterable[Shard], out: Path, kinds: list[str], settings: str, overwrite: bool, tally: Tally
+) -> Iterator[Job]:
     """Yield the rows of shards with output files `out/ID.png`.
 
-    Rows whose outputs exist are counted as skipped.
+    Rows whose outputs exist are counted as skipped. `settings` and `overwrite` are those of `unfinished`.
     """
     for job in (job for shard in shards for job in shard.jobs()):
         id = PurePosixPath(job.name)
@@ -116,8 +117,8 @@ def file_jobs(shards: Iterable[Shard], out: Path, kinds: list[str], overwrite: b
             yield Job(job.name, UserError("its id is no name for a file"))
             continue
         files = {kind: out / id.parent / f"{id.name}{'' if kind == 'mask' else f'_{kind}'}.png" for kind in kinds}
-        if left := {kind: path for kind, path in files.items() if overwrite or not os.path.lexists(path)}:
-            yield Job(job.name, job.source, left)
+        if left := unfinished(replace(job, outputs=files), settings, overwrite):
+            yield left
         else:
             tally.skipped += 1
 

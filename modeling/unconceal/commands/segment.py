@@ -12,12 +12,14 @@ from ..segmenting import (
     Job,
     Runner,
     Tally,
+    describe_settings,
     draw,
     join_processes,
     joined,
     made_once,
     my_share,
     plan_jobs,
+    unfinished,
 )
 from ..utils.arguments import positive_int, probability
 from ..utils.errors import UserError
@@ -133,16 +135,19 @@ def _segment_stdin(args: argparse.Namespace) -> int:
 
 def _segment_files(args: argparse.Namespace, processes: "PartialState | None") -> Tally:
     """Write the files of this process; return what happened."""
-    plan = made_once(processes, lambda: plan_jobs([Path(path) for path in args.paths], args.out, args.output))
+    settings = output_settings(args)
+
+    def plan() -> list[Job | None]:
+        planned = plan_jobs([Path(path) for path in args.paths], args.out, args.output)
+        jobs = (Job(source, source, outputs) for source, outputs in planned.items())
+        return [unfinished(job, settings, args.overwrite) for job in jobs]
+
+    mine = my_share(processes, made_once(processes, plan))
     make_folder(args.out)
-    mine, todo = my_share(processes, list(plan.items())), []
-    for source, outputs in mine:
-        # `lexists`: a broken link is also somebody's file. `Path.exists` raises an error if a name is too long.
-        if left := {kind: path for kind, path in outputs.items() if args.overwrite or not os.path.lexists(path)}:
-            todo.append(Job(source, source, left))
+    todo = [job for job in mine if job]
     if not todo:
         return Tally(skipped=len(mine))
-    runner = make_runner(args, processes)
+    runner = make_runner(args, processes, settings)
     runner.tally.skipped = len(mine) - len(todo)
     runner.write_files(todo, args.out)
     return runner.tally
@@ -163,7 +168,9 @@ def _segment_data(args: argparse.Namespace, processes: "PartialState | None") ->
     if args.out:
         make_folder(args.out)
         runner = make_runner(args, processes)
-        runner.write_files(file_jobs(mine, args.out, args.output, args.overwrite, runner.tally), args.out)
+        runner.write_files(
+            file_jobs(mine, args.out, args.output, runner.settings, args.overwrite, runner.tally), args.out
+        )
         return runner.tally
     model = Path(args.model).resolve().name if is_folder(args.model) else args.model
     sections = {
@@ -185,7 +192,12 @@ def _segment_data(args: argparse.Namespace, processes: "PartialState | None") ->
     return tally
 
 
-def make_runner(args: argparse.Namespace, processes: "PartialState | None") -> Runner:
+def output_settings(args: argparse.Namespace) -> str:
+    """Return what the output files say of model and options."""
+    return describe_settings(args.model, args.revision, refine=args.refine, threshold=args.threshold, dtype=args.dtype)
+
+
+def make_runner(args: argparse.Namespace, processes: "PartialState | None", settings: str = "") -> Runner:
     """Load the network on the device of this process."""
     if "cutout" in args.output and args.threshold is None:
         from ..models.cutout import estimator
@@ -201,6 +213,7 @@ def make_runner(args: argparse.Namespace, processes: "PartialState | None") -> R
         max_pixels=args.max_pixels,
         num_threads=default_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         threshold=args.threshold,
+        settings=settings,
         has_bar=processes is None or processes.is_main_process,
     )
 

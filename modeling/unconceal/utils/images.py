@@ -14,8 +14,8 @@ from .errors import UserError
 MAX_PIXELS = 178_956_970  # Pillow's own limit; a camera of 200 megapixels needs more
 # Suffixes that a folder is searched for. A file given by name is tried with any suffix.
 IMAGE_SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm"),
-    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+    *(".apng", ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
 )
 # Limit of the `open_image` block that this thread is in.
 _max_pixels: ContextVar[int | None] = ContextVar("max_pixels", default=None)
