@@ -225,7 +225,7 @@ def test_every_part_has_a_table_and_the_fastest_round_counts(tmp_path, pretended
         (["sars"], "sars.*expected some of srs"),
         (["--device", "nonsense"], "nonsense"),
         (["--image-size", "16"], "at least 128"),
-        (["--json", "."], "give a file"),
+        (["--json", "."], "give another file"),
         (["--only", "recipes"], "give files of recipes"),
     ],
 )

@@ -1,5 +1,6 @@
 """The command line as a whole: help without heavy imports, exit codes, scripts and `python -m unconceal`."""
 
+import errno
 import json
 import os
 import re
@@ -8,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from common import rejected
+from safetensors import SafetensorError
 
 from unconceal import __version__
 from unconceal.__main__ import main
 from unconceal.commands import COMMANDS
-from unconceal.utils.errors import UserError
+from unconceal.utils.devices import choose_device
+from unconceal.utils.errors import UserError, run_main
 
 
 ROOT = Path(__file__).parents[1]
@@ -140,3 +144,48 @@ def test_debug_shows_the_traceback():
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert "FileNotFoundError" in done.stderr
+
+
+def test_home_folder_is_expanded_everywhere(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("unconceal.commands.train.run", seen.append)
+    main(["train", "~/recipe.yaml", "data.path=~/data", "seed=1", "--seeds=3"])
+    assert (seen[0].recipe, seen[0].overrides) == (f"{tmp_path}/recipe.yaml", [f"data.path={tmp_path}/data", "seed=1"])
+    assert seen[0].argv[1:3] == ["~/recipe.yaml", "data.path=~/data"]
+    monkeypatch.setattr("unconceal.commands.explain.run", seen.append)
+    main(["explain", "a~b.png", "--model=~/m", "--out=~/sheet.png"])
+    assert (str(seen[1].image), seen[1].model, seen[1].out) == ("a~b.png", f"{tmp_path}/m", tmp_path / "sheet.png")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "out/x"), "error: No space left on device: out/x\n"),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), "error: File name too long\n"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "error: No space left on device\n"),
+    ],
+)
+def test_errors_of_the_file_system_are_one_line(capsys, error, expected):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_main(fail)
+    assert (caught.value.code, capsys.readouterr().err) == (2, expected)
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(errno.ENOENT, "x"), OSError("x"), RuntimeError("x"), KeyError(28)]
+)
+def test_defects_stay_visible(error):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error)):
+        run_main(fail)
+
+
+def test_a_device_without_values_is_refused():
+    with rejected("got the device 'meta', which torch cannot use here; try cpu"):
+        choose_device("meta")

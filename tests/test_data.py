@@ -740,6 +740,18 @@ def test_output_is_replaced_only_with_overwrite(tmp_path, run, out):
     assert (out / "README.md").read_bytes() != card
 
 
+def test_a_folder_of_the_same_form_is_not_replaced(tmp_path, run, out):
+    root = write_pairs(tmp_path / "raw")
+    run("folder", "--source", root, "--out", out)
+    (out / "data" / "mine.png").write_text("mine")
+    assert "not a data set" in run("folder", "--source", root, "--out", out, "--overwrite")[2]
+    (out / "data" / "mine.png").unlink()
+    for text in ("# Mine\n", "---\ntags: [other]\n---\n", "---\n: [\n---\n"):
+        (out / "README.md").write_text(text)
+        assert "not a data set" in run("folder", "--source", root, "--out", out, "--overwrite")[2]
+        assert (out / "README.md").read_text() == text
+
+
 def test_wrong_arguments_are_errors(tmp_path, run, out):
     base = ["synthetic", "--out", out, "--kind"]
     assert_one_error(run(*base, "infrared"), out, "--train")

@@ -223,6 +223,12 @@ def test_command_writes_a_report(data, model_folder, tmp_path, capsys):
 
     with pytest.raises(UserError, match="--overwrite"):
         main(["evaluate", *command])
+    report = (out / "results.json").read_bytes()
+    for mine in ("mine", "[]", "{}"):  # somebody else's files of the same names
+        (out / "results.json").write_text(mine)
+        with rejected("holds per_image.csv, but no results.json of this command"):
+            main(["evaluate", *command, "--overwrite"])
+    (out / "results.json").write_bytes(report)
     main(["evaluate", *command, "--overwrite", "--batch-size", "3"])
     assert json.loads((out / "results.json").read_text())["results"]["num_images"] == 7
     assert sorted(path.name for path in out.iterdir()) == ["curves.csv", "per_image.csv", "results.json"]

@@ -253,3 +253,9 @@ def test_values_of_other_types_are_yaml():
     assert recipe.phases["segmentation"].optimizer.learning_rate == 1e-3
     assert recipe.processor["do_resize"] is False
     assert recipe.data.paths == ["007", "no"]
+
+
+def test_home_folder_of_a_recipe_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = load_recipe(ROOT / "configs/run/smoke.yaml", ["output_dir=~/run", "data.path=[~/a,owner/~b]"])
+    assert (recipe.output_dir, recipe.data.path) == (f"{tmp_path}/run", [f"{tmp_path}/a", "owner/~b"])

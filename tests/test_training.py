@@ -486,6 +486,10 @@ def resize_mask(row):
     return {"mask": row["mask"].resize((52, 48))}
 
 
+def drop_mask(row):
+    return {"mask": None}
+
+
 def damage_image(row):
     return {"image": {"bytes": row["image"]["bytes"][:200], "path": None}}
 
@@ -496,6 +500,7 @@ def damage_image(row):
     [
         (resize_mask, r"the mask of train-\d+ is 52x48, its image 48x48"),
         (damage_image, r"^cannot read the training data: train-\d+: "),
+        (drop_mask, r"^cannot read the training data: train-\d+: its mask is empty; leave out such rows"),
     ],
 )
 def test_unusable_rows_are_named(recipe_file, scenes, tmp_path, change, message, num_workers):

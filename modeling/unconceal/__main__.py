@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import logging
+import re
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from . import __version__
 from .commands import COMMANDS
 from .models.memory import keep_freed_memory
 from .utils.errors import run_main
+from .utils.files import with_home
 
 
 def make_parsers(command: str | None = None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
@@ -31,7 +33,10 @@ def make_parsers(command: str | None = None) -> tuple[argparse.ArgumentParser, a
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    typed = list(sys.argv[1:] if argv is None else argv)
+    # The shell leaves the ~ of --out=~/x and data.path=~/x alone.
+    pairs = [re.fullmatch(r"([\w.-]+=)?(.*)", one, re.DOTALL).groups() for one in typed]
+    argv = [(key or "") + with_home(value) for key, value in pairs]
     parser, command_parser = make_parsers(argv[0] if argv else None)
     if command_parser is None:
         args = parser.parse_args(argv)
@@ -39,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = command_parser.parse_args(argv[1:])  # intermixed parsing supports neither `--` nor subcommands
     else:
         args = command_parser.parse_intermixed_args(argv[1:])  # options may stand between positional arguments
-    args.argv = argv  # reports keep the command that made them
+    args.argv = typed  # reports keep the command that made them
     keep_freed_memory()
     logging.basicConfig(format="%(message)s")
     return args.run(args) or 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..utils.arguments import positive_int
 from ..utils.errors import UserError
-from ..utils.files import make_folder, replacing
+from ..utils.files import has_keys, is_taken, make_folder, replacing
 from ..utils.markdown import markdown_table
 
 
@@ -86,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
     choose_device(args.device)
     if args.json:
         make_folder(args.json.parent)
-        if args.json.is_dir():
-            raise UserError(f"got the folder {args.json} as --json; give a file")
+        if is_taken(args.json) and not has_keys(args.json, "measurements"):
+            raise UserError(f"got --json {args.json}, which is no report of this command; give another file")
     report = {
         "command": shlex.join(["unconceal", *args.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

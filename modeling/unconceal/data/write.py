@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from datasets import DatasetInfo, Features, Image, SplitDict, SplitInfo, Value
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCardData
+from huggingface_hub import DatasetCardData, metadata_load
+from yaml import YAMLError
 
 from ..utils.errors import UserError
 from ..utils.files import is_taken, make_folder, refuse_pattern, replacing
@@ -25,6 +26,7 @@ DATA_COLUMNS = {
 }
 # The column `background` is there only if the builder knows what is behind the object.
 BACKGROUND_FEATURES = Features({**FEATURES, "background": Image()})
+TAG = "unconceal"  # in the card of every data set that is written here
 BACKGROUND = "the same image without the object"
 SHARD_BYTES = 500 * 2**20
 # Memory holds one row group at a time. The Hub's viewer wants at most 100 rows in each.
@@ -113,7 +115,7 @@ def write_card(
     whether the rows have one.
     """
     header = DatasetCardData(
-        license=license, pretty_name=title, task_categories=["image-segmentation"], tags=["unconceal", *tags]
+        license=license, pretty_name=title, task_categories=["image-segmentation"], tags=[TAG, *tags]
     )
     if counted := all(split.num_examples for split in splits.values()):
         info = DatasetInfo(
@@ -139,10 +141,20 @@ def write_card(
 
 
 def _is_data_set(path: Path) -> bool:
+    """Return whether a folder holds a data set of this package and nothing else."""
     if path.is_symlink() or not path.is_dir():
         return False
     # A hidden file such as .DS_Store does not count, but a hidden folder such as .git is somebody's work.
-    return {one.name for one in path.iterdir() if one.is_dir() or one.name[0] != "."} == {"README.md", "data"}
+    names = {one.name for one in path.iterdir() if one.is_dir() or one.name[0] != "."}
+    shards = all(one.suffix == ".parquet" for one in (path / "data").glob("[!.]*"))
+    return names == {"README.md", "data"} and shards and TAG in _tags(path / "README.md")
+
+
+def _tags(card: Path) -> list[str]:
+    try:
+        return (metadata_load(card) or {}).get("tags") or []
+    except (OSError, ValueError, YAMLError):
+        return []
 
 
 @contextmanager

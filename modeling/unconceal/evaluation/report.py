@@ -17,7 +17,7 @@ from PIL import Image
 
 from .. import __version__
 from ..utils.errors import UserError
-from ..utils.files import is_folder, is_taken, make_folder, printable, replacing
+from ..utils.files import has_keys, is_folder, is_taken, make_folder, printable, replacing
 from ..utils.markdown import markdown_table
 from .base import THRESHOLDS, Protocol, mean_curve
 
@@ -41,6 +41,8 @@ def check_report_folder(out: str | Path, overwrite: bool):
     if existing and not overwrite:
         names = " and ".join(existing)
         raise UserError(f"{out} already holds {names}; choose another --out, or pass --overwrite to replace them")
+    if existing and not has_keys(Path(out) / RESULTS_FILE, "protocol", "results"):
+        raise UserError(f"{out} holds {existing[0]}, but no {RESULTS_FILE} of this command; choose another --out")
     make_folder(out)
 
 

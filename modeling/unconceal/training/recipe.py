@@ -24,7 +24,7 @@ from ..models.configuration_run import drop_removed_switches
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..models.networks import NETWORKS
 from ..utils.errors import UserError
-from ..utils.files import is_folder
+from ..utils.files import is_folder, with_home
 
 
 @dataclass
@@ -208,7 +208,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"recipe {where}: {_one_line(error)}") from error
     drop_old_switches(recipe.network, recipe.model, path)
     _check(recipe, path)
+    _expand_home(recipe)
     return recipe
+
+
+def _expand_home(recipe: Recipe):
+    """Replace a leading ~ of paths by the home folder."""
+    recipe.output_dir, data = with_home(recipe.output_dir), recipe.data
+    data.path = [with_home(path) for path in data.path] if isinstance(data.path, list) else with_home(data.path)
+    for phase in recipe.phases.values():
+        phase.init_from = phase.init_from and with_home(phase.init_from)
+        phase.init_backbone_from = phase.init_backbone_from and with_home(phase.init_backbone_from)
 
 
 def _parse_override(override: str) -> DictConfig:

@@ -1,5 +1,6 @@
 """Replace files completely or not at all; check names and Hub ids."""
 
+import json
 import os
 import re
 import shutil
@@ -79,6 +80,14 @@ def is_taken(path: str | Path) -> bool:
     return True
 
 
+def has_keys(path: str | Path, *keys: str) -> bool:
+    """Return whether a file is a JSON object with some keys."""
+    try:
+        return set(keys) <= json.loads(Path(path).read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def printable(text: str) -> str:
     """Replace undecodable bytes of file names by question marks."""
     return text.encode(errors="replace").decode()
@@ -103,6 +112,11 @@ def refuse_pattern(folder: str | Path) -> Path:
             "pattern, so choose another name"
         )
     return absolute
+
+
+def with_home(path: str) -> str:
+    """Replace a leading ~ by the home folder."""
+    return f"{Path.home()}{path[1:]}" if path == "~" or path.startswith("~/") else path
 
 
 def is_hub_id(name: str | Path) -> bool:
