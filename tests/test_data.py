@@ -752,6 +752,23 @@ def test_a_folder_of_the_same_form_is_not_replaced(tmp_path, run, out):
         assert (out / "README.md").read_text() == text
 
 
+def test_images_and_masks_are_prepared_when_they_are_opened(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    root = write_pairs(tmp_path / "raw", [f"{i}" for i in range(10)])
+    splits = load_splits(str(root), ["train", "val"])
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 8, "val": 2}
+    assert "raw holds images and masks: a fifth, chosen at random, is val" in caplog.text
+    # Opened again, it is the same data set, until a file changes.
+    made = list((tmp_path / "cache" / "unconceal").iterdir())
+    assert load_splits(str(root), ["val"])["val"]["id"][:] == splits["val"]["id"][:]
+    assert list((tmp_path / "cache" / "unconceal").iterdir()) == made
+    write_pairs(root, ["new"])
+    assert len(load_splits(str(root), ["train"])["train"]) == 9
+    (root / "masks" / "3.png").unlink()
+    with rejected("1 of 11 pairs are unusable"):
+        load_splits(str(root), ["train"])
+
+
 def test_wrong_arguments_are_errors(tmp_path, run, out):
     base = ["synthetic", "--out", out, "--kind"]
     assert_one_error(run(*base, "infrared"), out, "--train")

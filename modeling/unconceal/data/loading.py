@@ -1,23 +1,30 @@
 """Open prepared data sets, with errors that say what is missing."""
 
+import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets.config
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from PIL.Image import DecompressionBombError, Image
 
+from .. import __version__
 from ..models.image_processing_unconceal import to_mask, to_rgb
 from ..utils.errors import UserError, one_line
-from ..utils.files import data_set_path, is_hub_id
+from ..utils.files import data_set_path, is_folder, is_hub_id
 from .write import DATA_COLUMNS
+
+
+logger = logging.getLogger(__name__)
 
 
 def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> dict[str, Dataset]:
     """Open splits of a folder or a Hub data set.
 
-    Those in `optional` may be absent.
+    Those in `optional` may be absent. A folder of `images` and `masks` is prepared first.
 
     Raises:
         UserError: If the data set, a split or a column is missing.
@@ -25,7 +32,7 @@ def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> d
     advice = "make it by unconceal prepare, or give the id of a data set on the Hub"
     if not Path(path).exists() and not is_hub_id(path):
         raise UserError(f"data set {path} does not exist; {advice}")
-    folder = data_set_path(path)
+    folder = prepare_raw(Path(path)) if is_raw(Path(path)) else data_set_path(path)
     try:
         available = load_dataset(folder)
     except DatasetNotFoundError as error:
@@ -43,6 +50,37 @@ def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> d
         if len(dataset) == 0:
             raise UserError(f"split {split} of data set {path} is empty, expected at least one pair; {advice}")
     return opened
+
+
+def is_raw(folder: Path) -> bool:
+    """Return whether a folder holds images and masks, not a data set."""
+    return is_folder(folder / "images") and is_folder(folder / "masks") and not is_folder(folder / "data")
+
+
+def prepare_raw(folder: Path) -> str:
+    """Prepare images and masks as `unconceal prepare folder` does; return the data set.
+
+    A fifth of the pairs, chosen at random, is `val`. The data set lies in the cache of the datasets library. If files
+    change, it is made again.
+
+    Raises:
+        UserError: If a pair is unusable.
+    """
+    from .builders import build  # slow to import
+
+    files = sorted(path for part in ("images", "masks") for path in (folder / part).iterdir())
+    facts = [f"{path} {(state := path.stat()).st_size} {state.st_mtime_ns}" for path in files]
+    name = hashlib.sha256("\n".join([__version__, str(folder.resolve()), *facts]).encode(errors="replace")).hexdigest()
+    out = Path(datasets.config.HF_DATASETS_CACHE) / "unconceal" / name[:16]
+    if not out.exists():
+        build("folder", folder, out, fractions={"train": 0.8, "val": 0.2})
+    logger.warning(
+        "%s holds images and masks: a fifth, chosen at random, is val (prepared in %s); "
+        "`unconceal prepare folder` makes other splits",
+        folder,
+        out,
+    )
+    return str(out)
 
 
 class UnreadableSample(ValueError):
