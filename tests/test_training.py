@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import mean, stdev
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -789,3 +790,13 @@ def test_unfinished_seed_is_resumed_on_request_only(recipe_file, tmp_path):
     assert not (tmp_path / "seeds" / "seed-0" / "recipe.yaml").exists(), "a run began before all folders were checked"
     train_seeds(recipe, [1], resume=True)
     assert len(history(tmp_path / "seeds" / "seed-1" / "segmentation" / "last")) == 2
+
+
+@pytest.mark.parametrize("option", ["--num_processes 2", "--num-processes=2"])
+def test_one_process_instead_of_several_is_reported(monkeypatch, caplog, option):
+    words = ["python", "accelerate", "launch", "--cpu", *option.split(), "train.py"]
+    monkeypatch.setattr("psutil.Process.cmdline", lambda self: words)
+    loop.report_processes(SimpleNamespace(num_processes=2))
+    assert not caplog.text
+    loop.report_processes(SimpleNamespace(num_processes=1))
+    assert "one process trains, not 2: on a CPU, start them with torchrun --nproc-per-node 2" in caplog.text

@@ -1,13 +1,17 @@
 """The training loop: phases, epochs, steps, evaluation."""
 
+import logging
 import math
 import os
+import re
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
@@ -48,6 +52,8 @@ from .start import (
     open_sets,
 )
 
+
+logger = logging.getLogger(__name__)
 
 UNCHANGED = TransformRecipe(rotate90_probability=0, flip_probability=0)
 
@@ -115,6 +121,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
             claim_folder(output_dir, replace(recipe, mixed_precision=precision), resume)
     recipe = replace(recipe, mixed_precision=broadcast_object_list([precision])[0])
     report_threads(state)
+    report_processes(state)
     best = None
     try:
         for task in tasks:
@@ -391,6 +398,20 @@ def report_threads(state: PartialState):
             f"computing on {threads} of {cores} cores; OMP_NUM_THREADS={cores} uses all (accelerate launch and "
             "torchrun set it to 1)"
         )
+
+
+def report_processes(state: PartialState):
+    """Say so if `accelerate launch` started one process instead of several.
+
+    On a CPU it needs MPI for more, and does not say so.
+    """
+    with suppress(psutil.Error, AttributeError):  # the parent may be gone, or somebody else's
+        found = re.search(r"--num[_-]processes[ =](\d+)", " ".join(psutil.Process().parent().cmdline()))
+        if found and state.num_processes == 1 < int(found[1]):
+            logger.warning(
+                "one process trains, not %s: on a CPU, start them with torchrun --nproc-per-node %s",
+                *found.groups() * 2,
+            )
 
 
 def freeze_encoder(network: PreTrainedModel, phase: PhaseRecipe, epoch: int) -> set[nn.Parameter]:
