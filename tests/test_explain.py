@@ -27,7 +27,7 @@ from unconceal.utils.errors import UserError
 
 # 48 wide and 40 high, so that it is padded to 64 x 64 and ends inside a position at strides 32 and 16.
 SIZE = {"height": 40, "width": 48}
-ALL = {"mask", "edge", "background", "uncertainty", "reconstruction", "error"}
+ALL = {"mask", "edge", "opinion", "background", "uncertainty", "reconstruction", "error"}
 
 
 def make_segmenter(size=SIZE, **config):
@@ -77,7 +77,13 @@ def test_maps_are_those_of_the_network_without_its_padding(size):
     for k, stage in enumerate(unfolding.stages):
         rebuilt = outputs.reconstructions[k]
         error = (rebuilt - F.avg_pool2d(full_image, stage.stride)).abs().mean(1, keepdim=True)
-        maps = {"mask": outputs.mask_logits[k].sigmoid(), "reconstruction": rebuilt, "error": error}
+        opinion = (-outputs.share_logits[k]).sigmoid()
+        maps = {
+            "mask": outputs.mask_logits[k].sigmoid(),
+            "opinion": opinion,
+            "reconstruction": rebuilt,
+            "error": error,
+        }
         if k > 0:
             maps["edge"] = outputs.edge_logits[k - 1].sigmoid()
         assert maps_of(stage) == set(maps) | {"uncertainty", "background"}
@@ -133,7 +139,7 @@ def test_colors_are_rgb_for_a_network_that_sees_bgr():
 def test_older_networks_have_a_background_too():
     first, *_, last = make_segmenter(background_step="correction").unfold(PHOTO).stages
     assert maps_of(first) == {"mask", "uncertainty", "background"}
-    assert maps_of(last) == ALL
+    assert maps_of(last) == ALL - {"opinion"}
 
 
 def test_half_precision():
@@ -172,8 +178,8 @@ SHOWN = np.asarray(PHOTO.resize(MAPS, Image.Resampling.BOX))
 
 
 def cell_table(sheet):
-    """Cut 7 columns and 5 rows of cells out of the sheet; None for a blank."""
-    lefts = [LABEL_WIDTH + GAP + column * (MAPS[0] + GAP) for column in range(7)]
+    """Cut 8 columns and 5 rows of cells out of the sheet; None for a blank."""
+    lefts = [LABEL_WIDTH + GAP + column * (MAPS[0] + GAP) for column in range(8)]
     tops = [sheet.height - row * (MAPS[1] + GAP) for row in (5, 4, 3, 2, 1)]
     return [[cut(sheet, left, top, *MAPS) for left in lefts] for top in tops]
 
@@ -182,17 +188,17 @@ def test_sheet():
     segmenter = make_segmenter()
     sheet = segmenter.explain(PHOTO)
     assert sheet.mode == "RGB"
-    assert sheet.width == LABEL_WIDTH + GAP + 7 * (MAP_SIDE + GAP)
+    assert sheet.width == LABEL_WIDTH + GAP + 8 * (MAP_SIDE + GAP)
     rows = cell_table(sheet)
     blanks = [[cell is None for cell in row] for row in rows]
-    assert blanks == [[False, False, True, False, False, False, False]] + [[False] * 7] * 4
-    for column in (0, 2, 3, 4, 5, 6):  # all stages' maps differ
+    assert blanks == [[False, False, True, *[False] * 5]] + [[False] * 8] * 4
+    for column in (0, 2, 3, 4, 5, 6, 7):  # all stages' maps differ
         drawn = [row[column].tobytes() for row in rows if row[column] is not None]
         assert len(set(drawn)) == len(drawn) >= 4
     stage = segmenter.unfold(PHOTO, MAPS).stages[3]
     masks = np.repeat(np.rint(stage.mask * 255).astype(np.uint8)[..., None], 3, axis=-1)
     np.testing.assert_array_equal(rows[3][0], masks)
-    np.testing.assert_array_equal(rows[3][3], np.rint(stage.background.clip(0, 1) * 255).astype(np.uint8))
+    np.testing.assert_array_equal(rows[3][4], np.rint(stage.background.clip(0, 1) * 255).astype(np.uint8))
     np.testing.assert_array_equal(cut(sheet, LABEL_WIDTH + GAP, GAP + 18, *MAPS), SHOWN)
 
 
@@ -269,7 +275,7 @@ def test_command_overwrites_on_request(command, tmp_path):
         ({"image": "a" * 300}, "File name too long"),
         ({"image": "words.png"}, "words.png: not an image file"),
         ({"model": "absent"}, "got the model 'absent'"),
-        ({"out": f"{'a' * 300}.png"}, "cannot write a.*File name too long"),
+        ({"out": f"{'a' * 300}.png"}, "cannot write to a.*File name too long"),
         ({"out": "sheet.jpg"}, "got --out sheet.jpg, expected .* .png"),
         ({"out": "photo.png"}, "got photo.png as input and as --out"),
         ({"out": "words.png/sheet.png"}, "cannot write to words.png"),

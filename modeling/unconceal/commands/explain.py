@@ -12,8 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     """Add the arguments of `unconceal explain`."""
     parser.usage = "unconceal explain IMAGE --model ID --out FILE.png [options]"
     parser.description = (
-        "Draw a sheet with a row for each stage: mask, its outline on the image, edge, the image without the object, "
-        "uncertainty, reconstruction and its error. For networks with stages, such as RUN."
+        "Draw a sheet with a row for each stage: mask, its outline on the image, edge, the mask as the background "
+        "sees it, the image without the object, uncertainty, reconstruction and its error. For networks with stages, "
+        "such as RUN."
     )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="one image")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the sheet")

@@ -28,6 +28,7 @@ SHEET_COLUMNS = {
     "mask": SheetColumn("mask M", "probability of object", GRAY),
     "outline": SheetColumn("outline", "where M passes 0.5, if it does"),
     "edge": SheetColumn("edge E", "probability of the object's edge", GRAY),
+    "opinion": SheetColumn("1 - B/C", "the mask as the background sees it: the next stage weighs both", GRAY),
     "background": SheetColumn("without it", "the image with the object painted over"),
     "uncertainty": SheetColumn("uncertainty", "1 - |2M - 1|, so 1 where M is 0.5", HEAT),
     "reconstruction": SheetColumn("rebuilt C^", "the image rebuilt by the network from M and B"),
@@ -113,6 +114,8 @@ def draw_unfolding(image: Image.Image, unfolding: Unfolding) -> Image.Image:
 def _cells(stage: Stage, image: Image.Image) -> dict[str, Image.Image]:
     """Draw the maps of a stage, by their names in `SHEET_COLUMNS`."""
     cells = {"outline": _outlined(image, stage.mask), **stage.images()}
+    if stage.opinion is not None:
+        cells["opinion"] = draw_scale(stage.opinion, GRAY)
     if stage.reconstruction is not None:
         cells["reconstruction"] = draw_colors(stage.reconstruction)
     if stage.error is not None:

@@ -46,6 +46,7 @@ class Stage:
         map_size: (width, height) of the mask before it was enlarged, with padding.
         mask: M_k, (H, W), in [0, 1].
         edge: E_k, (H, W), in [0, 1].
+        opinion: 1 - s_k, the mask as the background sees it, like `mask`. Older networks lack it.
         background: The image with the object of M_k painted over, (H, W, 3), RGB, [0, 1] is black to white.
         reconstruction: C^_k, like `background`. Some networks lack it for k = 0.
         error: |C^_k - C|, mean over the channels, (H, W). C is the input at the resolution of the stage.
@@ -55,6 +56,7 @@ class Stage:
     map_size: tuple[int, int]
     mask: np.ndarray
     edge: np.ndarray | None
+    opinion: np.ndarray | None
     background: np.ndarray
     reconstruction: np.ndarray | None
     error: np.ndarray | None
@@ -141,10 +143,11 @@ def unfold(
         None if maps is None else (maps - F.avg_pool2d(full_image, stride_of(maps))).abs().mean(1, keepdim=True)
         for maps in outputs.reconstructions
     ]
+    opinions = [(-logits.float()).sigmoid() for logits in outputs.share_logits or ()] or [None] * len(errors)
     shown = image.resize((width, height), Image.Resampling.BOX)
     stages = []
-    for logits, *others in zip(outputs.mask_logits, edges, outputs.reconstructions, errors, strict=True):
-        probs, (edge, *rebuilt) = resized(logits.float().sigmoid()), map(resized, others)
+    for logits, *others in zip(outputs.mask_logits, edges, opinions, outputs.reconstructions, errors, strict=True):
+        probs, (edge, opinion, *rebuilt) = resized(logits.float().sigmoid()), map(resized, others)
         background = remove_object(shown, probs)
-        stages.append(Stage(stride_of(logits), tuple(logits.shape[:1:-1]), probs, edge, background, *rebuilt))
+        stages.append(Stage(stride_of(logits), tuple(logits.shape[:1:-1]), probs, edge, opinion, background, *rebuilt))
     return Unfolding(mask.cpu().numpy(), (input_width, input_height), tuple(stages))
