@@ -752,6 +752,31 @@ def test_a_folder_of_the_same_form_is_not_replaced(tmp_path, run, out):
         assert (out / "README.md").read_text() == text
 
 
+def test_what_prepare_leaves_out_is_named(tmp_path, run, out, caplog):
+    root = write_pairs(tmp_path / "raw")
+    write_image(root / "images" / "more" / "deep" / "e.png", seed=5)
+    (root / "images" / "notes.txt").write_text("no image")
+    assert run("folder", "--source", root, "--out", out)[0] == 0
+    assert "images: 1 images in its subfolders are left out" in caplog.text
+    only = tmp_path / "nested"
+    write_image(only / "images" / "more" / "e.png", seed=5)
+    write_mask(only / "masks" / "e.png", seed=5)
+    assert_one_error(
+        run("folder", "--source", only, "--out", out.with_name("b")), out.with_name("b"), "1 in subfolders"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_no_text_are_unusable(tmp_path, run, out, caplog):
+    root = write_pairs(tmp_path / "raw")
+    for part in ("images", "masks"):
+        (root / part / "a.png").rename(root / part / os.fsdecode(b"caf\xe9.png"))
+    assert run("folder", "--source", root, "--out", out)[0] == 2
+    assert "unusable: caf?: its name is not UTF-8 text; rename the files" in caplog.text
+    assert run("folder", "--source", root, "--out", out, "--skip-unusable")[0] == 0
+    assert len(load_splits(str(out), ["train"])["train"]) == 3
+
+
 def test_images_and_masks_are_prepared_when_they_are_opened(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     root = write_pairs(tmp_path / "raw", [f"{i}" for i in range(10)])
@@ -767,6 +792,12 @@ def test_images_and_masks_are_prepared_when_they_are_opened(tmp_path, monkeypatc
     (root / "masks" / "3.png").unlink()
     with rejected("1 of 11 pairs are unusable"):
         load_splits(str(root), ["train"])
+
+
+def test_names_of_lists_may_be_in_capitals(sirst, run, out):
+    (sirst / "idx_427" / "train.txt").rename(sirst / "idx_427" / "Train.TXT")
+    run("sirst", "--source", sirst, "--out", out)
+    assert len(load_splits(str(out), ["train", "val"])["train"]) == 4
 
 
 def test_wrong_arguments_are_errors(tmp_path, run, out):

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ..utils.errors import UserError
+from ..utils.files import printable
 from ..utils.images import IMAGE_SUFFIXES
 from .names import by_name, list_images, read_list, spell
 from .pairs import Pair
@@ -23,6 +24,8 @@ def match(id: str, source: str, images: list[Path], masks: list[Path], split: st
 
     The keywords `image` and `mask` name the searched places for the message.
     """
+    if id != printable(id):
+        return Pair(printable(id), source, split=split, problem="its name is not UTF-8 text; rename the files")
     for kind, files in (("image", images), ("mask", masks)):
         if not files:
             return Pair(id, source, split=split, problem=f"no {kind} {where[kind]}")
@@ -37,11 +40,13 @@ def find_listed(source: Path, name: str, lists: str, mask_suffix: str = "") -> l
     A listed name without files comes back with its problem. Files in no list come back without a split.
     """
     files = by_name(list_images(source / "images"), list_images(source / "masks", re.escape(mask_suffix)))
+    folder = source / lists
+    there = {path.name.lower(): path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
     listed = [
         (id, split)
         for split in ("train", "val", "test")
-        if (source / lists / f"{split}.txt").exists()
-        for id in spell(read_list(source / lists / f"{split}.txt"), files)
+        if f"{split}.txt" in there
+        for id in spell(read_list(there[f"{split}.txt"]), files)
     ]
     rest = [(id, None) for id in sorted(files.keys() - dict(listed).keys())]
     return [

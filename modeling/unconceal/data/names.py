@@ -1,5 +1,6 @@
 """Match the files of images and masks by their names."""
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,11 +10,14 @@ from ..utils.errors import UserError
 from ..utils.images import IMAGE_SUFFIXES
 
 
+logger = logging.getLogger(__name__)
+
+
 def list_images(folder: Path, ending: str = "") -> dict[str, list[Path]]:
     """List the image files of a folder by their names without suffix.
 
     Args:
-        folder: Folder; its subfolders are not searched.
+        folder: Folder; a line in the log counts the images in its subfolders, which are left out.
         ending: Regular expression for what a mask has after the name of its image. Case does not matter.
 
     Raises:
@@ -27,8 +31,12 @@ def list_images(folder: Path, ending: str = "") -> dict[str, list[Path]]:
     for path in files:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             images[re.sub(f"(?:{ending})$", "", path.stem, flags=re.IGNORECASE)].append(path)
+    nested = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.glob("[!.]*/**/*"))
     if not images:
-        raise UserError(f"{folder} holds no images; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+        inside = f" of its own, but {nested} in subfolders" if nested else ""
+        raise UserError(f"{folder} holds no images{inside}; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+    if nested:
+        logger.warning("%s: %d images in its subfolders are left out", folder, nested)
     return dict(images)
 
 
