@@ -386,6 +386,13 @@ class ModelTester(PretrainedTester):
         for shape in ((2, 33, 46), (2, 33), (1, 33, 47), (2, 3, 33, 47)) if self.needs_labels else ():
             with says("labels", "(2, 1, 33, 47)", "got", str(shape)):
                 model(pixel_values, labels=torch.zeros(shape))
+        for value, dtype in (
+            ((255, torch.uint8), (1.5, None), (-0.1, None), (math.nan, None)) if self.needs_labels else ()
+        ):
+            labels = torch.zeros((2, 33, 47), dtype=dtype)
+            labels[0, 3, 4] = value
+            with says("labels", "values from", "expected 0 to 1"):
+                model(pixel_values, labels=labels)
         channels, smallest = model.config.num_channels, model.min_image_size
         for shape in ((2, channels + 1, 64, 64), (channels, 64, 64)):
             with says("pixel_values", str(channels), "got", str(shape)):

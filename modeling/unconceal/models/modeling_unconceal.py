@@ -141,7 +141,7 @@ class UnconcealPreTrainedModel(PreTrainedModel):
         """Return `labels` as floats in the shape of `logits`.
 
         Raises:
-            ValueError: If labels are neither (B, H, W) nor (B, 1, H, W).
+            ValueError: If labels are neither (B, H, W) nor (B, 1, H, W), or outside [0, 1].
         """
         matched = labels.unsqueeze(1) if labels.ndim == 3 else labels
         if matched.shape != logits.shape:
@@ -149,7 +149,17 @@ class UnconcealPreTrainedModel(PreTrainedModel):
                 f"`labels`: got {tuple(labels.shape)}, expected (batch, height, width) or (batch, 1, height, width) "
                 f"in the size of the logits {tuple(logits.shape)}; resize the labels."
             )
-        return matched.to(logits.device, torch.float32)
+        if matched.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = (value.item() for value in matched.aminmax())
+            if not 0 <= low <= high <= 1:  # also refuses NaN
+                raise ValueError(
+                    f"`labels`: got values from {low:g} to {high:g}, expected 0 to 1; pass masks to the image "
+                    "processor as `segmentation_maps`."
+                )
+            return matched.to(logits.device, torch.float32)
+        # Reading a number from an accelerator would stop it at every step. There such labels make the loss NaN.
+        matched = matched.to(logits.device, torch.float32)
+        return matched.where((matched >= 0) & (matched <= 1), math.nan)
 
 
 def _reference(kind: type) -> str:
