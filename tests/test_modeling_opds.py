@@ -173,6 +173,7 @@ class TestOpdsForImageSegmentation(ModelTester):
             ({"iou_weight": -1.0}, ["iou_weight", "0 or more", "-1.0"]),
             ({"eval_steps": 0}, ["eval_steps", "1 or more", "got 0"]),
             ({"num_channels": 1}, ["num_channels", "got 1, but 3 in"]),
+            ({"num_channels": 1, "backbone_config": None}, ["num_channels", "got 1, expected 3"]),
             ({"backbone_config": {**TINY_MSCAN, "out_features": ["stage2"]}}, ["4 levels", "stage2"]),
             ({"backbone_config": {"model_type": "vit"}}, ["backbone_config", "vit"]),
         ],

@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .backbones import NUM_LEVELS, check_backbone_config, make_backbone_config
-from .configuration_unconceal import check_at_least, name_labels
+from .configuration_unconceal import check_at_least, check_channels, name_labels
 
 
 @strict
@@ -14,7 +14,7 @@ class OpdsConfig(PreTrainedConfig):
     The defaults are for images of 1024x1024. Training settings belong in recipes.
 
     Args:
-        num_channels: Image channels.
+        num_channels: Image channels, always 3.
         backbone_config: Configuration of the encoder: a backbone with features at strides 4, 8, 16 and 32, MSCAN-B by
             default. Without a choice of features, the last four levels are used.
         decoder_hidden_sizes: Channels of the decoder's levels, finest first, multiples of 8. Four entries make the
@@ -54,7 +54,8 @@ class OpdsConfig(PreTrainedConfig):
 
     def validate_sizes(self):
         """Reject impossible sizes and loss weights."""
-        check_at_least(self, 1, "num_channels", "num_bases", "train_steps", "eval_steps")
+        check_channels(self)
+        check_at_least(self, 1, "num_bases", "train_steps", "eval_steps")
         sizes = self.decoder_hidden_sizes
         num_levels, weights = len(sizes), self.level_weights
         if num_levels not in (1, NUM_LEVELS) or any(size < 8 or size % 8 for size in sizes):

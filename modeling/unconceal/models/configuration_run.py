@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .backbones import NUM_LEVELS, check_backbone_config, make_backbone_config
-from .configuration_unconceal import check_at_least, name_labels
+from .configuration_unconceal import check_at_least, check_channels, name_labels
 
 
 # Older checkpoints and recipes hold these keys, always true. Variants without a part are not shipped.
@@ -32,7 +32,7 @@ class RunConfig(PreTrainedConfig):
     Training settings belong in recipes.
 
     Args:
-        num_channels: Image channels.
+        num_channels: Image channels, always 3.
         backbone_config: Configuration of the encoder: a backbone with features at strides 4, 8, 16 and 32, ResNet-50
             by default. Without a choice of features, the last four levels are used.
         hidden_size: Channels of the neck and of every stage; a multiple of 8.
@@ -113,7 +113,8 @@ class RunConfig(PreTrainedConfig):
 
     def validate_sizes(self):
         """Reject impossible sizes and loss weights."""
-        check_at_least(self, 1, "num_channels", "state_size", "expand", "window_size", "sparsity_hidden_size")
+        check_channels(self)
+        check_at_least(self, 1, "state_size", "expand", "window_size", "sparsity_hidden_size")
         levels = list(self.stage_levels)
         if not levels or levels != sorted(levels, reverse=True) or levels[0] >= NUM_LEVELS or levels[-1] != 0:
             raise ValueError(

@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_unconceal import check_at_least, name_labels
+from .configuration_unconceal import check_at_least, check_channels, name_labels
 
 
 @strict
@@ -14,7 +14,7 @@ class SrsConfig(PreTrainedConfig):
     encoder of the reconstruction network. Training settings belong in recipes.
 
     Args:
-        num_channels: Image channels, of the input and of the reconstruction.
+        num_channels: Image channels, of the input and of the reconstruction, always 3.
         stem_size: Channels after the stem of the segmentation network.
         hidden_sizes: Channels of its four levels, from stride 1 to stride 8.
         depths: Residual blocks in every node of a level, finest level first.
@@ -50,7 +50,8 @@ class SrsConfig(PreTrainedConfig):
 
     def validate_levels(self):
         """Reject impossible sizes."""
-        check_at_least(self, 1, "num_channels", "stem_size", "reconstruction_stem_size", "attention_reduction_ratio")
+        check_channels(self)
+        check_at_least(self, 1, "stem_size", "reconstruction_stem_size", "attention_reduction_ratio")
         for prefix in ("", "reconstruction_"):
             hidden_sizes, depths = getattr(self, f"{prefix}hidden_sizes"), getattr(self, f"{prefix}depths")
             if len(depths) != 4 or min(depths) < 1:

@@ -18,3 +18,11 @@ def check_at_least(config: PreTrainedConfig, minimum: int, *names: str):
         value = getattr(config, name)
         if not minimum <= value < float("inf"):
             raise ValueError(f"`{name}`: got {value}, expected a number of {minimum} or more.")
+
+
+def check_channels(config: PreTrainedConfig):
+    """Raise `ValueError` unless the images have three channels."""
+    if config.num_channels != 3:
+        raise ValueError(
+            f"`num_channels`: got {config.num_channels}, expected 3; the image processor makes gray images RGB, too."
+        )
