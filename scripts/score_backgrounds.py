@@ -19,8 +19,8 @@ from skimage.metrics import structural_similarity
 
 import unconceal
 from unconceal.data.loading import load_splits, read_pair
-from unconceal.models.image_processing_unconceal import to_rgb
 from unconceal.models.painting import paint_over
+from unconceal.models.reading import to_rgb
 
 
 SHEET_ROWS = 10

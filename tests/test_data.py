@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from common import rejected
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard
 from PIL import Image
 
@@ -21,7 +21,7 @@ from unconceal.__main__ import main
 from unconceal.data import write as data_write
 from unconceal.data.builders import build, build_synthetic
 from unconceal.data.finders import FINDERS
-from unconceal.data.loading import load_splits
+from unconceal.data.loading import UnreadableSample, load_splits, only_value
 from unconceal.data.masks import UnusablePair, is_object, read_mask
 from unconceal.data.pairs import Pair, load_pair
 from unconceal.data.sources import SOURCES, TILE_CLASSES
@@ -36,7 +36,8 @@ from unconceal.data.transforms import (
     rotate,
     turn_and_flip,
 )
-from unconceal.models.image_processing_unconceal import UnconcealImageProcessor, to_mask
+from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
+from unconceal.models.reading import to_mask
 from unconceal.segmenting_data import shards_of_data
 from unconceal.utils.errors import UserError, run_main
 from unconceal.utils.images import MAX_PIXELS
@@ -607,6 +608,18 @@ def test_equal_images_in_two_splits_are_reported(sirst, tmp_path, caplog):
 # What counts as object
 
 
+def make_noise():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (36, 40, 3), dtype=np.uint8))
+
+
+BOX = np.zeros((36, 40), np.uint8)
+BOX[10:20, 10:30] = 1
+IDS = BOX.copy()
+IDS[:5] = 2
+MASKS = [BOX, BOX * 2, BOX.astype(bool), IDS, BOX * 0, BOX * 0 + 255]
+UNCHANGED = TransformRecipe(rotate90_probability=0, flip_probability=0)
+
+
 def palette_image(*colors):
     image = Image.new("P", (len(colors), 1))
     image.putpalette(sum(colors, ()))
@@ -618,27 +631,119 @@ def palette_image(*colors):
     ("image", "expected", "changed"),
     [
         (Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)), [False, False, True, True], True),
+        (Image.fromarray(np.array([[0, 2]], np.uint8)), [False, True], True),
+        (Image.fromarray(np.array([[0, 300]], np.uint16)), [False, True], True),
         (Image.fromarray(np.array([[0, 255]], np.uint8)), [False, True], False),
         (Image.fromarray(np.array([[0, 1]], np.uint8)), [False, True], True),
         (Image.fromarray(np.array([[False, True]])), [False, True], False),
-        (Image.fromarray(np.array([[0, 32639, 32640, 65535]], np.uint16)), [False, False, True, True], True),
+        (Image.fromarray(np.array([[0, 32767, 32768, 65535]], np.uint16)), [False, False, True, True], True),
         (Image.fromarray(np.array([[0, 255]], np.uint16)), [False, True], False),
         (Image.fromarray(np.array([[[0, 0, 0], [255, 0, 0]]], np.uint8)), [False, True], False),
         (Image.fromarray(np.array([[[255] * 3 + [0], [255] * 4]], np.uint8)), [False, True], False),
-        (Image.fromarray(np.array([[[180] * 3 + [170], [180] * 3 + [190]]], np.uint8)), [False, True], True),
+        (Image.fromarray(np.array([[[180] * 3 + [120], [180] * 3 + [190]]], np.uint8)), [False, True], True),
         (Image.fromarray(np.zeros((1, 2), np.uint8)), [False, False], False),
         (palette_image((255, 255, 255), (0, 0, 0)), [True, False], False),
-        (palette_image((0, 0, 0), (64, 0, 0), (0, 0, 128)), [False, True, True], False),
+        (palette_image((0, 0, 0), (64, 0, 0)), [False, True], False),
     ],
 )
 def test_what_counts_as_object(image, expected, changed, tmp_path):
     image.save(tmp_path / "mask.png")
-    values, was_changed, _ = read_mask(tmp_path / "mask.png")
-    assert values.tolist() == [expected]
-    assert was_changed == changed
-    soft = np.asarray(to_mask(Image.open(tmp_path / "mask.png")))
-    if soft.max() != 1 and not image.mode.startswith("I"):  # those have their own scale
-        assert is_object(soft).tolist() == [expected]
+    read = read_mask(tmp_path / "mask.png")
+    assert read.mask.tolist() == [expected]
+    assert read.is_changed == changed
+    assert is_object(to_mask(Image.open(tmp_path / "mask.png"))).tolist() == [expected]
+
+
+def write_levels(root, levels):
+    """Write images with masks of these values, each for a part of the mask."""
+    for i, values in enumerate(levels):
+        write_image(root / "images" / f"{i}.png", seed=i)
+        (root / "masks").mkdir(exist_ok=True)
+        mask = np.zeros((36, 40), np.uint16 if max(values) > 255 else np.uint8)
+        for part, value in enumerate(values):
+            mask[5 * part : 5 * part + 5, :20] = value
+        Image.fromarray(mask).save(root / "masks" / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("value", [1, 2, 38, 100, 300])
+def test_masks_of_one_value_are_kept(value, tmp_path, run, load, out):
+    write_levels(tmp_path / "raw", [[value]] * 4)
+    code, text, _ = run("folder", "--source", tmp_path / "raw", "--out", out)
+    assert code == 0
+    assert "masks: 4 changed by the rule, 0 resized to their image, 0 empty" in text
+    for split in load(out).values():
+        for row in split:
+            mask = np.asarray(row["mask"])
+            assert np.unique(mask).tolist() == [0, 255]
+            assert (mask == 255).sum() == 100
+
+
+def test_maps_of_classes_need_a_choice(tmp_path, run, load, out, caplog):
+    source = write_levels(tmp_path / "raw", [[1, 2], [1], [2], [1, 2, 4]])
+    result = run("folder", "--source", source, "--out", out)
+    assert_one_error(result, out, "2 of 4 pairs are unusable")
+    assert "unusable: 0: 0.png: a mask holds the values 0, 1, 2, a map of classes, expected one object" in caplog.text
+    for choice, shares in (("1", [100, 100, 0, 100]), ("1,2", [200, 100, 100, 200]), ("any", [200, 100, 100, 300])):
+        code, *_ = run("folder", "--source", source, "--out", out, "--foreground", choice, "--overwrite")
+        assert code == 0
+        rows = {row["id"]: np.asarray(row["mask"]) for split in load(out).values() for row in split}
+        assert [int((rows[id] == 255).sum()) for id in sorted(rows)] == shares
+        assert f"Object are the classes {choice} of the mask files" in (out / "README.md").read_text()
+        shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(out)
+    assert_one_error(
+        run("folder", "--source", source, "--out", out, "--foreground", "7"), out, "no mask holds a class"
+    )
+    assert_one_error(run("folder", "--source", source, "--out", out, "--foreground", "one"), out, "got 'one'")
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ([[0]] * 4, "no mask shows an object"),
+        ([[255], [255], [255], list(range(1, 8)) * 1], None),
+        ([[1], [2], [1], [2]], "the object has the value 1, 2, one in each mask; for a map of classes"),
+    ],
+)
+def test_what_the_rule_does_to_a_whole_set_is_named(levels, message, tmp_path, caplog):
+    source = write_levels(tmp_path / "raw", levels)
+    if message is None:  # dark, with more values than classes
+        dark = np.tile(np.arange(40, dtype=np.uint8), (36, 1))
+        Image.fromarray(dark).save(source / "masks" / "3.png")
+        message = "1 masks hold gray levels but none above half, so they show no object (3)"
+    report = build("folder", source, tmp_path / "out")
+    assert [text for text in caplog.messages if text.startswith(message)]
+    assert len(report.vanished) == ("gray" in message)
+
+
+def test_training_data_follows_the_rule(tmp_path):
+    rows = [{"image": make_noise(), "mask": Image.fromarray(mask), "id": "x", "source": "y"} for mask in MASKS]
+    dataset = Dataset.from_list(rows)
+    samples = TrainingSet(dataset, UnconcealImageProcessor(do_resize=False), UNCHANGED, seed=0)
+    for index in range(3):
+        assert samples[index]["labels"].unique().tolist() == [0, 1]
+        assert samples[index]["labels"].sum() == 200
+    with pytest.raises(UnreadableSample, match="x: a mask holds the values 0, 1, 2, a map of classes"):
+        samples[3]
+    assert only_value(dataset.select([0])) is None
+    assert only_value(dataset.select([4])) == "no mask shows an object"
+    assert only_value(dataset.select([5, 5])) == "every pixel of every mask is object"
+    assert only_value(dataset.select([4, 5])) is None
+    with pytest.raises(UserError, match="cannot read the data: x: a mask holds the values 0, 1, 2"):
+        only_value(dataset.select([4, 3]))
+
+
+def test_soft_masks_stay_soft_in_training():
+    ramp = np.tile(np.arange(40, dtype=np.uint8), (36, 1)) * 6
+    ramp[:18] = 0
+    rows = [{"image": make_noise(), "mask": Image.fromarray(ramp), "id": "x", "source": "y"}]
+    processor = UnconcealImageProcessor(do_resize=False)
+    trim = TransformRecipe(rotate90_probability=0, flip_probability=0, max_crop_ratio=0.9)
+    for seed in range(5):  # a part may hold few levels
+        labels = TrainingSet(Dataset.from_list(rows), processor, trim, seed=seed)[0]["labels"]
+        assert set((labels * 255).round().int().unique().tolist()) <= set(ramp.ravel().tolist())
+        assert labels.max() < 1
 
 
 def test_sizes_are_compared_after_the_exif_orientation(tmp_path):

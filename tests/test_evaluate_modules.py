@@ -81,20 +81,42 @@ def test_masks_of_all_kinds_give_equal_numbers():
         assert metric.compute(predictions=predictions, references=TARGETS) == wanted
     bits = [target.astype(np.uint8) for target in TARGETS]
     lists, images = [target.tolist() for target in bits], [Image.fromarray(target) for target in TARGETS]
-    for references in (bits, [255 * target for target in bits], lists, images):
+    for references in (bits, [255 * target for target in bits], lists, images, [38 * target for target in bits]):
         assert metric.compute(predictions=hard, references=references) == wanted
+
+
+@pytest.mark.parametrize("white", [1, 2, 100, 255, 300])
+def test_predictions_and_references_follow_one_rule(white):
+    metric = evaluate.load(str(FOLDER / "unconceal_lesion.py"))
+    hard = [(probs > 0.5) * np.array(white, np.uint8 if white < 256 else np.int32) for probs in PROBS]
+    truth = [target * np.array(white, np.int32) for target in TARGETS]
+    assert metric.compute(predictions=hard, references=truth) == expected("lesion")
+    assert metric.compute(predictions=truth, references=truth)["mean_iou"] == 1
+
+
+def test_a_dark_prediction_stays_soft_among_others():
+    metric = evaluate.load(str(FOLDER / "unconceal_lesion.py"))
+    levels = [np.rint(probs * 255).astype(np.uint8) for probs in PROBS]
+    dark = [levels[0] > 200, *levels[1:]]
+    dark[0] = dark[0].astype(np.uint8)
+    scores = metric.compute(predictions=dark, references=TARGETS)
+    dark[0] = np.zeros_like(levels[0])
+    assert scores == metric.compute(predictions=dark, references=TARGETS)
 
 
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
         ([np.full((4, 4), 2.0, np.float32)], [np.ones((4, 4), bool)], r"expected \[0, 1\]"),
-        ([np.zeros((4, 4), np.int32)], [np.ones((4, 4), bool)], "prediction of mode I"),
-        ([Image.new("RGB", (4, 4))], [np.ones((4, 4), bool)], "prediction of mode RGB"),
-        ([np.zeros((4, 4), np.float32)], [np.full((4, 4), 300, np.int32)], "values from 300 to 300"),
-        ([np.zeros((4, 4), np.float32)], [Image.new("RGB", (4, 4))], "reference of mode RGB"),
-        ([np.zeros((4, 4), np.float32)], [np.full((4, 4), 0.2, np.float32)], "mode F with values from 0.2"),
-        ([np.zeros((4, 4), np.float32)], [np.full((4, 4), np.nan, np.float32)], "reference of mode F with .* nan"),
+        ([np.full((4, 4), -1, np.int32)], [np.ones((4, 4), bool)], "values from -1 to -1"),
+        ([np.zeros((4, 4), np.float32)], [np.full((4, 4), 70000, np.int32)], "values from 70000 to 70000"),
+        ([np.zeros((4, 4), np.float32)], [np.diag([1, 2, 3, 0])], "values 0, 1, 2, 3, a map of classes"),
+        (
+            [np.zeros((4, 4), np.float32)],
+            [np.full((4, 4), 0.2, np.float32)],
+            "values from 0.2 to 0.2, none above half",
+        ),
+        ([np.zeros((4, 4), np.float32)], [np.full((4, 4), np.nan, np.float32)], "16 of 16 pixel values that are NaN"),
     ],
 )
 def test_other_values_than_masks_are_rejected(predictions, references, message):

@@ -1,16 +1,19 @@
 """Reading images of every kind, `pixel_values`, and masks from logits."""
 
 import io
+import logging
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from unconceal.data.image_files import read_image
-from unconceal.models.image_processing_unconceal import NonFiniteLogits, UnconcealImageProcessor, to_mask, to_rgb
+from unconceal.models import reading
+from unconceal.models.image_processing_unconceal import NonFiniteLogits, UnconcealImageProcessor
+from unconceal.models.reading import UnclearMask, srgb_profile, to_mask, to_rgb, white_of_predictions
 from unconceal.utils.errors import UserError
 
 
@@ -47,7 +50,6 @@ def test_deep_gray_is_scaled(values, expected):
     image = Image.fromarray(values)
     assert image.mode.startswith(("I", "F"))
     assert pixels(to_rgb(image)) == [[[value] * 3 for value in expected]]
-    assert pixels(to_mask(image)) == [expected]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -62,7 +64,7 @@ def test_values_that_are_not_finite_are_rejected(bad, tmp_path):
     for same in (gray, gray.astype(np.float16)[None], torch.from_numpy(gray).bfloat16(), Image.open(path), str(path)):
         with pytest.raises(ValueError, match=words):
             processor(same)
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match="got 1 of 6 pixel values that are NaN or infinite"):
             processor(random_rgb(), segmentation_maps=same)
     color = np.zeros((2, 4, 4, 3), np.float32)
     color[1, 2, 1, 0] = bad
@@ -91,18 +93,127 @@ def test_transparency_is_white_in_images_and_black_in_masks():
     assert pixels(to_mask(image)) == [[255, 0, 0]]
 
 
+SOFT = np.arange(0, 256, 5, dtype=np.uint8)[None]  # antialiased edges have many levels
+IDS = np.array([[0, 1, 2]], np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64, np.float32])
+@pytest.mark.parametrize("value", [1, 2, 38, 100, 255, 300, 65535])
+def test_one_value_beside_0_is_object(value, dtype):
+    if value > 255 and dtype == np.uint8:
+        return
+    for values, expected in (([[0, value, 0]], [[0, 255, 0]]), ([[value, value]], [[255, 255]]), ([[0, 0]], [[0, 0]])):
+        assert pixels(to_mask(np.array(values, dtype))) == expected
+        assert pixels(to_mask(Image.fromarray(np.array(values, dtype if dtype != np.int64 else np.int32)))) == expected
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *([0, 1, 2], [0, 2, 1, 1], [1, 2, 3], [0, 38, 75, 113], [0, 1, 2, 4]),
+        *([0, 15, 255], [0, 3, 20, 255]),  # classes of PASCAL VOC and their border
+        *(np.array([0, 300, 600], np.uint16), np.array([0, 1, 2], np.float32), np.arange(9)),
+    ],
+)
+def test_ids_of_classes_are_refused(values):
+    values = np.array(values)[None]
+    with pytest.raises(UnclearMask, match=r"holds the values .* a map of classes, .* --foreground 1,2"):
+        to_mask(values if values.dtype != np.int64 else values.astype(np.uint8))
+    assert pixels(to_mask(values, "any")) == [[255 * (value != 0) for value in values[0]]]
+    assert pixels(to_mask(values, [1, 20])) == [[255 * (value in (1, 20)) for value in values[0]]]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (SOFT, SOFT),
+        (SOFT[:, :20], SOFT[:, :20]),  # a dark one
+        (np.array([[0, 128, 255]], np.uint8), [[0, 128, 255]]),
+        (np.array([[0, 64, 128, 191, 255]], np.uint8), [[0, 64, 128, 191, 255]]),
+        (np.array([[0, 1, 2, 253, 254, 255]], np.uint8), [[0, 1, 2, 253, 254, 255]]),  # JPEG
+        (np.array([[0, 32767, 32768, 65535]], np.uint16), [[0, 127, 128, 255]]),
+        (np.array([[0, 100, 255]], np.int32), [[0, 100, 255]]),
+        (np.array([[0, 0.2]], np.float32), [[0, 51]]),
+        (np.array([[0, 0.5, 1]], np.float64), [[0, 128, 255]]),
+        (np.array([[False, True]]), [[0, 255]]),
+    ],
+)
+def test_gray_levels_stay_soft(values, expected):
+    assert pixels(to_mask(values)) == np.asarray(expected).tolist()
+    if values.dtype != np.float64:
+        assert pixels(to_mask(Image.fromarray(values))) == np.asarray(expected).tolist()
+
+
+@pytest.mark.parametrize("values", [[-1, 0], [0, 70000]])
+def test_masks_out_of_range_are_refused(values):
+    for dtype in (np.int32, np.float32):
+        with pytest.raises(UnclearMask, match=f"values from {min(values)} to {max(values)}, expected 0 to 65535"):
+            to_mask(np.array([values], dtype))
+
+
 def test_a_mask_is_its_brightest_channel():
-    colors = Image.fromarray(np.array([[[255, 0, 0], [0, 0, 255], [10, 20, 15], [0, 0, 0]]], np.uint8))
-    assert pixels(to_mask(colors)) == [[255, 255, 20, 0]]
+    colors = np.array([[[255, 0, 0], [0, 0, 255], [0, 0, 0]]], np.uint8)
+    assert pixels(to_mask(Image.fromarray(colors))) == [[255, 255, 0]]
+    shades = np.zeros((*SOFT.shape, 3), np.uint8)
+    shades[..., 0] = SOFT
+    assert pixels(to_mask(Image.fromarray(shades))) == SOFT.tolist()
+    colors[0, 1] = 0, 64, 0
+    with pytest.raises(UnclearMask, match="values 0, 64, 255"):
+        to_mask(Image.fromarray(colors))
+    assert pixels(to_mask(Image.fromarray(colors), "any")) == [[255, 255, 0]]
 
 
 def test_a_color_palette_is_a_map_of_classes():
     image = Image.new("P", (3, 1))
     image.putpalette([90, 0, 0, 0, 0, 64, 0, 0, 0])
     image.putdata([0, 1, 2])
+    with pytest.raises(UnclearMask, match="values 0, 1, 2"):
+        to_mask(image)
+    assert pixels(to_mask(image, "any")) == [[0, 255, 255]]
+    assert pixels(to_mask(image, [2])) == [[0, 0, 255]]
+    image.putdata([0, 2, 2])
     assert pixels(to_mask(image)) == [[0, 255, 255]]
-    image.putpalette([9, 9, 9, 0, 0, 0, 255, 255, 255])  # grays are values
-    assert pixels(to_mask(image)) == [[9, 0, 255]]
+    image.putpalette([100, 100, 100, 0, 0, 0, 255, 255, 255])  # grays are values
+    image.putdata([0, 1, 2])
+    assert pixels(to_mask(image)) == [[100, 0, 255]]
+
+
+def test_transparency_is_the_mask_of_a_cut_out():
+    rgba = np.dstack([random_rgb(4, 40) // 4, np.tile(np.arange(0, 200, 5, dtype=np.uint8), (4, 1))])
+    assert pixels(to_mask(Image.fromarray(rgba))) == rgba[..., 3].tolist()
+    rgba[..., :3] = 0  # all drawn in black
+    assert pixels(to_mask(Image.fromarray(rgba))) == rgba[..., 3].tolist()
+
+
+@pytest.mark.parametrize(
+    ("masks", "white"),
+    [
+        ([[0, 1], [0, 0]], 1),
+        ([[0, 0], [0, 0]], 255),
+        ([[0, 1], [0, 200], [3, 4]], 255),  # the first is dark
+        ([[0, 1], [0, 255]], 255),
+        ([[0, 38], [38, 38]], 38),
+    ],
+)
+def test_white_of_predictions_is_found_in_the_whole_set(masks, white):
+    masks = [np.array([values], np.uint8) for values in masks]
+    assert white_of_predictions(masks) == white
+    deep = [mask.astype(np.int32) for mask in masks]
+    assert white_of_predictions(deep) == white
+    assert white_of_predictions([*deep, np.array([[0, 5, 60000]], np.int32)]) == 65535
+
+
+def test_white_of_predictions_needs_few_masks():
+    def masks():
+        yield SOFT
+        raise AssertionError("not needed")
+
+    assert white_of_predictions(masks()) == 255
+
+
+def test_dark_predictions_are_named(caplog):
+    assert white_of_predictions([IDS]) == 255
+    assert "no prediction has a value above 2 of 255; if the values 0, 1, 2 are ids of classes" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["LA", "La", "PA"])
@@ -143,7 +254,7 @@ def test_exif_orientation_by_pixel():
     rgb = to_rgb(image)
     np.testing.assert_array_equal(np.asarray(rgb), upright)
     np.testing.assert_array_equal(np.asarray(to_rgb(rgb)), upright)  # not turned twice
-    np.testing.assert_array_equal(np.asarray(to_mask(image)), upright.max(axis=-1))
+    np.testing.assert_array_equal(np.asarray(to_mask(image, "any")), np.full((2, 3), 255))
 
 
 @pytest.mark.parametrize("exif", [b"no header", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\x01\0\x12\x01\x02"])
@@ -152,7 +263,117 @@ def test_damaged_exif_leaves_the_image_as_stored(exif):
     file = io.BytesIO()
     Image.fromarray(stored).save(file, "PNG", exif=b"Exif\0\0" + exif)
     np.testing.assert_array_equal(np.asarray(to_rgb(to_rgb(Image.open(file)))), stored)
-    np.testing.assert_array_equal(np.asarray(to_mask(Image.open(file))), stored.max(axis=-1))
+    assert to_mask(Image.open(file), "any").size == (3, 2)
+
+
+# ---- color profiles, pages -----------------------------------------------------------------------------------------
+
+
+def swapped_profile() -> bytes:
+    """Return a profile of sRGB with red and green exchanged."""
+    profile = bytearray(srgb_profile())
+    tags = {bytes(profile[i : i + 4]): i + 4 for i in range(132, 132 + 12 * profile[131], 12)}
+    red, green = tags[b"rXYZ"], tags[b"gXYZ"]
+    profile[red : red + 8], profile[green : green + 8] = profile[green : green + 8], profile[red : red + 8]
+    return bytes(profile)
+
+
+def gray_profile() -> bytes:
+    """Return a profile of gray levels in proportion to light."""
+    head = bytearray(srgb_profile()[:128])
+    head[16:20] = b"GRAY"
+    sizes = {b"desc": None, b"wtpt": None, b"kTRC": b"curv" + bytes(8)}
+    whole = srgb_profile()
+    for i in range(132, 132 + 12 * whole[131], 12):
+        name, start, size = whole[i : i + 4], *(int.from_bytes(whole[i + j : i + j + 4]) for j in (4, 8))
+        if name in (b"desc", b"wtpt"):
+            sizes[name] = whole[start : start + size]
+    table, data, place = len(sizes).to_bytes(4), b"", 128 + 4 + 12 * len(sizes)
+    for name, tag in sizes.items():
+        table += name + (place + len(data)).to_bytes(4) + len(tag).to_bytes(4)
+        data += tag + bytes(-len(tag) % 4)
+    head[:4] = (128 + len(table) + len(data)).to_bytes(4)
+    return bytes(head) + table + data
+
+
+def stored(image, profile, kind="PNG"):
+    file = io.BytesIO()
+    image.save(file, kind, icc_profile=profile)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_an_embedded_profile_is_applied(kind):
+    red = Image.new("RGB", (80, 72), (220, 30, 40))
+    image = stored(red, swapped_profile(), kind)
+    seen = to_rgb(image)
+    assert np.abs(np.asarray(seen, int) - (30, 220, 40)).max() <= 2
+    assert to_rgb(seen) == seen  # not converted twice
+    transparent = red.copy()
+    transparent.putalpha(Image.new("L", red.size, 255))
+    transparent.putpixel((0, 0), (0, 0, 0, 0))
+    seen = to_rgb(stored(transparent, swapped_profile()))
+    assert seen.getpixel((0, 0)) == (255, 255, 255)
+    assert np.abs(np.array(seen.getpixel((5, 5))) - (30, 220, 40)).max() <= 2
+    values = UnconcealImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)(image).pixel_values
+    assert values[0, 1].min() > values[0, 0].max() + 100
+
+
+def test_gray_of_8_and_16_bits_follows_its_profile():
+    levels = np.array([[0, 55, 188, 255]], np.uint8)
+    for values in (levels, levels.astype(np.uint16) * 257):
+        seen = np.asarray(to_rgb(stored(Image.fromarray(values), gray_profile())), int)
+        assert (seen == seen[..., :1]).all()
+        assert seen[0, [0, 3], 0].tolist() == [0, 255]
+        assert abs(seen[0, 1, 0] - 128) < 3  # 55 of 255 parts of the light look half as bright
+    pair = Image.fromarray(levels)
+    pair.putalpha(Image.new("L", pair.size, 255))
+    assert abs(to_rgb(stored(pair, gray_profile())).getpixel((1, 0))[0] - 128) < 3
+
+
+def test_srgb_images_keep_every_value():
+    image = Image.fromarray(random_rgb())
+    other_maker = bytearray(srgb_profile())
+    other_maker[24:36] = b"otherdate!!!"
+    for profile in (srgb_profile(), bytes(other_maker)):
+        np.testing.assert_array_equal(np.asarray(to_rgb(stored(image, profile))), random_rgb())
+
+
+@pytest.mark.parametrize("profile", [b"damaged", srgb_profile()[:200], gray_profile()])
+def test_an_unusable_profile_is_ignored_and_named(profile, caplog):
+    reading._transform.cache_clear()
+    image = Image.fromarray(random_rgb())
+    np.testing.assert_array_equal(np.asarray(to_rgb(stored(image, profile))), random_rgb())
+    assert "an embedded color profile cannot be used" in caplog.text
+    assert "\n" not in caplog.messages[0]
+
+
+def test_masks_have_no_color_profile():
+    mask = Image.fromarray(SOFT)
+    assert pixels(to_mask(stored(mask, gray_profile()))) == SOFT.tolist()
+
+
+def test_outputs_say_that_they_are_srgb():
+    tagged = reading.tag_srgb(Image.new("RGB", (4, 4), "red"))
+    for kind in ("PNG", "TIFF"):
+        file = io.BytesIO()
+        tagged.save(file, kind)
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(Image.open(file).info["icc_profile"]))
+        assert "sRGB" in ImageCms.getProfileDescription(profile)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_the_first_page_is_used_and_said_once(kind, caplog):
+    caplog.set_level(logging.WARNING)
+    reading._say_pages.cache_clear()
+    pages = [Image.new("RGB", (20, 10), color) for color in ("black", "white")]
+    for _ in range(2):
+        file = io.BytesIO()
+        pages[0].save(file, kind, save_all=True, append_images=pages[1:])
+        assert to_rgb(Image.open(file)).getpixel((3, 3)) == (0, 0, 0)
+    to_rgb(pages[1])
+    assert [message for message in caplog.messages if "only the first is used" in message] == caplog.messages[:1]
+    assert len(caplog.messages) == 1
 
 
 # ---- preprocessing -----------------------------------------------------------------------------------------------
@@ -198,6 +419,18 @@ def test_numbers_by_hand():
     assert UnconcealImageProcessor(**RAW)(image).pixel_values.flatten().tolist() == [255, 0, 51]
 
 
+def test_without_rescaling_values_keep_their_range():
+    processor, rgb = UnconcealImageProcessor(size=16), random_rgb()
+    expected = processor(rgb).pixel_values
+    unit = torch.from_numpy(rgb).permute(2, 0, 1) / 255
+    for same in (rgb / 255, rgb.astype(np.float32) / 255, unit, unit.half(), [unit, rgb / 255]):
+        got = processor(same, do_rescale=False).pixel_values
+        torch.testing.assert_close(got, expected.expand_as(got), rtol=0, atol=0.03 if same is not unit else 1e-5)
+    mixed = processor([rgb, rgb / 255], do_rescale=False, do_normalize=False).pixel_values
+    torch.testing.assert_close(mixed[0], mixed[1] * 255)
+    assert mixed[0].max() > 100
+
+
 def test_resize_is_pillow_antialiased():
     rgb = random_rgb(60, 90)
     got = UnconcealImageProcessor(size={"height": 8, "width": 12}, do_normalize=False, do_rescale=False)(rgb)
@@ -224,6 +457,12 @@ def test_labels():
     expected[:, :4, 4:] = 1
     image = random_rgb(4, 4)
     kinds = (Image.fromarray(mask), mask, mask > 0, mask / 255.0, mask[None], mask[..., None], torch.from_numpy(mask))
+    kinds += (
+        mask // 255,
+        mask // 255 * np.uint16(300),
+        torch.from_numpy(mask // 255).long(),
+        [Image.fromarray(mask // 6)],
+    )
     for same in kinds:
         labels = processor(image, segmentation_maps=same).labels
         assert labels.dtype == torch.float32
@@ -231,15 +470,18 @@ def test_labels():
     stacked = np.stack([mask, mask])
     for same in (stacked, stacked[:, None], stacked[..., None], [mask, mask]):
         assert torch.equal(processor([image, image], same).labels, expected.repeat(2, 1, 1))
-    soft = processor(image, Image.new("L", (4, 4), 51)).labels
+    soft = processor(image, np.full((4, 4), 0.2)).labels
     torch.testing.assert_close(soft, torch.full((1, 8, 8), 0.2))
+    soft = processor(image, Image.fromarray(SOFT[:, :16].reshape(4, 4)), do_resize=False).labels
+    torch.testing.assert_close(soft, torch.from_numpy(SOFT[:, :16].reshape(1, 4, 4) / np.float32(255)))
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: UnconcealImageProcessor(channel_order="gbr"), "channel_order='gbr'"),
-        (lambda: UnconcealImageProcessor(mask_resample=7), "mask_resample=7"),
+        (lambda: UnconcealImageProcessor(mask_resample=99), r"mask_resample=99, expected one of 0 \(nearest\)"),
+        (lambda: UnconcealImageProcessor(resample=-1), "resample=-1"),
         (lambda: UnconcealImageProcessor(size={"shortest_edge": 3}), "shortest_edge"),
         (lambda: UnconcealImageProcessor(do_center_crop=True), "do_center_crop"),
         (lambda: UnconcealImageProcessor()(random_rgb(), size=None), "size=None"),
@@ -250,7 +492,7 @@ def test_labels():
         (lambda: UnconcealImageProcessor()(np.zeros((5, 4, 2))), r"\(5, 4, 2\)"),
         (lambda: UnconcealImageProcessor()(np.zeros((0, 4, 3))), r"\(0, 4, 3\)"),
         (lambda: UnconcealImageProcessor()(torch.randn(3, 8, 8)), "before any normalization"),
-        (lambda: UnconcealImageProcessor()(random_rgb(), np.eye(4, dtype=np.uint8)), "0 and 1"),
+        (lambda: UnconcealImageProcessor()(random_rgb(), np.diag([1, 2, 3])), "values 0, 1, 2, 3, a map of"),
         (lambda: UnconcealImageProcessor()(random_rgb(), np.zeros((2, 4, 4))), "1 images and 2"),
         (lambda: UnconcealImageProcessor(**RAW)([random_rgb(), random_rgb(4, 4)]), "do_resize=True"),
         (lambda: UnconcealImageProcessor()(random_rgb(), sizes=8), "sizes"),
@@ -319,6 +561,19 @@ def test_semantic_map_is_the_thresholded_mask():
     assert ids.tolist() == [[0, 0, 1]]  # strictly above, as the metrics count
     assert processor.post_process_semantic_segmentation(outputs, threshold=0.6)[0].tolist() == [[0, 0, 1]]
     assert processor.post_process_semantic_segmentation(outputs, [(1, 6)])[0].tolist() == [[0, 0, 0, 1, 1, 1]]
+
+
+def test_scores_of_the_semantic_map():
+    outputs = SimpleNamespace(logits=torch.randn(2, 1, 8, 6))
+    processor = UnconcealImageProcessor()
+    sizes = [(8, 6), (20, 9)]
+    found = processor.post_process_semantic_segmentation(outputs, sizes, return_segmentation_scores=True)
+    plain = processor.post_process_semantic_segmentation(outputs, sizes)
+    for one, ids, mask, size in zip(found, plain, masks(outputs.logits, sizes), sizes, strict=True):
+        assert torch.equal(one.segmentation, ids)
+        assert one.segmentation_scores.shape == (2, *size)
+        assert torch.equal(one.segmentation_scores[1], mask)
+        assert torch.equal(one.segmentation_scores.argmax(0), ids)
 
 
 def test_wrong_outputs_are_rejected():

@@ -13,8 +13,9 @@ from save_tiny_models import PROCESSOR, TESTERS, make_image, make_tiny_model
 from transformers import pipeline
 
 from unconceal import SoftMaskPipeline
-from unconceal.api import Segmenter, cutout
+from unconceal.api import Segmenter, cutout, overlay
 from unconceal.models.cutout import mask_to_image
+from unconceal.models.reading import srgb_profile
 
 
 @pytest.fixture(scope="module")
@@ -165,11 +166,54 @@ def test_cut_out_accepts_images_and_masks_of_every_kind(find, images, tmp_path):
     hard = np.zeros((70, 50), bool)
     hard[20:40, 10:30] = True
     opacity = mask_to_image(hard)
-    expected = upright.copy()
-    expected.putalpha(opacity)
-    for image in (path, upright, np.asarray(upright)):
-        for mask in (hard, hard.astype(int), torch.from_numpy(hard).bfloat16(), opacity, opacity.convert("1")):
-            assert find.cut_out(image, mask) == expected
+    expected = np.dstack([np.asarray(upright), np.asarray(opacity)])
+    cut = upright.copy()
+    cut.putalpha(opacity)
+    kinds = (hard, torch.from_numpy(hard).bfloat16(), opacity, opacity.convert("1"), cut)
+    kinds += tuple(hard * np.array(white, dtype) for white, dtype in ((1, int), (1, "u1"), (38, "u1"), (300, "u2")))
+    kinds += (torch.from_numpy(hard).long(), Image.fromarray(hard.astype(np.uint8)), hard * 255.0)
+    for mask in kinds:
+        np.testing.assert_array_equal(np.asarray(find.cut_out(path, mask)), expected)
+    for image in (upright, np.asarray(upright)):
+        np.testing.assert_array_equal(np.asarray(find.cut_out(image, hard)), expected)
+
+
+def test_cut_out_takes_dark_masks_as_soft(find, images):
+    levels = np.zeros((70, 50), np.uint8).T
+    levels[10:40, 20:50] = 3
+    levels[20:30, 30:40] = 9
+    cut = find.cut_out(images[0], Image.fromarray(levels))
+    np.testing.assert_array_equal(np.asarray(cut.getchannel("A")), levels)
+
+
+def test_a_mask_of_nothing_is_black():
+    """A mask of few, dark levels could be read as ids of classes."""
+    probs = np.full((20, 30), 8 / 255, np.float32)
+    assert mask_to_image(probs).getextrema() == (0, 0)
+    probs[3, 4] = 9 / 255
+    assert mask_to_image(probs).getextrema() == (8, 9)
+
+
+def test_deep_gray_looks_the_same_in_every_pipeline(model, find, tmp_path):
+    gray = np.asarray(noise(48, 40, 0).convert("L"))
+    gray = gray[:, :48]
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    path = tmp_path / "deep.png"
+    deep.save(path)
+    segment = pipeline("image-segmentation", model=model, image_processor=PROCESSOR, device="cpu")
+    expected = find(Image.fromarray(gray))["probs"]
+    for image in (deep, str(path)):
+        assert torch.equal(find(image)["probs"], expected)
+        found = {label["label"]: np.asarray(label["mask"]) > 0 for label in segment(image)}
+        hard = found.get("object", np.zeros(gray.shape, bool))
+        np.testing.assert_array_equal(hard, expected.numpy() > 0.5)
+
+
+def test_cutouts_and_overlays_are_tagged_as_srgb(find, images, tmp_path):
+    mask = np.linspace(0, 1, 3500, dtype=np.float32).reshape(50, 70)
+    for image in (find.cut_out(images[0], mask), cutout(images[0], mask), overlay(images[0], mask)):
+        image.save(tmp_path / "output.png")
+        assert Image.open(tmp_path / "output.png").info["icc_profile"] == srgb_profile()
 
 
 def test_calls_override_options_of_the_pipeline(edgy):
@@ -202,8 +246,8 @@ HALF = torch.full((50, 70), 0.5)
         (lambda find, image: find.cut_out(image, mask_to_image(HALF.T)), "a mask of 50x70, expected 70x50"),
         (lambda find, image: find.cut_out(image, HALF.T), "a mask of 50x70, expected 70x50"),
         (lambda find, image: find.cut_out(image, HALF[None]), "(1, 50, 70), expected (height, width)"),
-        (lambda find, image: find.cut_out(image, (HALF * 510).numpy()), "values from 255 to 255, expected 0"),
-        (lambda find, image: find.cut_out(image, HALF * torch.nan), "values from nan to nan, expected 0"),
+        (lambda find, image: find.cut_out(image, (HALF * -2).numpy()), "values from -1 to -1, expected 0"),
+        (lambda find, image: find.cut_out(image, HALF * torch.nan), "values that are NaN"),
         (lambda find, image: find.cut_out(image, "mask.png"), "got a mask of str, expected a PIL image, an array"),
         (lambda find, image: find.cut_out("absent.png", HALF), "'absent.png', which is not a file"),
     ],

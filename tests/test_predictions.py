@@ -168,7 +168,7 @@ def test_values_of_predictions(tmp_path):
     ("value", "dtype"), [(1.5, np.float32), (np.nan, np.float32), (70000, np.int32), (-1, np.int32)]
 )
 def test_values_outside_0_to_1_are_rejected(tmp_path, value, dtype):
-    with pytest.raises(UserError, match=r"x.tiff holds values from .* expected \[0, 1\]"):
+    with pytest.raises(UserError, match=r"x.tiff .*(values from .* expected (\[0, 1\]|0 to 65535)|NaN)"):
         read_prediction(save(np.full((4, 4), value, dtype), tmp_path / "x.tiff"))
 
 
@@ -205,6 +205,61 @@ def test_masks_of_other_values_are_counted(folders):
     assert [row["mask_changed"] for row in rows] == [True, True, False]
     assert rows[0]["tp"] + rows[0]["fn"] == truth_of("a").sum() + 1  # 128 alone
     assert rows[1]["tp"] + rows[1]["fn"] == truth_of("b").sum()
+
+
+@pytest.mark.parametrize("value", [1, 2, 100, 255, 300])
+def test_hard_predictions_of_any_white_score_alike(folders, value):
+    lesion = PROTOCOLS["lesion"]
+    dtype = np.uint8 if value < 256 else np.uint16
+    for name in SIZES:
+        Image.fromarray(truth_of(name).astype(dtype) * dtype(value)).save(folders / "pred" / f"{name}.png")
+    rows = PredictionFolder(folders / "pred", folders / "gt").evaluate(lesion, progress=False)
+    assert [row["iou"] for row in rows] == [1, 1, 1]
+    assert [row["converted"] for row in rows] == [value != 255] * 3
+
+
+def test_a_dark_prediction_stays_soft_among_others(folders):
+    Image.fromarray(truth_of("a").astype(np.uint8)).save(folders / "pred" / "a.png")  # nothing found
+    rows = PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["lesion"], progress=False)
+    assert rows[0]["iou"] == 0
+    assert rows[1]["iou"] > 0.5
+
+
+def test_maps_of_classes_need_a_choice(folders, capsys):
+    for name in SIZES:
+        ids = truth_of(name).astype(np.uint8)
+        ids[:3] = 2
+        Image.fromarray(ids).save(folders / "gt" / f"{name}.png")
+    with rejected(r"a.png: a mask holds the values 0, 1, 2, a map of classes"):
+        PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["lesion"], progress=False)
+    command = [
+        "evaluate",
+        "--predictions",
+        str(folders / "pred"),
+        "--truth",
+        str(folders / "gt"),
+        "--protocol",
+        "lesion",
+    ]
+    tables = []
+    for ids in ("1", "1,2", "any"):
+        assert main([*command, "--foreground", ids]) == 0
+        tables.append(capsys.readouterr().out.splitlines()[-1])
+    assert tables[0] != tables[1] == tables[2]
+
+
+def test_sets_without_an_object_and_dark_masks_are_named(folders, caplog):
+    for name in SIZES:
+        Image.new("L", SIZES[name][::-1]).save(folders / "gt" / f"{name}.png")
+    PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["lesion"], progress=False)
+    assert caplog.messages == ["no mask shows an object, so the scores say little; check the ground truth"]
+    caplog.clear()
+    Image.fromarray(soft("a") // 3).save(folders / "gt" / "a.png")
+    Image.fromarray(truth_of("b")).save(folders / "gt" / "b.png")
+    PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["lesion"], progress=False)
+    (message,) = caplog.messages
+    assert message.startswith("1 ground truth masks hold gray levels but none above half")
+    assert message.endswith("(a)")
 
 
 def double(job):

@@ -1,5 +1,6 @@
 """The training loop, from the command line and from Python."""
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from statistics import mean, stdev
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,6 +22,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from common import TWO_PROCESSES, rejected
+from PIL import Image
 from transformers import (
     AutoModel,
     AutoModelForImageSegmentation,
@@ -34,6 +37,7 @@ from unconceal.__main__ import main
 from unconceal.data.builders import build_synthetic
 from unconceal.data.loading import load_splits
 from unconceal.data.transforms import TrainingSet
+from unconceal.data.write import make_row, write_splits
 from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.training import loop
@@ -346,12 +350,28 @@ def test_fine_tuning_starts_from_a_checkpoint(recipe_file, tmp_path):
         ("model.id2label=abc", "check these values in the recipe"),
         ("processor.size=5", "recipe: processor"),
         ("processor.channel_order=xyz", "channel_order"),
-        ("model.num_channels=1", "expected (batch, 1, height, width)"),
+        ("model.num_channels=1", "`num_channels`: got 1, expected 3"),
     ],
 )
 def test_mistakes_give_one_line(recipe_file, override, expected):
     with rejected(re.escape(expected)):
         train(load_recipe(recipe_file, [override]))
+
+
+def test_masks_that_teach_nothing_are_refused_first(recipe_file, tmp_path):
+    build_synthetic("ultrasound", tmp_path / "empty", {"train": 3, "val": 2}, size=48, empty_ratio=1.0)
+    with rejected("split train of .*empty: no mask shows an object, so there is nothing to learn"):
+        train(load_recipe(recipe_file, [f"data.path={tmp_path / 'empty'}"]))
+    ids = np.zeros((48, 48), np.uint8)
+    ids[10:20], ids[30:40] = 1, 2
+    images = [io.BytesIO(), io.BytesIO()]
+    Image.new("RGB", (48, 48)).save(images[0], "PNG")
+    Image.fromarray(ids).save(images[1], "PNG")
+    row = make_row(images[0].getvalue(), "x.png", images[1].getvalue(), "x", "y")
+    write_splits(tmp_path / "ids", [("train", row), ("val", row)])
+    with rejected("cannot read the data: x: a mask holds the values 0, 1, 2, a map of classes"):
+        train(load_recipe(recipe_file, [f"data.path={tmp_path / 'ids'}"]))
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
 def test_output_folder_is_not_overwritten(recipe_file, tmp_path, monkeypatch):

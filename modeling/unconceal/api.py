@@ -24,9 +24,10 @@ from .hub.exported import exported_file, load_exported
 from .hub.shipped import resolve
 from .models import networks  # noqa: F401  registers them with the Auto classes
 from .models.cutout import make_cutout, mask_to_image
-from .models.image_processing_unconceal import NonFiniteLogits, UnconcealImageProcessor, to_rgb
+from .models.image_processing_unconceal import NonFiniteLogits, UnconcealImageProcessor
 from .models.inference import make_inference_form
 from .models.predict import predict_masks
+from .models.reading import to_rgb
 from .models.refine import check_refine
 from .models.unfolding import Unfolding, unfold
 from .utils.devices import choose_device, choose_dtype

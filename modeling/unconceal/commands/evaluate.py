@@ -1,13 +1,14 @@
 """Score a model or mask files; compare results."""
 
 import argparse
+import logging
 import math
 import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..utils.arguments import count, positive_int, probability
+from ..utils.arguments import FOREGROUND_HELP, class_ids, count, positive_int, probability
 from ..utils.errors import UserError
 from ..utils.files import is_folder, is_taken, printable, replacing
 from ..utils.images import MAX_PIXELS
@@ -16,6 +17,8 @@ from .segment import MODEL_HELP, REFINE
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 # A test compares these with the modules that define them, which are slow to import.
 PROTOCOL_NAMES = ("segmentation", "cod", "dis", "infrared", "lesion")
@@ -67,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     add("--limit", type=positive_int, metavar="N", help="score only the first N images")
     refine = "predict the edges of large images again, as unconceal segment does; papers do not (never)"
     add("--refine", choices=REFINE, default="never", help=refine)
+    add("--foreground", type=class_ids, metavar="IDS", help=f"with --truth, {FOREGROUND_HELP}")
     larger = f"with --predictions: refuse larger files ({MAX_PIXELS})"
     add("--max-pixels", type=positive_int, metavar="N", help=larger)
 
@@ -216,6 +220,7 @@ def check(args: argparse.Namespace):
         (args.model, ("revision", "dtype"), "is for --model; leave it out"),
         (args.predictions, for_files, "is for --predictions; a model is scored on --data"),
         (args.truth, ("truth_suffix", "images"), "is for --truth; the data set has its own names and images"),
+        (args.truth, ("foreground",), "is for --truth; store the masks of a data set as 0 and 255"),
         (args.sheets, ("images",), "is for --sheets N; add --sheets, or leave --images out"),
         (args.out, ("sheets",), "needs a folder for the sheets; give --out"),
         (is_split_again, ("train_split",), "is for --data with --split-seed; add --split-seed, or leave it out"),
@@ -266,13 +271,13 @@ def find_train_split(args: argparse.Namespace) -> str:
 
 def evaluate_network(args, accelerator, dataset, protocol, workers, options):
     """Score a model; return rows, example loader, facts to print and keep."""
-    import numpy as np
-
     from ..api import load, weights_digest
-    from ..data.loading import read_pair
+    from ..data.loading import only_value, read_pair
     from ..data.masks import is_object
     from ..evaluation.networks import evaluate_model
 
+    if accelerator.is_main_process and (problem := only_value(dataset)):
+        logger.warning("%s, so the scores say little; check the data", problem)
     if args.limit:
         dataset = dataset.select(range(min(args.limit, len(dataset))))
     segmenter = load(args.model, accelerator.device, args.dtype, args.revision)
@@ -292,7 +297,7 @@ def evaluate_network(args, accelerator, dataset, protocol, workers, options):
 
     def load_example(index: int):
         _, image, mask = read_pair(dataset, index)
-        return image, is_object(np.asarray(mask)), segmenter.segment(image, refine=args.refine)
+        return image, is_object(mask), segmenter.segment(image, refine=args.refine)
 
     kept = {
         "model": args.model,
@@ -312,7 +317,7 @@ def evaluate_files(args, dataset, protocol, workers, options):
     truth = args.truth if dataset is None else dataset
     max_pixels = args.max_pixels or MAX_PIXELS
     files = (args.predictions, truth, args.truth_suffix, args.images)
-    folder = PredictionFolder(*files, args.only_matched, max_pixels, args.limit)
+    folder = PredictionFolder(*files, args.only_matched, max_pixels, args.limit, args.foreground)
     rows = folder.evaluate(protocol, workers, **options)
     changes = {f"num_{name}": sum(row[name] for row in rows) for name in ("converted", "resized", "mask_changed")}
     unmatched = {"without_truth": folder.without_truth, "without_prediction": folder.without_prediction}

@@ -4,7 +4,7 @@ import argparse
 import shlex
 
 from ..data.sources import SOURCES, SYNTHETIC_KINDS, SYNTHETIC_SPLITS
-from ..utils.arguments import count, positive_int
+from ..utils.arguments import FOREGROUND_HELP, class_ids, count, positive_int
 from ..utils.images import MAX_PIXELS
 
 
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         one.add_argument("--random-split", action="store_true", help="split at random, even if official splits exist")
         shares = "split at random with these shares, such as train=0.8 val=0.2"
         one.add_argument("--fractions", nargs="+", type=_parse_share, metavar="SPLIT=SHARE", help=shares)
+        one.add_argument("--foreground", type=class_ids, metavar="IDS", help=FOREGROUND_HELP)
         _add_limits(one, "pairs")
 
     one = names.add_parser("synthetic", help="generated scenes", description="Generate scenes in which objects hide.")
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace):
         print(f"left out: {len(report.problems)} unusable, {len(report.unlisted)} in no list")
         print(
             f"masks: {report.num_changed_masks} changed by the rule, "
-            f"{report.num_resized_masks} resized to their image, {report.num_empty_masks} empty"
+            f"{report.num_resized_masks} resized to their image, {report.num_empty_masks} empty, "
+            f"{len(report.vanished)} of them by the rule"
         )
     print(f"wrote {out}: " + ", ".join(f"{split} {done.num_examples}" for split, done in splits.items()))

@@ -11,6 +11,7 @@ from datasets import SplitInfo
 from tqdm import tqdm
 
 from .. import __version__
+from ..models.reading import Foreground
 from ..utils.errors import UserError
 from ..utils.images import MAX_PIXELS
 from .finders import FINDERS
@@ -43,6 +44,7 @@ def build(
     max_pixels: int = MAX_PIXELS,
     overwrite: bool = False,
     command: str = "",
+    foreground: Foreground | None = None,
     **options,
 ) -> Report:
     """Build a data set from its raw folder.
@@ -61,6 +63,7 @@ def build(
         max_pixels: Limit on width times height of a file. Larger ones are unusable.
         overwrite: Replace `out` if it is a data set built before.
         command: Command line for the card.
+        foreground: What is object if the masks are maps of classes, as for `to_mask`.
         options: Further arguments of the function in `FINDERS`.
 
     Raises:
@@ -78,7 +81,7 @@ def build(
         pairs = FINDERS[name](source if source is None else Path(source), **options)
         random_split = random_split or not any(pair.split for pair in pairs)
         wanted = [pair for pair in pairs if random_split or pair.split]
-        load = partial(load_pair, max_pixels=max_pixels, resize_masks=facts.resize_masks)
+        load = partial(load_pair, max_pixels=max_pixels, resize_masks=facts.resize_masks, foreground=foreground)
         report = check_pairs(wanted, load)
         report.unlisted = [pair.id for pair in pairs if not random_split and not pair.split]
         for id, reason in report.problems:
@@ -90,6 +93,7 @@ def build(
             )
         if not report.usable:
             raise UserError(f"none of {len(wanted)} pairs is usable; fix the files listed above")
+        _report_masks(report, foreground)
         report.split_rule = "the official lists or folders of the raw data"
         if random_split:
             fractions = fractions or facts.fractions
@@ -108,7 +112,7 @@ def build(
         sections = {
             "Source": facts.home,
             "Terms": facts.terms,
-            "How it was built": f"{_built_by(command)}\n{_facts(report, facts.resize_masks)}",
+            "How it was built": f"{_built_by(command)}\n{_facts(report, facts.resize_masks, foreground)}",
             "Pairs left out": "\n".join(f"- `{id}`: {reason}" for id, reason in report.problems) or "None.",
         }
         write_card(folder, report.splits, facts.title, facts.license, [name], sections)
@@ -125,15 +129,49 @@ def _row(loaded: LoadedPair) -> dict:
     return make_row(loaded.image_bytes, pair.image.name, encode_mask(loaded.mask), pair.id, pair.source)
 
 
-def _facts(report: Report, resize_masks: bool) -> str:
+def _report_masks(report: Report, foreground: Foreground | None):
+    """Log what the rule for masks does to a whole set.
+
+    Raises:
+        UserError: If no mask holds a class of `foreground`.
+    """
+    if len(report.usable) == report.num_empty_masks:
+        if foreground is not None:
+            raise UserError(
+                f"no mask holds a class of --foreground {_spelled(foreground)}; give ids that the masks hold"
+            )
+        logger.warning("no mask shows an object; if that is wrong, check the mask files")
+    if len(report.usable) == report.num_full_masks:
+        logger.warning("every pixel of every mask is object; if that is wrong, check the mask files")
+    if report.vanished:
+        names = ", ".join(report.vanished[:3]) + ", ..." * (len(report.vanished) > 3)
+        logger.warning(
+            "%d masks hold gray levels but none above half, so they show no object (%s); if wrong, stretch them",
+            *(len(report.vanished), names),
+        )
+    others = sorted(report.object_values - {255, 65535})
+    if foreground is None and len(others) > 1:
+        values = ", ".join(f"{value:g}" for value in others)
+        logger.warning("the object has the value %s, one in each mask; for a map of classes give --foreground", values)
+
+
+def _spelled(foreground: Foreground) -> str:
+    return foreground if foreground == "any" else ",".join(map(str, foreground))
+
+
+def _facts(report: Report, resize_masks: bool, foreground: Foreground | None) -> str:
     """List for the card how images and masks became what they are."""
     repeats = ": " + "; ".join(" = ".join(names) for names in report.repeats) if report.repeats else ""
+    rule = (
+        "If a mask file holds one value beside 0, that is object. Otherwise a pixel is object above half of white. Of "
+        "colors the brightest channel counts."
+    )
+    if foreground is not None:
+        rule = f"Object are the classes {_spelled(foreground)} of the mask files."
     facts = [
         f"Splits: {report.split_rule}.",
         "Images are the bytes of the original files.",
-        "Masks are PNG, one channel, 0 and 255. A pixel is object if the brightest channel of the mask file is above "
-        "127 of 255. In 16-bit files, and if the largest value is 1, that means above half. Transparency counts as "
-        "black. In a palette of colors, index 0 is background. Several masks of an image are joined.",
+        f"Masks are PNG, one channel, 0 and 255. {rule} Several masks of an image are joined.",
         f"{report.num_changed_masks} mask(s) held other values than 0 and 255 and were changed by this rule.",
         f"{report.num_empty_masks} mask(s) show no object.",
         f"{len(report.unlisted)} name(s) are in no list and were left out.",

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..models.image_processing_unconceal import to_rgb
+from ..models.reading import say_first_page, to_rgb
 from ..utils.errors import UserError, one_line
 from ..utils.images import MAX_PIXELS, open_image
 
@@ -42,6 +42,7 @@ def read_image(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> I
 def read_upright(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image file upright, with the errors of `decoding`."""
     with decoding(source, max_pixels) as image:
+        say_first_page(image)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)  # not in place, it would copy every image
         return image

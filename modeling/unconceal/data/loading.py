@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets.config
+import numpy as np
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from PIL.Image import DecompressionBombError, Image
 
 from .. import __version__
-from ..models.image_processing_unconceal import to_mask, to_rgb
+from ..models.reading import to_mask, to_rgb
 from ..utils.errors import UserError, one_line
 from ..utils.files import data_set_path, is_folder, is_hub_id
+from .masks import is_object, one_value
 from .write import DATA_COLUMNS
 
 
@@ -101,6 +103,24 @@ def read_pair(dataset: Dataset, index: int) -> tuple[dict[str, Any], Image, Imag
         return row, to_rgb(row["image"]), to_mask(row["mask"])
     except (ValueError, OSError, DecompressionBombError) as error:
         raise UnreadableSample(f"{row_name(dataset, index)}: {one_line(error)}") from error
+
+
+def only_value(dataset: Dataset) -> str | None:
+    """Return what `one_value` says of the masks of a split.
+
+    Raises:
+        UserError: If one of the masks that decide it cannot be read.
+    """
+    masks = dataset.select_columns(["mask"])  # otherwise the images are decoded, too
+
+    def read() -> Iterator[np.ndarray]:
+        for index in range(len(masks)):
+            try:
+                yield is_object(to_mask(masks[index]["mask"]))
+            except (ValueError, OSError, DecompressionBombError) as error:
+                raise UserError(f"cannot read the data: {row_name(dataset, index)}: {one_line(error)}") from error
+
+    return one_value(read())
 
 
 def row_name(dataset: Dataset, index: int) -> str:

@@ -1,75 +1,97 @@
-"""Read mask files by one rule for all data sets.
+"""Read ground truth masks by one rule for all data sets.
 
-A pixel is object if its value is above half of the full scale: above 127 in an 8-bit mask. `is_object` is this rule.
-
-A mask file of any mode becomes one gray value a pixel, as the processor's `to_mask` does it. Only the scale is found
-for each file: the smallest of 1, 255 and 65535 that no pixel exceeds. If a mask must be resized, its gray values are
-resized before the comparison. Linear resizing cannot put object pixels outside the object of the file.
+A mask of any kind becomes 8-bit gray by `to_mask`. A pixel is object if its gray value is above 127 (`is_object`). If
+a mask must be resized, its gray values are resized before the comparison. Linear resizing cannot put object pixels
+outside the object of the file.
 """
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ..models.image_processing_unconceal import to_mask
+from ..models.reading import Foreground, UnclearMask, distinct, mask_levels, to_mask
 from ..utils.errors import UserError
 from ..utils.images import MAX_PIXELS
 from .image_files import read_upright
-
-
-FULL_SCALES = (1, 255, 65535)
 
 
 class UnusablePair(UserError):
     """Error for an unusable image or mask; the message is the reason."""
 
 
-def is_object(gray: np.ndarray, full_scale: int = 255) -> np.ndarray:
-    """Return where gray values are above half of full scale."""
-    return gray > full_scale * 127 / 255
+class TrueMask(NamedTuple):
+    """Object mask of a file, and how it came about."""
+
+    mask: np.ndarray  # (H, W), boolean
+    is_changed: bool  # the file held other values than 0 and 255
+    is_resized: bool
+    has_vanished: bool  # the file held gray levels, but none above half
+    object_value: int | None  # the only value beside 0, if there is one
 
 
-def is_black_and_white(gray: np.ndarray) -> bool:
-    """Return whether all gray values are 0 or 255."""
-    return bool(((gray == 0) | (gray == 255)).all())
+def is_object(gray: Image.Image | np.ndarray) -> np.ndarray:
+    """Return where the gray values of `to_mask` are above half."""
+    return np.asarray(gray) > 127
 
 
 def read_mask(
-    path: Path, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
-) -> tuple[np.ndarray, bool, bool]:
-    """Read a mask file.
+    source: Path | Image.Image,
+    size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    foreground: Foreground | None = None,
+) -> TrueMask:
+    """Read the mask of a ground truth.
 
     Args:
-        path: Mask file of any mode: 1-bit, gray, palette, color, with alpha, 16-bit.
+        source: File of any mode (1-bit, gray, palette, color, with alpha, 16-bit), or such an image.
         size: Width and height. A mask of the same aspect is resized to it, any other keeps its size.
-        max_pixels: Limit on width times height.
-
-    Returns:
-        Object mask (H, W), boolean; whether the file held other values than 0 and 255; whether it was resized.
+        max_pixels: Limit on width times height of a file.
+        foreground: As for `to_mask`.
 
     Raises:
-        UnusablePair: If the file cannot be read or its values exceed 65535.
+        UnusablePair: If the file cannot be read, or its values do not tell what is object.
     """
+    name = source.name if isinstance(source, Path) else "the mask"
     try:
-        image = read_upright(path, max_pixels)
-    except UserError as error:
-        raise UnusablePair(f"{path.name} cannot be read: {error}") from error
-    # Deep gray keeps its own scale.
-    gray = np.asarray(image if image.mode.startswith(("I", "F")) else to_mask(image))
-    full_scale = next((scale for scale in FULL_SCALES if gray.max() <= scale), None)
-    if full_scale is None or gray.min() < 0:
-        raise UnusablePair(
-            f"{path.name} holds values from {gray.min()} to {gray.max()}, expected 0 to 65535; save it as 8-bit gray"
-        )
-    changed = not is_black_and_white(gray)
-    stored = gray.shape[::-1]
-    resized = size is not None and size != stored and have_one_aspect(size, stored)
+        image = read_upright(source, max_pixels) if isinstance(source, Path) else source
+        levels, has_ids = mask_levels(image)
+        gray = to_mask(image, foreground)
+    except UnclearMask as error:
+        raise UnusablePair(f"{name}: {error}") from error
+    except (UserError, ValueError, OSError) as error:
+        raise UnusablePair(f"{name} cannot be read: {error}") from error
+    values = distinct(levels)
+    objects = values[values > 0]
+    resized = size is not None and size != gray.size and have_one_aspect(size, gray.size)
     if resized:
         # Linear, not cubic: it cannot overshoot, and a mask of two values comes nearer to its true outline.
-        gray = np.asarray(Image.fromarray(gray.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
-    return is_object(gray, full_scale), changed, resized
+        gray = Image.fromarray(np.asarray(gray, np.float32)).resize(size, Image.Resampling.BILINEAR)
+    mask = is_object(gray)
+    return TrueMask(
+        mask,
+        is_changed=not (has_ids or levels.dtype == bool or np.isin(objects, 255).all()),
+        is_resized=resized,
+        has_vanished=foreground is None and not resized and len(objects) > 0 and not mask.any(),
+        object_value=objects[0] if len(objects) == 1 and levels.dtype != bool else None,
+    )
+
+
+def one_value(masks: Iterable[np.ndarray]) -> str | None:
+    """Return what is wrong if masks are all object or all background.
+
+    No more masks are read than decide it.
+    """
+    has_object = has_background = False
+    for mask in masks:
+        has_object |= bool(mask.any())
+        has_background |= not mask.all()
+        if has_object and has_background:
+            return None
+    return "every pixel of every mask is object" if has_object else "no mask shows an object"
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

@@ -12,10 +12,11 @@ from datasets import SplitInfo
 from PIL import Image
 from tqdm import tqdm
 
+from ..models.reading import Foreground
 from ..utils.errors import UserError
 from ..utils.images import MAX_PIXELS, open_image, size_text
 from .image_files import read_upright
-from .masks import UnusablePair, read_mask
+from .masks import TrueMask, UnusablePair, read_mask
 
 
 DIGEST_ROWS = 64
@@ -41,8 +42,7 @@ class LoadedPair:
     image_bytes: bytes  # the unchanged file
     image: Image.Image  # upright
     mask: np.ndarray  # (H, W), boolean, of the size of the upright image
-    mask_changed: bool  # a mask file held other values than 0 and 255
-    mask_resized: bool  # a mask file had another size than the upright image
+    masks: tuple[TrueMask, ...]  # of each file
 
 
 @dataclass
@@ -55,6 +55,9 @@ class Report:
     num_changed_masks: int = 0  # usable pairs with a mask of other values than 0 and 255
     num_resized_masks: int = 0  # usable pairs with a mask that was resized to its image
     num_empty_masks: int = 0  # usable pairs without an object
+    num_full_masks: int = 0  # usable pairs without background
+    vanished: list[str] = field(default_factory=list)  # ids of empty masks whose file has gray levels, all dark
+    object_values: set[int] = field(default_factory=set)  # in files with one value beside 0
     unlisted: list[str] = field(default_factory=list)  # names in none of the official lists, left out
     split_rule: str = ""  # how the splits were made
     splits: dict[str, SplitInfo] = field(default_factory=dict)  # split name -> pairs and bytes written
@@ -71,10 +74,13 @@ def digest(image: Image.Image) -> str:
     return state.hexdigest()
 
 
-def load_pair(pair: Pair, max_pixels: int = MAX_PIXELS, resize_masks: bool = False) -> LoadedPair:
+def load_pair(
+    pair: Pair, max_pixels: int = MAX_PIXELS, resize_masks: bool = False, foreground: Foreground | None = None
+) -> LoadedPair:
     """Open a pair.
 
     `max_pixels` limits width times height of each file. `resize_masks` resizes masks of the image's aspect to it.
+    `foreground` is that of `to_mask`.
 
     Raises:
         UnusablePair: If a file is missing, too large or damaged, or if the sizes of image and mask do not fit.
@@ -88,9 +94,10 @@ def load_pair(pair: Pair, max_pixels: int = MAX_PIXELS, resize_masks: bool = Fal
         reason = getattr(error, "strerror", None) or error
         raise UnusablePair(f"{pair.image.name} cannot be read: {reason}") from error
     union = np.zeros((image.height, image.width), dtype=bool)
-    any_changed = any_resized = False
+    masks = []
     for path in pair.masks:
-        mask, changed, resized = read_mask(path, image.size if resize_masks else None, max_pixels)
+        masks.append(read_mask(path, image.size if resize_masks else None, max_pixels, foreground))
+        mask = masks[-1].mask
         if mask.shape != union.shape:
             with open_image(io.BytesIO(image_bytes), max_pixels) as stored:
                 turned = "" if stored.size == image.size else " after its EXIF orientation"
@@ -100,9 +107,7 @@ def load_pair(pair: Pair, max_pixels: int = MAX_PIXELS, resize_masks: bool = Fal
                 f"{size_text(image.size)}{turned}{other}"
             )
         union |= mask
-        any_changed |= changed
-        any_resized |= resized
-    return LoadedPair(pair, image_bytes, image, union, any_changed, any_resized)
+    return LoadedPair(pair, image_bytes, image, union, tuple(masks))
 
 
 def check_pairs(pairs: Iterable[Pair], load: Callable[[Pair], LoadedPair]) -> Report:
@@ -129,9 +134,12 @@ def check_pairs(pairs: Iterable[Pair], load: Callable[[Pair], LoadedPair]) -> Re
             continue
         report.usable.append(pair)
         report.digests[pair.id] = digest(loaded.image)
-        report.num_changed_masks += loaded.mask_changed
-        report.num_resized_masks += loaded.mask_resized
+        report.num_changed_masks += any(mask.is_changed for mask in loaded.masks)
+        report.num_resized_masks += any(mask.is_resized for mask in loaded.masks)
         report.num_empty_masks += not loaded.mask.any()
+        report.num_full_masks += bool(loaded.mask.all())
+        report.vanished += [pair.id] * any(mask.has_vanished for mask in loaded.masks)
+        report.object_values |= {mask.object_value for mask in loaded.masks} - {None}
         del loaded  # otherwise it stays in memory while the next is opened
     return report
 

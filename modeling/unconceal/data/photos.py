@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from ..models.image_processing_unconceal import to_rgb
+from ..models.reading import to_rgb
 from ..utils.errors import UserError
 from ..utils.images import MAX_PIXELS, size_text
 from .image_files import decoding, read_image
@@ -64,7 +64,8 @@ def read_photos(
                 raise UserError(f"it is {size_text(image.size)}, expected sides of {(size + 1) // 2} or more")
             avoided = np.zeros((GRID, GRID), dtype=np.uint8)
             if path.stem in masks:
-                avoided = _on_grid(Image.fromarray(read_mask(masks[path.stem], max_pixels=max_pixels)[0]).convert("L"))
+                mask = read_mask(masks[path.stem], max_pixels=max_pixels).mask
+                avoided = _on_grid(Image.fromarray(mask).convert("L"))
             photos.append(Photo(path, image.size, _on_grid(image), avoided))
         except UserError as error:
             problems.append((str(path), str(error)))

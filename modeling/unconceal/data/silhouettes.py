@@ -27,7 +27,7 @@ def read_shapes(folder: Path, max_pixels: int = MAX_PIXELS) -> tuple[list[bytes]
     shapes, problems = [], []
     for path in tqdm(find_images(folder), desc="checking shapes", unit="mask", disable=None):
         try:
-            mask = read_mask(path, max_pixels=max_pixels)[0]
+            mask = read_mask(path, max_pixels=max_pixels).mask
         except UserError as error:
             problems.append((str(path), str(error)))
             continue

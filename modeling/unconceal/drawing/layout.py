@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFont, ImageOps
 
-from ..models.image_processing_unconceal import to_rgb
+from ..models.reading import tag_srgb, to_rgb
 from ..utils.errors import UserError
 from ..utils.files import printable
 from ..utils.images import size_text
@@ -38,7 +38,7 @@ def overlay(
         band = pixels[top : top + BAND_ROWS]
         weight = alpha * mask[top : top + BAND_ROWS, :, None]  # (rows, W, 1)
         band[:] = np.rint(band + weight * (color - band))
-    return Image.fromarray(pixels)
+    return tag_srgb(Image.fromarray(pixels))
 
 
 def check_mask_size(mask: np.ndarray, image: Image.Image):

@@ -22,7 +22,7 @@ from skimage.measure import label, regionprops
 
 from ..evaluation.base import THRESHOLDS, check_image, to_unit
 from ..models.cutout import mask_to_image
-from ..models.image_processing_unconceal import to_rgb
+from ..models.reading import to_rgb
 from ..utils.errors import UserError
 from .layout import GAP, INK, LINE_HEIGHT, PAPER, paste_framed, shortened, wrapped
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .base import Protocol
+from .reading import mask_levels, scaled, to_mask, white_of_predictions
 
 
 CITATION = """\
@@ -24,9 +25,9 @@ CITATION = """\
 INPUTS = """
 Args:
     predictions: Soft masks (height, width): arrays or tensors of float32 or float64 in [0, 1], bool, or uint8 with 255
-        for object. Or 8-bit gray images, or paths of these.
+        for object. Or images, or paths of these. If all of them hold one value beside 0, that value is object.
     references: Ground truth masks of the same sizes, also arrays, tensors, images or paths: bool, 0 and 1, or 8-bit
-        gray with object above 127.
+        gray with object above 127. If one holds one value beside 0, that value is object.
 {options}
 
 Returns:
@@ -60,37 +61,28 @@ class ProtocolMetric(evaluate.Metric, ABC):
 
     def _compute(self, predictions: list[Image.Image], references: list[Image.Image], **options) -> dict[str, float]:
         options = self.protocol.options(**{**self.protocol.report_options, **options})
+        levels = [mask_levels(image)[0] for image in predictions]
+        whites = {
+            kind: white_of_predictions(one for one in levels if one.dtype == kind) for kind in (np.uint8, np.int32)
+        }
         rows = (
-            self.protocol.score_image(read_prediction(probs), read_reference(target), **options)
-            for probs, target in zip(predictions, references, strict=True)
+            self.protocol.score_image(
+                scaled(probs, whites.get(probs.dtype.type, 1)), read_reference(target), **options
+            )
+            for probs, target in zip(levels, references, strict=True)
         )
         return self.protocol.summarize(rows)
-
-
-def read_prediction(image: Image.Image) -> np.ndarray:
-    """Return a prediction as floating or uint8.
-
-    Raises:
-        ValueError: If the image is not 8-bit gray, bool or float.
-    """
-    if image.mode not in ("1", "L", "F"):
-        expected = "an array of float in [0, 1], bool or uint8, or an image in 8-bit gray (L)"
-        raise ValueError(f"got a prediction of mode {image.mode}, expected {expected}")
-    return np.asarray(image.convert("L") if image.mode == "1" else image)
 
 
 def read_reference(image: Image.Image) -> np.ndarray:
     """Return a ground truth mask as booleans.
 
-    Object is above 127, or above 0 if no value exceeds 1.
-
     Raises:
-        ValueError: If the image is not gray, or holds other values than a mask.
+        ValueError: If its values do not tell what is object, or if none is above half.
     """
-    values = np.asarray(image)
-    soft = image.mode == "F" and not np.isin(values, (0, 1)).all()
-    if values.ndim != 2 or image.mode == "P" or soft or values.min() < 0 or values.max() > 255:
-        got = f"mode {image.mode} with values from {values.min()} to {values.max()}"
-        expected = "an array of bool, of 0 and 1 or of uint8, or an image in 8-bit gray (L)"
-        raise ValueError(f"got a reference of {got}, expected {expected}")
-    return values > (127 if values.max() > 1 else 0)
+    mask = np.asarray(to_mask(image))
+    values = mask_levels(image)[0]
+    if values.any() and not (mask > 127).any():
+        got = f"values from {values.min():g} to {values.max():g}, none above half of white"
+        raise ValueError(f"got a reference with {got}, expected object and background; stretch it")
+    return mask > 127

@@ -6,30 +6,32 @@ The ground truth is a folder of masks or a prepared data set.
 data set it is the part of `id` after the last slash. Upper and lower case are equal.
 
 **Values of a prediction.** An 8-bit gray file is scored unchanged, with 255 for 1. Any other file is converted and
-counted. Gray of more bits is divided by 65535, and no value may exceed that. Floats must be in [0, 1]. `to_mask`
-converts all others: it takes the brightest of the colors and reads a palette of colors as a map of classes.
+counted, as `mask_levels` does it. Gray of more bits is divided by 65535, and floats must be in [0, 1]. If the files of
+the folder hold one value beside 0, such as 1, that value is 1. See `white_of_predictions`.
 
 **Size.** A prediction of another size than its ground truth is resized to it, bilinearly, and counted.
 
-**Values of a ground truth.** `data.masks.read_mask` reads it. Files with other values than 0 and 255 are counted.
+**Values of a ground truth.** `data.masks.read_mask` reads it. Files with other values than 0 and 255 are counted. The
+log says if such a file has no value above half, or if all masks are one value.
 """
 
 import logging
 import re
 from collections import defaultdict
-from functools import partial
+from collections.abc import Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.image_files import read_image
-from ..data.masks import is_black_and_white, is_object, read_mask
+from ..data.masks import TrueMask, one_value, read_mask
 from ..data.names import by_name, list_images
-from ..models.image_processing_unconceal import to_mask, to_rgb
+from ..models.reading import Foreground, mask_levels, needs_white, scaled, to_rgb, white_of_predictions
 from ..utils.errors import UserError, one_line
 from ..utils.images import MAX_PIXELS, open_image
 from .base import Protocol
@@ -63,6 +65,7 @@ class PredictionFolder:
         max_pixels: Limit on width times height of a file.
         limit: Number of pairs to score, from the first. The pairs `entries` are in the order of names or of the data
             set.
+        foreground: What is object if ground truth masks are maps of classes, as for `to_mask`.
 
     Raises:
         UserError: If a folder cannot be read, a name is ambiguous, or a file has no counterpart and `only_matched` is
@@ -78,8 +81,9 @@ class PredictionFolder:
         only_matched: bool = False,
         max_pixels: int = MAX_PIXELS,
         limit: int | None = None,
+        foreground: Foreground | None = None,
     ):
-        self.max_pixels = max_pixels
+        self.max_pixels, self.foreground = max_pixels, foreground
         self.dataset = truth if isinstance(truth, Dataset) else None
         if self.dataset is None:
             where, truths = str(truth), list_images(Path(truth), re.escape(truth_suffix))
@@ -141,16 +145,24 @@ class PredictionFolder:
             UserError: If a file cannot be read or used.
             ValueError: If the protocol has no such option.
         """
-        score = partial(_score_entry, protocol, protocol.options(**options), self.max_pixels)
+        if problem := one_value(self._read_truth(entry).mask for entry in self.entries):
+            logger.warning("%s, so the scores say little; check the ground truth", problem)
+        limits = (self.max_pixels, self.foreground, self.whites)
+        score = partial(_score_entry, protocol, protocol.options(**options), *limits)
         jobs = ((index, entry, self._truth(entry)) for index, entry in enumerate(self.entries))
         done = map_unordered(score, jobs, min(metric_workers, len(self.entries)))
-        return in_order(list(tqdm(done, "evaluate", len(self.entries), unit="image", disable=not progress)))
+        rows = in_order(list(tqdm(done, "evaluate", len(self.entries), unit="image", disable=not progress)))
+        vanished = [row["id"] for row in rows if row.pop("has_vanished")]
+        if vanished:
+            few = "%d ground truth masks hold gray levels but none above half, so they show no object (%s)"
+            logger.warning(few, len(vanished), _first_names(vanished))
+        return rows
 
     def load_example(self, index: int) -> tuple[Image.Image | None, np.ndarray, np.ndarray]:
         """Return image or None, ground truth and prediction of an entry."""
         entry = self.entries[index]
-        target, _ = read_ground_truth(self._truth(entry), self.max_pixels)
-        probs, *_ = read_prediction(entry.prediction, target.shape, self.max_pixels)
+        target = self._read_truth(entry).mask
+        probs, *_ = read_prediction(entry.prediction, target.shape, self.max_pixels, self.whites)
         if entry.image:
             try:
                 return read_image(entry.image, self.max_pixels), target, probs
@@ -159,34 +171,66 @@ class PredictionFolder:
         image = to_rgb(self.dataset[entry.truth]["image"]) if self.dataset is not None else None
         return image, target, probs
 
-    def _truth(self, entry: MaskPair) -> Path | np.ndarray:
+    def _truth(self, entry: MaskPair) -> Path | Image.Image:
         if self.dataset is None:
             return entry.truth
         # Select the column: otherwise the image is decoded, too.
-        return np.asarray(to_mask(self.dataset.select_columns("mask")[entry.truth]["mask"]))
+        return self.dataset.select_columns("mask")[entry.truth]["mask"]
+
+    def _read_truth(self, entry: MaskPair) -> TrueMask:
+        return read_ground_truth(self._truth(entry), entry.id, self.max_pixels, self.foreground)
+
+    @cached_property
+    def whites(self) -> dict[bool, int]:
+        """Return what means object in 8-bit files (True) and deeper ones (False)."""
+
+        def levels(has_8_bits: bool) -> Iterator[np.ndarray]:
+            for entry in self.entries:
+                values, _ = _prediction_levels(entry.prediction, self.max_pixels)
+                if needs_white(values) and (values.dtype == np.uint8) == has_8_bits:
+                    yield values
+
+        return {has_8_bits: white_of_predictions(levels(has_8_bits)) for has_8_bits in (True, False)}
 
 
-def read_ground_truth(truth: Path | np.ndarray, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bool]:
-    """Return a ground truth mask, and whether it had other values.
-
-    It is (H, W), boolean. The other values are those that differ from 0 and 255. `truth` is a mask file, or the gray
-    values of a data set's mask.
+def read_ground_truth(
+    truth: Path | Image.Image, id: str, max_pixels: int = MAX_PIXELS, foreground: Foreground | None = None
+) -> TrueMask:
+    """Read a mask file, or a mask of a data set.
 
     Raises:
-        UserError: If the file cannot be read.
+        UserError: If it cannot be read.
     """
-    if isinstance(truth, Path):
-        try:
-            return read_mask(truth, max_pixels=max_pixels)[:2]
-        except UserError as error:
-            raise UserError(f"{truth.parent}: {error}") from error
-    return is_object(truth), not is_black_and_white(truth)
+    try:
+        return read_mask(truth, max_pixels=max_pixels, foreground=foreground)
+    except UserError as error:
+        raise UserError(f"{truth.parent if isinstance(truth, Path) else id}: {error}") from error
+
+
+def _prediction_levels(path: Path, max_pixels: int) -> tuple[np.ndarray, str]:
+    """Return the values of a prediction, and its mode."""
+    try:
+        with open_image(path, max_pixels) as image:
+            return mask_levels(image)[0], image.mode
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # Pillow raises nearly any class on damaged files
+        raise UserError(f"{path} cannot be read as a mask: {one_line(error)}") from error
 
 
 def read_prediction(
-    path: Path, shape: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+    path: Path,
+    shape: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    whites: dict[bool, int] | None = None,
 ) -> tuple[np.ndarray, bool, bool]:
     """Read a prediction by the rules above.
+
+    Args:
+        path: Its file.
+        shape: (H, W) to which it is resized.
+        max_pixels: Limit on width times height of a file.
+        whites: `PredictionFolder.whites`, by default those of gray levels.
 
     Returns:
         (H, W), uint8, or float32 in [0, 1] if it was resized to `shape` or has more bits; whether it was converted,
@@ -195,17 +239,9 @@ def read_prediction(
     Raises:
         UserError: If the file cannot be read, or its values are not those of a prediction.
     """
-    try:
-        with open_image(path, max_pixels) as image:
-            mode = image.mode
-            if mode.startswith(("I", "F")):
-                values = np.asarray(ImageOps.exif_transpose(image), np.float32) / (65535 if mode[0] == "I" else 1)
-            else:
-                values = np.asarray(to_mask(image))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # Pillow raises nearly any class on damaged files
-        raise UserError(f"{path} cannot be read as a mask: {one_line(error)}") from error
+    levels, mode = _prediction_levels(path, max_pixels)
+    white = (whites or {True: 255, False: 65535})[levels.dtype == np.uint8] if levels.dtype.kind != "f" else 1
+    values = scaled(levels, white)
     if values.dtype != np.uint8 and not (values.min() >= 0 and values.max() <= 1):
         got = f"values from {values.min():g} to {values.max():g} (white is 1)"
         raise UserError(f"{path} holds {got}, expected [0, 1]; save probabilities, or 8-bit or 16-bit gray")
@@ -214,18 +250,24 @@ def read_prediction(
         probs = np.asarray(values, np.float32) / (255 if values.dtype == np.uint8 else 1)
         probs = Image.fromarray(probs).resize(shape[::-1], Image.Resampling.BILINEAR)
         values = np.asarray(probs).clip(0, 1)
-    return values, mode != "L", resized
+    return values, mode != "L" or white != 255, resized
 
 
 def _score_entry(
-    protocol: Protocol, options: dict[str, Any], max_pixels: int, job: tuple[int, MaskPair, Path | np.ndarray]
+    protocol: Protocol,
+    options: dict[str, Any],
+    max_pixels: int,
+    foreground: Foreground | None,
+    whites: dict[bool, int],
+    job: tuple[int, MaskPair, Path | Image.Image],
 ) -> dict[str, Any]:
     index, entry, truth = job
-    target, changed = read_ground_truth(truth, max_pixels)
-    probs, converted, resized = read_prediction(entry.prediction, target.shape, max_pixels)
+    target, changed, _, has_vanished, _ = read_ground_truth(truth, entry.id, max_pixels, foreground)
+    probs, converted, resized = read_prediction(entry.prediction, target.shape, max_pixels, whites)
     height, width = target.shape
     example = {"index": index, "id": entry.id, "source": entry.source, "height": height, "width": width}
     example |= {"converted": converted, "resized": resized, "mask_changed": changed}
+    example["has_vanished"] = has_vanished
     return score_job(protocol.score_image, options, (example, probs, target))
 
 

@@ -112,7 +112,7 @@ def _collate(
     for index in indices:
         row, image, mask = read_pair(dataset, index)
         facts = {"id": row["id"], "source": row["source"], "height": image.height, "width": image.width}
-        examples.append({**facts, "target": is_object(np.asarray(mask))})
+        examples.append({**facts, "target": is_object(mask)})
         images.append(image)
     pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
     if not keep_images:  # slow to send from a loader's process

@@ -6,6 +6,7 @@ from .base import Protocol
 from .evaluate_module import ProtocolMetric
 from .protocol_cod import score_image
 from .protocol_dis import PROTOCOL
+from .reading import to_mask
 
 
 class UnconcealDis(ProtocolMetric):

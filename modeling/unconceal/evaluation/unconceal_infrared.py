@@ -6,6 +6,7 @@ from .base import Protocol
 from .evaluate_module import ProtocolMetric
 from .protocol_infrared import PROTOCOL
 from .protocol_segmentation import score_image
+from .reading import to_mask
 
 
 class UnconcealInfrared(ProtocolMetric):

@@ -6,6 +6,7 @@ from .base import Protocol
 from .evaluate_module import ProtocolMetric
 from .protocol_lesion import PROTOCOL
 from .protocol_segmentation import score_image
+from .reading import to_mask
 
 
 class UnconcealLesion(ProtocolMetric):

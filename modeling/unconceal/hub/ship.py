@@ -9,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from datasets import Dataset
@@ -152,7 +151,7 @@ def draw_failures(segmenter: Segmenter, dataset: Dataset, counts: list[dict[str,
     for index in sorted(range(len(counts)), key=rank)[:NUM_FAILURES]:
         _, image, mask = read_pair(dataset, index)
         found = segmenter.segment(image, refine="never") > 0.5
-        cases.append(Outlined(f"IoU {counts[index]['iou']:.2f}", is_object(np.asarray(mask)), found))
+        cases.append(Outlined(f"IoU {counts[index]['iou']:.2f}", is_object(mask), found))
     return draw_outlines(cases)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .reading import MOST_CLASSES, tag_srgb
+
 
 # Large images are processed in blocks: side and margin in pixels. The estimate takes about 60 bytes a pixel: 24
 # megapixels need 1.7 GB at once, and 0.6 GB in blocks.
@@ -19,9 +21,14 @@ _one_at_a_time = Lock()  # numba's own threads, where it has no OpenMP, end the 
 
 
 def mask_to_image(mask: np.ndarray) -> Image.Image:
-    """Return a mask (H, W) in [0, 1] as 8-bit gray."""
+    """Return a mask (H, W) in [0, 1] as 8-bit gray.
+
+    A mask that stays below 3.5 percent is black: it shows no object, and its few gray levels could be read as ids of
+    classes (see reading.py).
+    """
     values = np.asarray(mask, np.float32) * 255
-    return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
+    values = np.rint(values, out=values).astype(np.uint8)
+    return Image.fromarray(values if values.max() > MOST_CLASSES else np.zeros_like(values))
 
 
 def make_cutout(image: Image.Image, opacity: Image.Image) -> Image.Image:
@@ -31,7 +38,7 @@ def make_cutout(image: Image.Image, opacity: Image.Image) -> Image.Image:
     """
     colors = Image.fromarray(object_colors(np.asarray(image), np.asarray(opacity)))
     colors.putalpha(opacity)
-    return colors
+    return tag_srgb(colors)
 
 
 def object_colors(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -1,114 +1,36 @@
 """Turn images into `pixel_values` and `labels`, and logits into masks.
 
-One processor serves every network. It uses Pillow and NumPy only: its numbers do not depend on torchvision. `to_rgb`
-and `to_mask` decide how a file of any kind is read, also for training.
+One processor serves every network. It uses Pillow and NumPy only: its numbers do not depend on torchvision. reading.py
+decides how a file of any kind is read.
 """
 
+import os
 from collections.abc import Iterable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput, PILImageResampling
+from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from transformers.processing_utils import ImagesKwargs
 
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as people see it: upright, 8-bit RGB.
-
-    - The EXIF orientation is applied. If it is damaged, the image stays as stored, as in a viewer.
-    - 16-bit gray is divided by 257, so white stays white; Pillow's own conversion clips at 255. Sensor counts of 12 or
-      14 bits in a 16-bit file become dark: stretch them first.
-    - 32-bit integer and float gray has no defined white: see `_to_uint8`.
-    - Transparent pixels become white, as in a viewer. The network never sees the colors that a file hides under them.
-
-    Raises:
-        ValueError: If the color mode cannot be converted, or if values are NaN or infinite.
-    """
-    image = _upright(image)
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_uint8(np.asarray(image))).convert("RGB")
-    if _has_alpha(image):
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), _to_rgba(image)).convert("RGB")
-    return image.convert("RGB")
+from .reading import to_mask, to_rgb, to_uint8
 
 
-def to_mask(image: Image.Image) -> Image.Image:
-    """Return a mask as 8-bit gray, 0 background to 255 object.
-
-    Depth and orientation follow the rules of `to_rgb`.
-
-    - The value is the brightest of red, green and blue: a mask may be drawn in pure red.
-    - Transparency counts as black: a mask may be drawn in white on a transparent layer.
-    - A palette of colors is a map of classes: index 0 is background, every other is object.
-
-    Raises:
-        ValueError: If the color mode cannot be converted, or if values are NaN or infinite.
-    """
-    image = _upright(image)
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_uint8(np.asarray(image)))
-    if image.mode == "P":
-        colors = np.asarray(image.convert("RGB"))
-        if (colors != colors[..., :1]).any():
-            return Image.fromarray(np.where(np.asarray(image) > 0, np.uint8(255), np.uint8(0)))
-    if _has_alpha(image):
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), _to_rgba(image))
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    return Image.fromarray(np.asarray(image.convert("RGB")).max(axis=-1))
+try:
+    from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+except ImportError:  # an older transformers
+    SemanticSegmentationPostProcessorOutput = BatchFeature
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    # Pillow raises nearly any class for damaged EXIF: SyntaxError, struct.error, TypeError, ...
-    except Exception:
-        return image
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    # Not `"A" in image.getbands()`: LAB has a band of that name.
-    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-
-
-def _to_rgba(image: Image.Image) -> Image.Image:
-    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # Pillow has no direct La -> RGBA
-
-
-def _to_uint8(values: np.ndarray) -> np.ndarray:
-    """Scale pixel values of any real type to uint8.
-
-    White is 1 for bool, 255 for uint8, 65535 for uint16. Other types do not define it: white is the first of 1 (floats
-    only), 255 and 65535 that no value exceeds. Values below 0 or above 65535 are stretched from minimum to maximum.
-    """
-    kind, size = values.dtype.kind, values.dtype.itemsize
-    if (kind, size) == ("u", 1):
-        return values
-    if kind == "b":
-        return values.astype(np.uint8) * 255
-    if (kind, size) == ("u", 2):
-        return np.rint(values * np.float32(1 / 257)).astype(np.uint8)
-    values = values.astype(np.float64)
-    if num_bad := values.size - np.isfinite(values).sum():
-        raise ValueError(
-            f"got {num_bad} of {values.size} pixel values that are NaN or infinite, expected finite numbers; "
-            "fill them in, or leave the image out"
-        )
-    low, high = values.min(), values.max()
-    whites = (1, 255, 65535) if kind == "f" else (255, 65535)
-    if low >= 0 and high <= whites[-1]:
-        low, high = 0, next(white for white in whites if high <= white)
-    return np.rint((values - low) * (255 / (high - low or 1))).astype(np.uint8)
-
-
-def _array_to_pil(array: np.ndarray | torch.Tensor, channels: str | None) -> Image.Image:
-    """Make an image of an array with 1, 3 or 4 channels.
+def _as_pixels(array: np.ndarray | torch.Tensor, channels: str | None) -> np.ndarray:
+    """Return an array as (H, W) or, with channels, (H, W, C).
 
     `channels` is "channels_first", "channels_last" or None. If None and both ends could be channels, a tensor has them
     first and an array last.
@@ -129,13 +51,25 @@ def _array_to_pil(array: np.ndarray | torch.Tensor, channels: str | None) -> Ima
             f"got an image of shape {tuple(shape)}, expected (H, W), or 1, 3 or 4 channels first or last; "
             "name their place with input_data_format if it is unclear"
         )
-    pixels = _to_uint8(array)  # rejects NaN, which has no minimum
-    if array.ndim == 3 and array.shape[-1] > 1 and array.min() < 0:
+    return array[..., 0] if array.shape[2:] == (1,) else array
+
+
+def _as_image(given: Image.Image | np.ndarray) -> Image.Image:
+    """Return an image, or one made of an array of `_as_pixels`."""
+    if isinstance(given, Image.Image):
+        return given
+    pixels = to_uint8(given)  # rejects NaN, which has no minimum
+    if given.ndim == 3 and given.min() < 0:
         raise ValueError(
-            f"got a color image with values from {array.min():g}, expected 0 to 1 or 0 to 255; "
+            f"got a color image with values from {given.min():g}, expected 0 to 1 or 0 to 255; "
             "pass the image before any normalization"
         )
-    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _is_rescaled(given: Image.Image | np.ndarray) -> bool:
+    """Return whether an input is an array of floats up to 1."""
+    return isinstance(given, np.ndarray) and given.dtype.kind == "f" and given.max() <= 1
 
 
 class NonFiniteLogits(ValueError):
@@ -154,6 +88,8 @@ class UnconcealImageProcessor(PilBackend):
 
     An image passes `to_rgb`. It is resized to `size` (Pillow, antialiased, without keeping the aspect ratio), then
     scaled by `rescale_factor` and normalized. A file, an array and a tensor of one image give the same `pixel_values`.
+    With `do_rescale=False` values keep the range in which they are given: floats in [0, 1] as they are, all others
+    from 0 to 255.
 
     Args:
         size: `{"height": int, "width": int}`, pixels.
@@ -185,9 +121,10 @@ class UnconcealImageProcessor(PilBackend):
 
     def _standardize_kwargs(self, channel_order: str = "rgb", mask_resample: int = 0, **kwargs) -> dict:
         kwargs = super()._standardize_kwargs(**kwargs)
-        if mask_resample not in list(PILImageResampling):
-            filters = ", ".join(f"{one.value} ({one.name.lower()})" for one in PILImageResampling)
-            raise ValueError(f"got mask_resample={mask_resample!r}, expected one of {filters}")
+        for name, way in (("mask_resample", mask_resample), ("resample", kwargs.get("resample"))):
+            if way is not None and way not in list(PILImageResampling):  # Pillow 13 has more filters than Pillow 12
+                filters = ", ".join(f"{one.value} ({one.name.lower()})" for one in PILImageResampling)
+                raise ValueError(f"got {name}={way!r}, expected one of {filters}")
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f'got channel_order={channel_order!r}, expected "rgb" or "bgr"')
         size = kwargs.get("size")
@@ -214,8 +151,8 @@ class UnconcealImageProcessor(PilBackend):
         Args:
             images: A PIL image, path or URL. Or an array or tensor (H, W), (H, W, C) or (C, H, W) of any real type,
                 with 1, 3 or 4 channels. Or a list of them, or a batch of four dimensions.
-            segmentation_maps: As many masks, of the same kinds. Three dimensions mean (B, H, W). 0 is background and
-                white is object: 255 in 8 bits, 1 in bool or float (see `to_mask`).
+            segmentation_maps: As many masks, of the same kinds. Three dimensions mean (B, H, W). 0 is background. What
+                is object is decided by the rule of `to_mask`.
             return_tensors: "pt" for tensors, "np" or None for arrays.
             **kwargs: Any option of the class, for this call only.
 
@@ -231,43 +168,48 @@ class UnconcealImageProcessor(PilBackend):
         self, images, segmentation_maps, *, input_data_format, return_tensors, **options
     ) -> BatchFeature:
         size = options["size"] if options["do_resize"] else None
-        images = [to_rgb(image) for image in self.to_pil(images, input_data_format)]
-        if not images:
+        pairs = [(to_rgb(_as_image(one)), _is_rescaled(one)) for one in self._each(images, input_data_format)]
+        if not pairs:
             raise ValueError("got no images, expected at least one")
-        data = {"pixel_values": self._normalized(_stack(images, size, options["resample"]), **options)}
+        images, are_rescaled = zip(*pairs, strict=True)
+        pixels = _stack(images, size, options["resample"])
+        data = {"pixel_values": self._normalized(pixels, np.array(are_rescaled), **options)}
         if segmentation_maps is not None:
-            masks = [to_mask(mask) for mask in self.to_pil(segmentation_maps, input_data_format, are_masks=True)]
+            given = self._each(segmentation_maps, input_data_format, are_masks=True)
+            masks = [to_mask(one if getattr(one, "ndim", 2) == 2 else _as_image(one)) for one in given]
             if len(masks) != len(images):
                 raise ValueError(f"got {len(images)} images and {len(masks)} segmentation maps, expected one for each")
-            if any(mask.getextrema()[1] == 1 for mask in masks):
-                raise ValueError(
-                    "got a mask of values 0 and 1, expected 0 and 255; multiply it by 255 or make it bool"
-                )
             data["labels"] = _stack(masks, size, options["mask_resample"]).astype(np.float32) / np.float32(255)
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def to_pil(self, images, channels: str | None = None, are_masks: bool = False) -> Iterator[Image.Image]:
-        """Yield the images or masks of any input of `preprocess`.
+    def to_pil(self, images, channels: str | None = None) -> Iterator[Image.Image]:
+        """Yield the images of any input of `preprocess`.
 
         Args:
             images: As for `preprocess`.
             channels: "channels_first", "channels_last" or None.
-            are_masks: Whether an array of three dimensions is (B, H, W).
 
         Raises:
             ValueError: If an input is of another kind, or a file does not exist.
         """
+        yield from map(_as_image, self._each(images, channels))
+
+    def _each(self, images, channels: str | None, are_masks: bool = False) -> Iterator[Image.Image | np.ndarray]:
+        """Yield images, and arrays as (H, W) or (H, W, C).
+
+        Three dimensions of masks are (B, H, W).
+        """
         if isinstance(images, (list, tuple)):
             for image in images:
-                yield from self.to_pil(image, channels, are_masks)
+                yield from self._each(image, channels, are_masks)
         elif isinstance(images, Image.Image):
             yield images
         elif isinstance(images, (np.ndarray, torch.Tensor)):
             if images.ndim == 4 or (are_masks and images.ndim == 3 and images.shape[-1] != 1):
                 for image in images:
-                    yield from self.to_pil(image, channels, are_masks)
+                    yield from self._each(image, channels, are_masks)
             else:
-                yield _array_to_pil(images, channels)
+                yield _as_pixels(images, channels)
         elif isinstance(images, str) and images.startswith(("http://", "https://", "data:image/")):
             yield self.fetch_images(images)
         elif isinstance(images, (str, Path)):
@@ -281,7 +223,16 @@ class UnconcealImageProcessor(PilBackend):
 
     @staticmethod
     def _normalized(
-        pixels: np.ndarray, *, channel_order, do_rescale, rescale_factor, do_normalize, image_mean, image_std, **_
+        pixels: np.ndarray,
+        are_rescaled,
+        *,
+        channel_order,
+        do_rescale,
+        rescale_factor,
+        do_normalize,
+        image_mean,
+        image_std,
+        **_,
     ) -> np.ndarray:
         """Normalize uint8 RGB (B, H, W, 3) to (B, 3, H, W)."""
         if channel_order == "bgr":
@@ -290,6 +241,8 @@ class UnconcealImageProcessor(PilBackend):
         pixels = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")
         if do_rescale:
             pixels *= np.float32(rescale_factor)
+        elif are_rescaled.any():
+            pixels[are_rescaled] *= np.float32(1 / 255)
         if do_normalize:
             pixels -= np.asarray(image_mean, np.float32).reshape(-1, 1, 1)
             pixels /= np.asarray(image_std, np.float32).reshape(-1, 1, 1)
@@ -335,20 +288,34 @@ class UnconcealImageProcessor(PilBackend):
         return masks
 
     def post_process_semantic_segmentation(
-        self, outputs, target_sizes: Iterable | None = None, threshold: float = 0.5
-    ) -> list[torch.Tensor]:
+        self,
+        outputs,
+        target_sizes: Iterable | None = None,
+        threshold: float = 0.5,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Return the class ids of each image: 0 background, 1 object.
 
         `pipeline("image-segmentation")` calls this. Arguments and errors are those of `post_process_masks`. A pixel is
         object if its probability is above `threshold`.
 
         Returns:
-            B tensors (height, width), int64.
+            B tensors (height, width), int64. With `return_segmentation_scores` B objects with this `segmentation` and
+            `segmentation_scores`, the probabilities of background and object, (2, height, width).
         """
-        return [(mask > threshold).long() for mask in self.post_process_masks(outputs, target_sizes)]
+        masks = self.post_process_masks(outputs, target_sizes)
+        maps = [(mask > threshold).long() for mask in masks]
+        if not return_segmentation_scores:
+            return maps
+        return [
+            SemanticSegmentationPostProcessorOutput(
+                {"segmentation": ids, "segmentation_scores": torch.stack([1 - mask, mask])}
+            )
+            for ids, mask in zip(maps, masks, strict=True)
+        ]
 
 
-def _stack(images: list[Image.Image], size, resample: int) -> np.ndarray:
+def _stack(images: Iterable[Image.Image], size, resample: int) -> np.ndarray:
     """Make one array of images, resized if there is a `size`."""
     if size:
         images = [image.resize((size.width, size.height), resample) for image in images]
@@ -357,3 +324,24 @@ def _stack(images: list[Image.Image], size, resample: int) -> np.ndarray:
         got = ", ".join(f"{width}x{height}" for width, height in sizes)
         raise ValueError(f"got images of {got}, expected one size; set do_resize=True")
     return np.stack([np.asarray(image) for image in images])
+
+
+def _read_in_pipelines():
+    """Let `pipeline("image-segmentation")` read images and files by `to_rgb`.
+
+    Its own reading makes 16-bit gray white, and it has no hook. Pipelines of other models stay as they are.
+    """
+    preprocess = ImageSegmentationPipeline.preprocess
+
+    @wraps(preprocess)
+    def read_and_preprocess(self, image, *args, **kwargs):
+        # `Path.is_file` raises an error for an image as text in base64.
+        is_read_here = isinstance(image, Image.Image) or (isinstance(image, str) and os.path.isfile(image))  # noqa: PTH113
+        if is_read_here and isinstance(self.image_processor, UnconcealImageProcessor):
+            (image,) = map(to_rgb, self.image_processor.to_pil(image))
+        return preprocess(self, image, *args, **kwargs)
+
+    ImageSegmentationPipeline.preprocess = read_and_preprocess
+
+
+_read_in_pipelines()

@@ -13,9 +13,9 @@ from transformers.pipelines.base import Pipeline
 from transformers.utils import ModelOutput
 
 from .cutout import make_cutout, mask_to_image
-from .image_processing_unconceal import to_mask, to_rgb
 from .memory import keep_freed_memory
 from .predict import predict_masks
+from .reading import mask_levels, needs_white, scaled, to_rgb, white_of_predictions
 from .refine import check_refine
 from .unfolding import Unfolding, unfold
 
@@ -89,7 +89,8 @@ class SoftMaskPipeline(Pipeline):
 
         Args:
             image: Any image that the pipeline accepts.
-            mask: Mask of the upright size: a PIL image, white for object, or an array or tensor (H, W) in [0, 1].
+            mask: Mask of the upright size: a PIL image, or an array or tensor (H, W). Floats up to 1 are soft, with 1
+                for object. If all others hold one value beside 0, that is object; otherwise white is 255.
 
         Raises:
             ValueError: If the mask has another size, or if either is not an image.
@@ -156,14 +157,14 @@ class SoftMaskPipeline(Pipeline):
 
 def _opacity(mask: Any) -> Image.Image:
     """Return a mask of any kind as 8-bit gray."""
-    if isinstance(mask, Image.Image):
-        return to_mask(mask)
     if isinstance(mask, torch.Tensor):
-        mask = mask.detach().cpu().float().numpy()  # NumPy has no bfloat16
-    if not isinstance(mask, np.ndarray):
+        mask = mask.detach().cpu()
+        mask = (mask.float() if mask.is_floating_point() else mask).numpy()  # NumPy has no bfloat16
+    if not isinstance(mask, (Image.Image, np.ndarray)):
         raise ValueError(f"got a mask of {type(mask).__name__}, expected a PIL image, an array or a tensor")
-    if mask.ndim != 2 or not mask.size:
+    if isinstance(mask, np.ndarray) and (mask.ndim != 2 or not mask.size):
         raise ValueError(f"got a mask of shape {mask.shape}, expected (height, width)")
-    if not (mask.min() >= 0 and mask.max() <= 1):  # also refuses NaN
-        raise ValueError(f"got a mask with values from {mask.min():g} to {mask.max():g}, expected 0 to 1")
-    return mask_to_image(mask)
+    levels, _ = mask_levels(mask)
+    # A soft mask may be dark, so this is the rule for predictions.
+    probs = scaled(levels, white_of_predictions([levels]) if needs_white(levels) else 1)
+    return Image.fromarray(probs) if probs.dtype == np.uint8 else mask_to_image(probs)

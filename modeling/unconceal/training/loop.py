@@ -45,6 +45,7 @@ from .start import (
     build_processor,
     check_compiler,
     check_folder,
+    check_masks,
     check_start,
     choose_precision,
     claim_folder,
@@ -114,6 +115,8 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
         if recipe.data.weights:
             sizes = [len(one[recipe.data.train_split]) for one in sets]
             mixture = Mixture(sizes, recipe.data.weights, recipe.seed)
+        if state.is_main_process:
+            check_masks(splits, recipe.data, tasks)
         check_start(recipe, tasks[0], resume, splits)
         if recipe.compile:
             check_compiler(state.device)

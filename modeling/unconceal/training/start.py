@@ -19,7 +19,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 from yaml import YAMLError
 
-from ..data.loading import row_name
+from ..data.loading import only_value, row_name
 from ..data.mixing import join_sets, load_sets
 from ..hub.encoders import PACKAGED, packaged_encoder
 from ..hub.shipped import resolve
@@ -58,6 +58,23 @@ def open_sets(recipe: DataRecipe) -> list[dict[str, Dataset]]:
         UserError: If one cannot be used.
     """
     return load_sets(recipe.paths, recipe.train_split, recipe.eval_split, recipe.split_seed)
+
+
+def check_masks(splits: dict[str, Dataset], recipe: DataRecipe, tasks: list[str]):
+    """Check that masks show an object and its background.
+
+    Raises:
+        UserError: If all masks for training a segmentation are one value, or if one cannot be read.
+    """
+    if "segmentation" not in tasks:
+        return
+    if problem := only_value(splits[recipe.train_split]):
+        raise UserError(
+            f"split {recipe.train_split} of {', '.join(recipe.paths)}: {problem}, so there is nothing to learn; "
+            "check its masks"
+        )
+    if problem := only_value(splits[recipe.eval_split]):
+        logger.warning("split %s: %s, so its scores say little", recipe.eval_split, problem)
 
 
 def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool):

@@ -11,6 +11,16 @@ def probability(text: str) -> float:
     return value
 
 
+FOREGROUND_HELP = "for masks that are maps of classes: the ids of the object, such as 1,2, or any for all but 0"
+
+
+def class_ids(text: str) -> str | list[int]:
+    """Parse ids of classes such as 1,2, or any."""
+    if text != "any" and not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected ids such as 1,2, or any for all but 0")
+    return text if text == "any" else [int(part) for part in text.split(",")]
+
+
 def positive_int(text: str) -> int:
     """Parse a whole number from 1."""
     return count(text, least=1)
