@@ -363,17 +363,14 @@ def test_outputs_say_that_they_are_srgb():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
-def test_the_first_page_is_used_and_said_once(kind, caplog):
+def test_the_first_page_is_used_and_said_once(kind, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    reading._say_pages.cache_clear()
+    reading._said.clear()
     pages = [Image.new("RGB", (20, 10), color) for color in ("black", "white")]
     for _ in range(2):
-        file = io.BytesIO()
-        pages[0].save(file, kind, save_all=True, append_images=pages[1:])
-        assert to_rgb(Image.open(file)).getpixel((3, 3)) == (0, 0, 0)
-    to_rgb(pages[1])
-    assert [message for message in caplog.messages if "only the first is used" in message] == caplog.messages[:1]
-    assert len(caplog.messages) == 1
+        pages[0].save(tmp_path / "pages", kind, save_all=True, append_images=pages[1:])
+        assert to_rgb(Image.open(tmp_path / "pages")).getpixel((3, 3)) == (0, 0, 0)
+    assert caplog.messages == ["pages has several pages or frames; only the first is used, here and in all such files"]
 
 
 # ---- preprocessing -----------------------------------------------------------------------------------------------

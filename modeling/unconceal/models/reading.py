@@ -20,6 +20,7 @@ import io
 import logging
 from collections.abc import Iterable
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ LARGEST_ID = 63  # next to a border of 255
 SAME_COLOR = 2  # levels of 255 by which profiles of one color space differ
 Foreground = Literal["any"] | list[int]
 logger = logging.getLogger(__name__)
+_said: list[str] = []  # the file with several pages that the log has named
 
 
 class UnclearMask(ValueError):
@@ -133,13 +135,9 @@ def say_first_page(image: Image.Image):
         has_pages = getattr(image, "is_animated", False)
     except Exception:  # a closed or damaged file, which decoding reports
         return
-    if has_pages:
-        _say_pages()
-
-
-@cache
-def _say_pages():
-    logger.warning("an image file has several pages or frames; only the first is used, in this file and in all others")
+    if has_pages and not _said:
+        _said.append(Path(getattr(image, "filename", "")).name or "an image")
+        logger.warning("%s has several pages or frames; only the first is used, here and in all such files", _said[0])
 
 
 def _has_alpha(image: Image.Image) -> bool:
