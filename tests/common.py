@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from unconceal import UnconcealImageProcessor
@@ -226,6 +227,13 @@ class PretrainedTester:
         model.initialize_weights()
         assert [name for name, tensor in tensors.items() if not (tensor.isfinite() & (tensor != -1)).all()] == []
 
+    def test_buffers_have_values_without_initialization(self):
+        expected = dict(self.make_model().named_buffers())
+        with no_init_weights():
+            model = self.model_class(self.make_config())
+        for name, buffer in model.named_buffers():
+            assert torch.equal(buffer, expected[name]), name
+
     # ---- saving, loading and copying --------------------------------------------------------------------------------
 
     def test_weights_in_many_files_and_partly_on_disk(self, tmp_path):
@@ -275,11 +283,10 @@ class PretrainedTester:
             config.get("backbone_config", {}).pop("dtype", None)
         assert configs[0] == configs[1]
 
-    @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
     def test_copies_are_equal_and_independent(self):
         model, pixel_values = self.make_lively_model(), self.make_inputs()["pixel_values"]
         prediction, state = self.predict(model, pixel_values), copy.deepcopy(model.state_dict())
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(self.predict(twin, pixel_values), prediction)
             twin.train()
@@ -443,7 +450,6 @@ class ModelTester(PretrainedTester):
         assert pixel_values.grad.isfinite().all()
         assert (pixel_values.grad != 0).float().mean() > 0.9
 
-    @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
     def test_everything_but_a_frozen_encoder_learns(self):
         model = self.make_model().train()
         if not model.has_backbone:
@@ -451,7 +457,7 @@ class ModelTester(PretrainedTester):
         model.backbone.requires_grad_(False)
         rest = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert not any(name.startswith("backbone.") for name in rest)
-        for prepare in (lambda: None, model.gradient_checkpointing_enable):
+        for prepare in (lambda: None, model.activation_checkpointing_enable):
             prepare()
             model.zero_grad()
             model(**self.make_inputs()).loss.backward()
@@ -472,7 +478,6 @@ class ModelTester(PretrainedTester):
             losses.append(loss.item())
         assert losses[-1] < 0.95 * losses[0], losses
 
-    @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
     @pytest.mark.parametrize("options", [{"use_reentrant": False}, {"use_reentrant": True}])
     def test_gradient_checkpointing_gives_the_same_numbers(self, options):
         model = self.make_model().train()
@@ -502,22 +507,21 @@ class ModelTester(PretrainedTester):
             return loss.detach(), gradients, buffers, calls
 
         *plain, calls_plain = run()
-        model.gradient_checkpointing_enable(options)
+        model.activation_checkpointing_enable(options)
         *saving, calls_saving = run()
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
         *again, calls_again = run()
         assert calls_saving > calls_plain > 0, "nothing was recomputed"
         assert calls_again == calls_plain
         torch.testing.assert_close(saving, plain, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(again, plain, atol=0, rtol=0)
 
-    @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_.*deprecated:FutureWarning")
     def test_gradient_checkpointing_learns_the_same_statistics_without_gradients(self):
         statistics = []
         for is_saving in (False, True):
             model = self.make_model().train()
             if is_saving:
-                model.gradient_checkpointing_enable()
+                model.activation_checkpointing_enable()
             with torch.no_grad():
                 model(**self.make_inputs())
             statistics.append(dict(model.named_buffers()))

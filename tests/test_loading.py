@@ -107,6 +107,14 @@ def test_soft_pipeline_runs_no_code_of_the_folder(folder, image, expected, optio
     torch.testing.assert_close(probs, exact, rtol=0, atol=0.2 if "dtype" in options else 1e-4)
 
 
+def test_hard_pipeline_does_not_ask_to_run_code(folder, image, monkeypatch):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "n")
+    masks = pipeline("image-segmentation", model=str(folder))(image)
+    assert {mask["label"] for mask in masks} <= {"background", "object"} and masks
+    assert asked == []
+
+
 def without_code(folder):
     for path in folder.glob("*.py"):
         path.unlink()

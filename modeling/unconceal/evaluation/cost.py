@@ -246,7 +246,7 @@ def _training(case: Measurement) -> Callable:
     if case.form == "channels_last":
         model, pixel_values = (each.to(memory_format=torch.channels_last) for each in (model, pixel_values))
     if case.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     labels = (torch.rand_like(pixel_values[:, 0]) < 0.1).float()
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-4)
 

@@ -64,6 +64,13 @@ class OpdsConvNormAct(nn.Sequential):
         )
 
 
+def initial_bases(shape: torch.Size) -> Tensor:
+    """Return the bases (channels, bases) that every factorization starts from."""
+    # From one seed and on the CPU, so that all networks and devices get the same ones.
+    generator = torch.Generator("cpu").manual_seed(0)
+    return F.normalize(torch.rand(shape, generator=generator, device="cpu", dtype=torch.float32), dim=0)
+
+
 class OpdsMatrixFactorization(nn.Module):
     """Non-negative matrix factorization of the features of each image (Hamburger).
 
@@ -78,6 +85,7 @@ class OpdsMatrixFactorization(nn.Module):
         super().__init__()
         self.train_steps, self.eval_steps = config.train_steps, config.eval_steps
         self.register_buffer("bases", torch.empty(channels, config.num_bases))
+        self.bases.copy_(initial_bases(self.bases.shape))  # also for callers that skip `_init_weights`
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map non-negative (B, C, H, W) to their reconstruction."""
@@ -165,10 +173,7 @@ class OpdsPreTrainedModel(UnconcealBackboneModel):
     def _init_weights(self, module: nn.Module):
         """Initialize `module`: convolutions as PyTorch does, bases from a fixed seed."""
         if isinstance(module, OpdsMatrixFactorization):
-            # From one seed and on the CPU, so that all networks and devices get the same bases.
-            generator = torch.Generator("cpu").manual_seed(0)
-            bases = torch.rand(module.bases.shape, generator=generator, device="cpu", dtype=torch.float32)
-            init.copy_(module.bases, F.normalize(bases, dim=0))
+            init.copy_(module.bases, initial_bases(module.bases.shape))
         else:
             super()._init_weights(module)
 

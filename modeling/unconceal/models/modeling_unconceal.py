@@ -43,6 +43,9 @@ class UnconcealPreTrainedModel(PreTrainedModel):
     is_inference_form = False
     # Once set, `save_pretrained` copies the code of the model next to the weights.
     _auto_class = "AutoModel"
+    if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):  # older names, as in transformers 5.17
+        activation_checkpointing_enable = PreTrainedModel.gradient_checkpointing_enable
+        activation_checkpointing_disable = PreTrainedModel.gradient_checkpointing_disable
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -16,6 +16,7 @@ from transformers import (
 
 # transformers 5.17 exports it at the top level only if torchvision is installed.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
 from .configuration_opds import OpdsConfig
 from .configuration_run import RunConfig
@@ -50,5 +51,9 @@ for _config_class, _tasks in NETWORKS.values():
     AutoModelForImageSegmentation.register(_config_class, _default, exist_ok=True)
     AutoModelForSemanticSegmentation.register(_config_class, _default, exist_ok=True)
     AutoImageProcessor.register(_config_class, image_processor_classes=_PROCESSORS, exist_ok=True)
+
+# Without this, transformers takes the name of the image processor for that of a video processor, and asks whether to
+# run its code.
+ImageSegmentationPipeline._load_video_processor = False
 
 __all__ = ["NETWORKS", "Network"]

@@ -188,7 +188,7 @@ def prepare_phase(
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)
     if phase.gradient_checkpointing:
-        network.gradient_checkpointing_enable()
+        network.activation_checkpointing_enable()
     optimizer = make_optimizer(network, phase.optimizer, accelerator.device, accelerator.scaler is not None)
     model, optimizer, batches = accelerator.prepare(network, optimizer, batches)
     steps_per_epoch = math.ceil(len(batches) / phase.gradient_accumulation_steps)
