@@ -413,6 +413,57 @@ def test_masks_of_other_sources_are_not_resized(tmp_path, run, caplog, out):
 # Names in upper and lower case
 
 
+def official_raw(name: str, root: Path) -> Path:
+    """Write a raw folder with official splits: train, perhaps val, and test splits."""
+    if name == "sirst":
+        write_pairs(root, [f"Misc_{i}" for i in range(16)], mask_suffix="_pixels0.png")
+        (root / "idx_427").mkdir()
+        for split, numbers in (("train", range(10)), ("val", range(10, 12)), ("test", range(12, 15))):
+            (root / "idx_427" / f"{split}.txt").write_text("\n".join(f"Misc_{i}" for i in numbers))
+        return root
+    packs = {"cod": ["TrainDataset", "TestDataset/CAMO", "TestDataset/NC4K"], "dis5k": ["DIS-TR", "DIS-VD", "DIS-TE2"]}
+    folders = {"cod": ("Imgs", "GT"), "dis5k": ("im", "gt")}[name]
+    for place, pack in enumerate(packs[name]):
+        names = [f"{pack[-4:]}{i}" for i in range(3 if place else 10)]
+        write_pairs(root / pack, names, ".jpg", ".png", *folders, 20 * place)
+    return root
+
+
+@pytest.mark.parametrize("name", ["cod", "dis5k", "sirst"])
+@pytest.mark.parametrize("options", [{"fractions": {"train": 0.8, "val": 0.2}}, {"random_split": True}])
+def test_official_test_splits_are_not_dealt(name, options, tmp_path, load):
+    raw = official_raw(name, tmp_path / "raw")
+    build(name, raw, tmp_path / "official")
+    report = build(name, raw, tmp_path / "dealt", seed=1, **options)
+    official, dealt = load(tmp_path / "official"), load(tmp_path / "dealt")
+    tests = set(SOURCES[name].test_splits) & official.keys()
+    assert tests and {"train", *tests} <= dealt.keys()
+    for split in tests:
+        assert dealt[split]["id"][:] == official[split]["id"][:]
+        assert split in report.split_rule
+    others, again = ({id for split in each.keys() - tests for id in each[split]["id"]} for each in (official, dealt))
+    assert others == again
+    if "fractions" in options:
+        assert len(dealt["val"]) == round(0.2 * len(others))
+
+
+def test_shares_of_unnamed_official_splits(tmp_path, load):
+    raw = official_raw("dis5k", tmp_path / "raw")
+    build("dis5k", raw, tmp_path / "out", fractions={"train": 0.8, "holdout": 0.2})
+    dealt = load(tmp_path / "out")
+    assert {split: len(rows) for split, rows in dealt.items()} == {"train": 8, "holdout": 2, "val": 3, "DIS_TE2": 3}
+    assert all(id.startswith("train/") for split in ("train", "holdout") for id in dealt[split]["id"])
+    for fractions, words in (
+        ({"train": 0.9, "DIS_TE2": 0.1}, "a share for DIS_TE2, an official test split, which stays"),
+        ({"train": 0.99, "holdout": 0.01}, "holdout would be empty: 10 pairs are too few"),
+    ):
+        with rejected(words):
+            build("dis5k", raw, tmp_path / "no", fractions=fractions)
+    shutil.rmtree(raw / "DIS-TR")
+    with rejected("has only the official splits DIS_TE2, val; none can be dealt"):
+        build("dis5k", raw, tmp_path / "no", fractions={"train": 1.0})
+
+
 @pytest.mark.parametrize(
     ("name", "images", "masks", "ending", "options"),
     [

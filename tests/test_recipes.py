@@ -10,6 +10,7 @@ import yaml
 from common import rejected
 
 from unconceal.__main__ import main
+from unconceal.data.sources import SOURCES
 from unconceal.models.configuration_run import REMOVED_SWITCHES
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.networks import NETWORKS
@@ -37,6 +38,12 @@ def test_recipe_builds_its_network_and_names_its_source(path):
     for line in ("# Source:", "# Command:", "# Took:", "# Result:"):
         assert line in header, f"{path.name} does not state its {line}"
     assert re.search(rf"(scripts/train.py|unconceal train) {path.relative_to(ROOT)}", header)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_no_recipe_chooses_on_a_test_split(path):
+    tests = {split for source in SOURCES.values() for split in source.test_splits}
+    assert load_recipe(path).data.eval_split not in tests
 
 
 def test_every_network_has_a_smoke_recipe():

@@ -25,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser):
             one.add_argument("--list", dest="list_file", help="text file with lines of `image mask`, or of names")
             one.add_argument("--mask-suffix", default="", help="what a mask has after the name of its image")
         _add_output(one)
-        one.add_argument("--random-split", action="store_true", help="split at random, even if official splits exist")
-        shares = "split at random with these shares, such as train=0.8 val=0.2"
+        again = "deal train and val again at random, even if official lists exist; official test splits stay"
+        one.add_argument("--random-split", action="store_true", help=again)
+        shares = "split train, and other splits named here, at random with these shares: train=0.8 val=0.2"
         one.add_argument("--fractions", nargs="+", type=_parse_share, metavar="SPLIT=SHARE", help=shares)
         one.add_argument("--foreground", type=class_ids, metavar="IDS", help=FOREGROUND_HELP)
         _add_limits(one, "pairs")

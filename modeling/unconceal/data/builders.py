@@ -21,7 +21,7 @@ from .pairs import LoadedPair, Report, check_pairs, find_repeats, load_pair
 from .photos import PhotoScenes, read_photos, share_out
 from .silhouettes import read_shapes
 from .sources import SOURCES, SYNTHETIC_SPLITS
-from .splits import check_fractions, split_at_random
+from .splits import TRAIN, check_fractions, shares_to_deal, split_at_random
 from .synthetic import MIN_SIZE, generate
 from .write import make_row, new_data_set, write_card, write_splits
 
@@ -57,7 +57,8 @@ def build(
         source: Raw folder.
         out: Folder to make.
         seed: Seed of a random split.
-        random_split: Split at random, even if the raw folder has official lists or folders.
+        random_split: Split at random, even if the raw folder has official lists or folders. Of official splits,
+            `train` and those that have a share are dealt again. The others stay, so a test split never does.
         fractions: Share of each split of a random split. Giving it asks for one. The default is the source's own.
         skip_unusable: Leave unusable pairs out instead of stopping.
         max_pixels: Limit on width times height of a file. Larger ones are unusable.
@@ -79,11 +80,14 @@ def build(
     facts = SOURCES[name]
     with new_data_set(out, overwrite) as folder:
         pairs = FINDERS[name](source if source is None else Path(source), **options)
-        random_split = random_split or not any(pair.split for pair in pairs)
-        wanted = [pair for pair in pairs if random_split or pair.split]
+        official = {pair.split for pair in pairs} - {None}
+        random_split = random_split or not official
+        if random_split:
+            fractions = shares_to_deal(fractions, facts, official)
+        wanted = [pair for pair in pairs if pair.split or not official]
         load = partial(load_pair, max_pixels=max_pixels, resize_masks=facts.resize_masks, foreground=foreground)
         report = check_pairs(wanted, load)
-        report.unlisted = [pair.id for pair in pairs if not random_split and not pair.split]
+        report.unlisted = [pair.id for pair in pairs if official and not pair.split]
         for id, reason in report.problems:
             logger.warning("unusable: %s: %s", id, reason)
         if report.problems and not skip_unusable:
@@ -96,15 +100,20 @@ def build(
         _report_masks(report, foreground)
         report.split_rule = "the official lists or folders of the raw data"
         if random_split:
-            fractions = fractions or facts.fractions
-            report.usable = split_at_random(report.usable, fractions, seed)
+            kept = [pair for pair in report.usable if pair.split not in (None, TRAIN, *fractions)]
+            dealt = [pair for pair in report.usable if pair.split in (None, TRAIN, *fractions)]
+            report.usable = split_at_random(dealt, fractions, seed) + kept
             shares = ", ".join(f"{split} {share:.4g}" for split, share in fractions.items())
             report.split_rule = f"random with seed {seed}, shares {shares}, equal in each class"
+            if official:
+                again = [split for split in official if split in (TRAIN, *fractions)]
+                report.split_rule += f". Dealt are the official splits {', '.join(sorted(again))}"
+                report.split_rule += f"; {', '.join(sorted(official - set(again))) or 'no other'} stays as it is"
             if facts.kept_together:
                 report.split_rule += f". {facts.kept_together}"
             empty = sorted(fractions.keys() - {pair.split for pair in report.usable})
             if empty:
-                few = f"{len(report.usable)} pairs are too few for these shares"
+                few = f"{len(dealt)} pairs are too few for these shares"
                 raise UserError(f"split {empty[0]} would be empty: {few}; give others with --fractions")
         rows = tqdm(report.usable, desc="writing", unit="pair", disable=None)
         report.splits = write_splits(folder, ((pair.split, _row(load(pair))) for pair in rows))

@@ -17,6 +17,7 @@ class Source:
     terms: str  # what the makers ask, in a sentence
     home: str  # where to find the raw data and its paper
     kept_together: str = ""  # what a random split does not part
+    test_splits: tuple[str, ...] = ("test",)  # official ones, which no random split touches
     resize_masks: bool = False  # resize masks of the image's aspect; otherwise they are unusable
 
 
@@ -25,7 +26,7 @@ COD_TEST_SETS = ("CHAMELEON", "CAMO", "COD10K", "NC4K")
 DIS5K_SPLITS = {"DIS-TR": "train", "DIS-VD": "val"} | {f"DIS-TE{i}": f"DIS_TE{i}" for i in range(1, 5)}
 TILE_CLASSES = ("MT_Blowhole", "MT_Break", "MT_Crack", "MT_Fray", "MT_Free", "MT_Uneven")
 
-_SRS_PAPER = "https://arxiv.org/abs/2312.01741 (the SRS paper names the set and its split)"
+_SRS_SPLIT = "(the split is that of the SRS paper, https://arxiv.org/abs/2312.01741)"
 _NO_TERMS = "We know of no stated terms."
 
 SOURCES = {
@@ -43,7 +44,7 @@ SOURCES = {
         fractions={"train": 393 / 562, "val": 169 / 562},
         license="unknown",
         terms=_NO_TERMS,
-        home=_SRS_PAPER,
+        home=f"http://cvprip.cs.usu.edu/busbench {_SRS_SPLIT}",
     ),
     "kbt": Source(
         title="NUDT-KBT2019: small targets in infrared sequences",
@@ -51,7 +52,7 @@ SOURCES = {
         fractions={"train": 4194 / 5993, "val": 1799 / 5993},
         license="unknown",
         terms=_NO_TERMS,
-        home=_SRS_PAPER,
+        home=f"http://www.csdata.org/p/387 {_SRS_SPLIT}",
     ),
     "busi": Source(
         title="BUSI: breast ultrasound images",
@@ -77,6 +78,7 @@ SOURCES = {
         "or Imgs/ and GT/ alone, all of it the split train unless --fractions says otherwise, such as NC4K=1. Image/ "
         "and Mask/ are read too, Edge/ is not. COD10K-NonCAM images without masks are unusable pairs.",
         fractions={"train": 1.0},
+        test_splits=COD_TEST_SETS,
         license="unknown",
         terms="Each of the four sets has its makers' own terms: ask them before you publish a copy.",
         home="https://github.com/DengPingFan/SINet (COD10K, and CAMO and CHAMELEON in the same layout), "
@@ -86,6 +88,7 @@ SOURCES = {
         title="DIS5K: highly accurate dichotomous segmentation",
         layout="DIS-TR, DIS-VD, DIS-TE1 to DIS-TE4, those that are there, each with im/NAME.jpg and gt/NAME.png",
         fractions={"train": 3000 / 5470, "val": 470 / 5470, "test": 2000 / 5470},
+        test_splits=tuple(split for split in DIS5K_SPLITS.values() if split.startswith("DIS_TE")),
         license="other",
         terms="The makers' own terms of use, for non-commercial purposes only; they ask for a citation of their paper "
         "(Qin et al., ECCV 2022).",

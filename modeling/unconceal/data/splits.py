@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from .pairs import Pair
+    from .sources import Source
 
 
+TRAIN = "train"
 TILE_NAME = re.compile(r"exp(\d+)_num_(\d+)")  # exposure, and the number of the photo
 TILE_GAP = 200
 
@@ -110,6 +112,30 @@ def split_datasets_at_random(splits: dict[str, Dataset], seed: int) -> dict[str,
     fractions = {name: len(split) / len(whole) for name, split in splits.items()}
     rows = split_rows_at_random(whole["id"][:], whole["source"][:], fractions, seed)
     return {name: whole.select(rows[name]) for name in splits}
+
+
+def shares_to_deal(fractions: dict[str, float] | None, facts: Source, official: set[str]) -> dict[str, float]:
+    """Return the share of each split in a random split.
+
+    Args:
+        fractions: Shares that were asked for. None means those of the source, without its official test splits.
+        facts: The source.
+        official: Official splits of the raw data. Only `train`, and those with a share, are dealt again.
+
+    Raises:
+        UserError: If a share names an official test split, or nothing is left to deal.
+    """
+    kept = sorted(official & set(facts.test_splits))
+    if fractions is None:
+        names = official - set(kept) if kept else facts.fractions
+        fractions = {split: share for split, share in facts.fractions.items() if split in names}
+        fractions = {split: share / sum(fractions.values()) for split, share in fractions.items()}
+    if taken := sorted(fractions.keys() & set(kept)):
+        what = f"got a share for {taken[0]}, an official test split, which stays as it is"
+        raise UserError(f"{what}; give shares for {TRAIN} and splits of it, such as train=0.9 val=0.1")
+    if official and not official & {TRAIN, *fractions}:
+        raise UserError(f"the raw data has only the official splits {', '.join(sorted(official))}; none can be dealt")
+    return fractions
 
 
 def check_fractions(fractions: dict[str, float]):
