@@ -1,5 +1,8 @@
 """The converter against the published names, shapes and topology."""
 
+import hashlib
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,8 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from unconceal import SrsConfig, SrsForImageSegmentation, SrsForReconstruction
 from unconceal.__main__ import main
 from unconceal.hub.convert import convert_srs_reconstruction, convert_srs_segmentation, load_published
+from unconceal.training.checkpoints import Conversion, read_record
+from unconceal.utils.digests import weights_digest
 from unconceal.utils.errors import UserError
 
 
@@ -264,6 +269,14 @@ def test_command_writes_folders_that_open(states, files, tmp_path, capsys):
     kernel = states["s"]["PKernel_D2.Conv.2.bias"].reshape(256, 256, 3, 3)
     assert torch.equal(model.dynamic_conv.static_conv.weight, kernel)
     assert isinstance(AutoModel.from_pretrained(r_out), SrsForReconstruction)
+    for folder, published in ((out, (r, s)), (r_out, (r,))):
+        record = Conversion(**read_record(folder))
+        digests = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in published]
+        assert record.files == [
+            {"name": Path(file).name, "sha256": one} for file, one in zip(published, digests, strict=True)
+        ]
+        assert record.weights == weights_digest(AutoModel.from_pretrained(folder))
+        assert record.command.startswith("unconceal convert srs --reconstruction")
     processor = AutoImageProcessor.from_pretrained(out)
     assert processor.channel_order == "bgr"
     assert processor.image_std == pytest.approx([255 * 0.229, 255 * 0.224, 255 * 0.225])

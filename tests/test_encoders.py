@@ -11,7 +11,8 @@ from test_efficientnet_lite import published_shapes
 
 from unconceal.hub.encoders import PACKAGED, find_packaged
 from unconceal.training.recipe import load_recipe
-from unconceal.training.start import build_model, check_start, load_backbone
+from unconceal.training.start import build_model, check_start, load_backbone, load_start
+from unconceal.utils.digests import weights_digest
 from unconceal.utils.errors import UserError
 
 
@@ -42,13 +43,14 @@ def make_recipe(tmp_path, name, **sizes):
 
 def start(recipe):
     """Build the network of a recipe and load its encoder."""
-    model = build_model(recipe, "segmentation", None)
-    assert load_backbone(model, recipe.phases["segmentation"])
-    return model
+    return load_start(recipe, "segmentation", None)[0]
 
 
 def test_weights_land_in_the_network(weights, tmp_path):
-    model = start(make_recipe(tmp_path, NAME))
+    model, started = load_start(make_recipe(tmp_path, NAME), "segmentation", None)
+    assert (started["part"], started["source"], started["num_random"]) == ("encoder", NAME, 0)
+    assert started["sha256"] == weights_digest(model.backbone) == started["before"]["weights"]
+    assert started["before"]["files"] == [{"name": FILE, "sha256": sha256(weights.read_bytes()).hexdigest()}]
     published = torch.load(weights)
     loaded = {tuple(map(float, tensor.flatten()[:3])) for tensor in model.backbone.state_dict().values()}
     used = [name for name in published if not re.match(r"_conv_head|_bn1|_fc|.*num_batches", name)]
@@ -86,7 +88,7 @@ def test_unusable_package_is_one_line_and_nothing_is_loaded(weights, tmp_path, c
     model = build_model(recipe, "segmentation", None)
     before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
     with rejected(message):
-        load_backbone(model, recipe.phases["segmentation"])
+        load_backbone(model, NAME)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tensors_of(model).items())
 
 

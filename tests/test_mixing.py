@@ -1,6 +1,7 @@
 """Several data sets in one run."""
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import datasets
@@ -10,10 +11,12 @@ from PIL import Image
 
 from unconceal import load
 from unconceal.data.builders import build_synthetic
+from unconceal.data.cards import describe_set
 from unconceal.data.mixing import Mixture, join_sets, load_sets
 from unconceal.data.transforms import TrainingSet, TransformRecipe
-from unconceal.hub.cards import Training, make_model_card, read_data_card
+from unconceal.hub.cards import Training, make_model_card
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
+from unconceal.training.checkpoints import Progress
 from unconceal.training.recipe import DataRecipe, load_recipe
 from unconceal.training.start import load_data
 
@@ -111,13 +114,13 @@ def test_repeated_images_are_changed_differently(folders):
 def test_card_lists_every_set(folders, checkpoint):
     data = f"data.path=[{folders / 'a'}, {folders / 'c'}, gone/absent]"
     recipe = load_recipe(ROOT / "configs/srs/smoke.yaml", [data, "data.weights=[3, 1, 1]"])
-    cards = {path: read_data_card(path) for path in recipe.data.paths}
-    text, _ = make_model_card(
-        load(checkpoint, "cpu"), "org/mixed", Training(recipe, "segmentation", None, None, cards)
-    )
+    splits = [{"train": range(7), "val": range(2)}, {"train": range(2)}, {"train": range(1)}]
+    sets = [describe_set(path, held) for path, held in zip(recipe.data.paths, splits, strict=True)]
+    progress = Progress("segmentation", recipe=asdict(recipe), data=sets)
+    text = make_model_card(load(checkpoint, "cpu"), "org/mixed", Training(recipe, progress))
     assert "7 in `train`, 2 in `val`. Trained on `train`; the best checkpoint was chosen on `val`." in text
     assert "2 in `train`. Trained on `train`.\n" in text
-    assert "A data set named `absent`. Its card was not at hand" in text
-    names = [cards[path].data.pretty_name for path in recipe.data.paths[:2]]
+    assert "A data set named `absent`: 1 in `train`. Its card was not at hand" in text
+    names = [one["title"] for one in sets[:2]]
     assert f"Shares of the training samples: {names[0]} 60%, {names[1]} 20%, absent 20%." in text
     assert str(folders) not in text

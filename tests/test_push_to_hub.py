@@ -1,15 +1,17 @@
 """`unconceal push` against a local Hub, with clients in their own processes."""
 
+import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from common import modules_beyond_transformers
 from hub_server import HubServer
 from huggingface_hub import ModelCard, RepoCard
@@ -19,8 +21,13 @@ from save_tiny_models import PROCESSOR, TESTERS, make_image, make_tiny_model
 from unconceal.__main__ import main
 from unconceal.api import load, weights_digest
 from unconceal.data.builders import build_synthetic
+from unconceal.data.cards import describe_set
 from unconceal.hub import cards
+from unconceal.hub.card_on_hub import kept_license, sign, with_kept_results
+from unconceal.hub.convert import save_converted
 from unconceal.hub.stage import stage_dataset, stage_model, stage_space
+from unconceal.training.checkpoints import Progress, read_record
+from unconceal.training.recipe import load_recipe
 from unconceal.utils.errors import UserError
 
 
@@ -270,6 +277,68 @@ def test_second_push_replaces_the_first_and_the_tag_keeps_it(client, models):
         )
 
 
+def test_second_push_keeps_license_and_results_of_the_card(client, models, tmp_path):
+    results = write_results(tmp_path / "results", models["srs"])
+    push = ["model", models["srs"], "org/kept"]
+    client.push(*push, "--license", "cc-by-4.0", "--results", results)
+    assert "nothing has changed since" in client.push(*push)
+    second = ModelCard(client.hub.files("org/kept")["README.md"].decode())
+    assert second.data.eval_results and second.data.model_name == "kept" and "0.500" in second.text
+    # Other weights: the license stays, the numbers do not hold.
+    said = client.push("model", models["run"], "org/kept")
+    assert re.search("replaced README.md; commit [0-9a-f]+ has the one before", said)
+    card = ModelCard(client.hub.files("org/kept")["README.md"].decode())
+    assert card.data.license == "cc-by-4.0" and "`cc-by-4.0`, as stated" in card.text
+    assert card.data.eval_results is None and "None were measured." in card.text
+
+
+def test_cards_edited_on_the_hub_are_not_replaced(client, models, data):
+    def edit(repo_id: str, repo_type: str, change: str):
+        client.run(
+            "from huggingface_hub import HfApi, hf_hub_download\nfrom pathlib import Path\n"
+            f"repo = {{'repo_id': {repo_id!r}, 'repo_type': {repo_type!r}}}\n"
+            "text = Path(hf_hub_download(**repo, filename='README.md', force_download=True)).read_text()\n"
+            f"HfApi().upload_file(**repo, path_or_fileobj=({change}).encode(), path_in_repo='README.md')"
+        )
+
+    for kind, folder in (("model", models["srs"]), ("dataset", data)):
+        repo_id = f"org/edited-{kind}"
+        client.push(kind, folder, repo_id)
+        for change in ("text + 'Thanks.'", "text.replace('---\\n', '---\\nlicense_name: mine\\n', 1)"):
+            edit(repo_id, kind, change)
+            before = client.hub.files(repo_id, kind)
+            assert f"the card of {repo_id} was written or edited there" in client.refuse(kind, folder, repo_id)
+            assert client.hub.files(repo_id, kind) == before
+    own = models["srs"] / "own.md"
+    own.write_text("---\nlicense: mit\n---\n# Mine\n")
+    said = client.push("model", models["srs"], "org/edited-model", "--card", own)
+    assert re.search("replaced README.md; commit [0-9a-f]+ has the one before", said)
+    # What the Hub itself writes holds nothing but a license.
+    edit("org/edited-model", "model", "'---\\nlicense: mit\\n---\\n'")
+    client.push("model", models["srs"], "org/edited-model")
+    assert ModelCard(client.hub.files("org/edited-model")["README.md"].decode()).data.license == "mit"
+
+
+def test_signature_covers_the_whole_card(caplog):
+    card = "---\nlicense: mit\n---\n# Net\n"
+    signed = sign(card, "abc")
+    assert signed.startswith(card) and kept_license(signed, "org/net") == "mit"
+    assert kept_license(None, "org/net") is None and kept_license(sign("---\nlicense: unknown\n---\n"), "o/n") is None
+    for edited in (signed.replace("mit", "gpl-3.0"), signed + "more\n", "more\n" + signed, card, "---\n{[\n---\n"):
+        with refuse("the card of org/net was written or edited there"):
+            kept_license(edited, "org/net")
+    assert with_kept_results(card, signed, "abc") == card
+    row = "{type: iou, value: 0.5}"
+    task, dataset = "{type: image-segmentation}", "{type: x, name: x}"
+    header = f"model-index: [{{name: a, results: [{{task: {task}, dataset: {dataset}, metrics: [{row}]}}]}}]"
+    measured = sign(f"---\n{header}\n---\n# Net\n\n## Results\n\n0.5\n\n## Limits\n\nOld.\n", "abc")
+    new = "---\nlicense: mit\n---\n# Net\n\n## Results\n\nNone.\n\n## Limits\n\nNew.\n"
+    kept = ModelCard(with_kept_results(new, measured, "abc"))
+    assert kept.text.split("# Net")[1] == "\n\n## Results\n\n0.5\n\n## Limits\n\nNew.\n"
+    assert [one.metric_value for one in kept.data.eval_results] == [0.5] and kept.data.license == "mit"
+    assert with_kept_results(new, measured, "other") == new and "are of other weights, so they go" in caplog.text
+
+
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 
@@ -310,7 +379,6 @@ def test_models_that_are_refused(models, tmp_path):
     with refuse("without config.json"):
         stage_model(tmp_path, "org/net", out)
     for options, says in (
-        ({"recipe": tmp_path / "absent.yaml"}, "cannot read recipe"),
         ({"results": [tmp_path]}, "cannot read"),
         ({"card": tmp_path / "absent.md"}, "cannot read"),
         ({"card": models["srs"] / "notes.txt"}, "no header"),
@@ -339,7 +407,7 @@ def write_results(folder: Path, model: Path, **changes) -> Path:
     return folder
 
 
-def test_foreign_results_and_recipes_are_refused(models, tmp_path):
+def test_foreign_results_are_refused(models, tmp_path):
     def stage(**options):
         return stage_model(models["srs"], "org/net", tmp_path, **options)
 
@@ -350,22 +418,38 @@ def test_foreign_results_and_recipes_are_refused(models, tmp_path):
     ):
         with refuse(says):
             stage(results=[write_results(tmp_path / name, models[model], **changes)])
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("network: run\noutput_dir: x\ndata: {path: x}\nphases: {segmentation: {epochs: 1}}\n")
-    with refuse("a recipe of run", "holds srs"):
-        stage(recipe=recipe)
+
+
+def test_networks_that_do_not_segment_are_refused_in_one_line(models, tmp_path, capfd):
+    saved = json.loads((models["srs"] / "config.json").read_text())
+    for saved_as in ("SrsForReconstruction", "MscanBackbone", "ResNetForImageClassification"):
+        (tmp_path / "config.json").write_text(json.dumps({**saved, "architectures": [saved_as]}))
+        with refuse(f"which holds {saved_as}, expected one of", "SrsForImageSegmentation"):
+            stage_model(tmp_path, "org/net", tmp_path / "out")
+    assert capfd.readouterr().err == ""
+
+
+def write_progress(checkpoint: Path, recipe: str, **facts):
+    """Write the record that training leaves beside its weights."""
+    (checkpoint / "wanted.yaml").write_text(recipe)
+    recipe = load_recipe(checkpoint / "wanted.yaml")
+    sets = [describe_set(path, {"train": range(3), "val": range(2)}) for path in recipe.data.paths]
+    progress = Progress("segmentation", recipe=asdict(recipe), data=sets, epoch=6, step=60, **facts)
+    (checkpoint / "progress.json").write_text(json.dumps(asdict(progress)))
 
 
 def test_card_states_the_recorded_facts(models, data, tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "is_on_hub", lambda name, _: name in ("microsoft/resnet-50", "org/scenes"))
     run = tmp_path / "run"
-    (run / "segmentation").mkdir(parents=True)
-    (run / "recipe.yaml").write_text(
+    checkpoint = shutil.copytree(models["run"], run / "segmentation" / "best")
+    recipe = (
         f"network: run\noutput_dir: {run}\ndata: {{path: {data}}}\nprotocol: segmentation\n"
-        "phases: {segmentation: {epochs: 7, batch_size: 4, init_backbone_from: microsoft/resnet-50}}\n"
+        "phases: {segmentation: {epochs: 7, batch_size: 4, init_backbone_from: other/encoder}}\n"
     )
-    checkpoint = run / "segmentation" / "best"
-    checkpoint.symlink_to(models["run"])
+    start = {"part": "encoder", "source": "microsoft/resnet-50", "sha256": "a" * 64, "from_hub": True}
+    write_progress(checkpoint, recipe, start=start)
+    # What the recipe and the data set say now is not what happened.
+    (run / "recipe.yaml").write_text(recipe.replace("epochs: 7", "epochs: 99"))
     results = [
         write_results(tmp_path / "results", checkpoint),
         write_results(tmp_path / "refined", checkpoint, refine="auto"),
@@ -386,16 +470,15 @@ def test_card_states_the_recorded_facts(models, data, tmp_path, monkeypatch):
     training, figures = card.text.split("## Results")[0], card.text.split("## The paper's figures")[1]
     assert "3 in `train`, 2 in `val`" in training
     assert "Terms: Apache-2.0" in training
-    assert "| 7 |" in training and "sgd" in training
+    assert "| 6 of 7 (60 steps) |" in training and "sgd" in training and "epochs: 99" not in training
+    assert f"Start: encoder from `microsoft/resnet-50`, SHA-256 of these weights `{'a' * 64}`" in training
+    assert "other/encoder" not in training.split("<details>")[0]
     measured = card.text.split("## Results")[1].split("## The paper's figures")[0]
     assert "0.500" in measured and "run-scenes, refine auto" in measured
     assert "best checkpoint was chosen on `val`" in measured
     assert "--model=.../best" in measured
     assert "none of them was measured" in figures and "COD10K" in figures
     assert "2025" in card.text.split("## Citation")[1]
-    entries = yaml.safe_load((out / ".eval_results" / "unconceal.yaml").read_text())
-    assert {"dataset": {"id": "org/scenes", "task_id": "segmentation_iou"}, "value": 0.5}.items() <= entries[0].items()
-    assert ".eval_results/unconceal.yaml" in upload.files
     check_no_paths(upload, tmp_path)
 
 
@@ -414,26 +497,59 @@ def test_card_of_a_model_without_record_says_so(models, tmp_path):
     for part in ("None were measured.", "no license was stated", "no medical device"):
         assert part in text
     assert "split again" not in text and "random weights" not in text
+    assert "How these weights were made is not on record" in text
 
 
-def test_card_says_what_the_recipe_leaves_open(models, tmp_path):
-    """Which images chose the checkpoint, and whether the pretrained encoder was there."""
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "network: run\noutput_dir: x\ndata: {path: x, split_seed: 3}\nphases: {segmentation: {epochs: 1, "
-        "init_backbone_from: microsoft/resnet-50, init_backbone_required: false}}\n"
-    )
+def test_record_of_other_weights_does_not_count(models, tmp_path):
+    checkpoint = shutil.copytree(models["run"], tmp_path / "net")
+    recipe = "network: run\noutput_dir: x\ndata: {path: x}\nphases: {segmentation: {epochs: 7}}\n"
+    own = weights_digest(load(checkpoint, device="cpu").model)
+    for weights, says in ((own, "6 of 7"), ("0" * 64, "Not on record.")):
+        write_progress(checkpoint, recipe, weights=weights)
+        out = tmp_path / weights[:3]
+        out.mkdir()
+        stage_model(checkpoint, "org/net", out)
+        assert says in (out / "README.md").read_text()
+
+
+def test_cards_of_converted_weights_say_what_they_are(models, tmp_path, monkeypatch):
+    published = tmp_path / "RUN_authors.pth"
+    published.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    converted, tuned = tmp_path / "converted", tmp_path / "tuned"
+    segmenter = load(models["run"], device="cpu")
+    save_converted(converted, [published], "unconceal convert", segmenter.model, segmenter.processor)
+    shutil.copytree(models["run"], tuned)
+    start = {"part": "network", "source": str(converted), "sha256": "b" * 64, "before": read_record(converted)}
+    recipe = "network: run\noutput_dir: x\ndata: {path: x}\nphases: {segmentation: {epochs: 7}}\n"
+    write_progress(tuned, recipe, start=start)
+    shutil.copytree(converted, tmp_path / "kept")
+    shutil.rmtree(converted)  # the record of the training holds it
+    for folder, first in ((tmp_path / "kept", "These are published weights in another form"), (tuned, "Trained with")):
+        out = tmp_path / f"out-{folder.name}"
+        out.mkdir()
+        stage_model(folder, "org/net", out)
+        text = (out / "README.md").read_text()
+        assert first in text and f"`RUN_authors.pth`, SHA-256 `{digest}`" in text
+        assert ("Trained with" in text) == (folder == tuned)
+        assert "terms of the published weights" in text and str(tmp_path) not in text
+
+
+def test_card_says_which_images_chose_the_checkpoint(models, tmp_path):
+    checkpoint = shutil.copytree(models["run"], tmp_path / "net")
+    recipe = "network: run\noutput_dir: x\ndata: {path: x, split_seed: 3}\nphases: {segmentation: {epochs: 1}}\n"
+    write_progress(checkpoint, recipe)
 
     def stage(split_seed: int | None) -> str:
         results = write_results(tmp_path / f"results{split_seed}", models["run"], division_seed=split_seed)
         out = tmp_path / f"out{split_seed}"
         out.mkdir()
-        stage_model(models["run"], "org/net", out, recipe, [results])
+        stage_model(checkpoint, "org/net", out, [results])
         return (out / "README.md").read_text()
 
     text = stage(None)
     assert "split again at random (seed 3): the `val` of the data set is not the one that chose" in text
-    assert "If the Hub could not be reached, the encoder started from random weights" in text
+    assert "- Start: random weights" in text
     assert "expect less on other images" not in text
     assert "expect less on other images" in stage(3)
 
@@ -505,5 +621,9 @@ def test_dry_run_lists_and_sends_nothing(models, tmp_path, capsys):
     assert "model.safetensors" in said
     assert re.search(r"would send \d+ files", said) and "private if it is new, tag v1" in said
     assert card.read_text().startswith("---\n")
+    written = card.read_text()
+    with refuse("card.md exists"):
+        main([*command, "--dry-run", "--write-card", str(card)])
+    assert card.read_text() == written
     with refuse("--write-card without --dry-run"):
         main([*command, "--write-card", str(card)])

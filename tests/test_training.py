@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from common import TWO_PROCESSES, rejected
@@ -41,6 +42,7 @@ from unconceal.data.write import make_row, write_splits
 from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.training import loop
+from unconceal.training.checkpoints import read_record
 from unconceal.training.loop import train
 from unconceal.training.recipe import OptimizerRecipe, load_recipe
 from unconceal.training.seeds import summarize_seeds, train_seeds
@@ -54,6 +56,7 @@ from unconceal.training.start import (
     load_backbone,
     load_data,
 )
+from unconceal.utils.digests import weights_digest
 from unconceal.utils.errors import UserError
 
 
@@ -123,7 +126,8 @@ def train_until(epoch, recipe):
 
 
 def test_two_phases_leave_checkpoints_that_auto_classes_open(recipe_file, tmp_path):
-    best = train(load_recipe(recipe_file))
+    recipe = load_recipe(recipe_file)
+    best = train(recipe)
     run = tmp_path / "run"
     assert best == run / "segmentation" / "best"
     assert type(AutoModel.from_pretrained(run / "reconstruction" / "last")) is SrsForReconstruction
@@ -135,6 +139,18 @@ def test_two_phases_leave_checkpoints_that_auto_classes_open(recipe_file, tmp_pa
     second = model.state_dict()
     names = [name for name in second if name.startswith("reconstruction_encoder.")]
     assert names and all(torch.equal(first[name], second[name]) for name in names)
+    # The record beside the weights says so.
+    record = read_record(best)
+    assert record["recipe"] == asdict(recipe)
+    assert [(one["path"], one["from_hub"], one["license"]) for one in record["data"]] == [
+        (recipe.data.path, False, "apache-2.0")
+    ]
+    assert record["data"][0]["images"].keys() == {"train", "val"}
+    assert record["weights"] == weights_digest(AutoModel.from_pretrained(best))
+    start = record["start"]
+    assert (start["part"], start["source"]) == ("network", str(run / "reconstruction" / "best"))
+    assert 0 < start["num_random"] < len(second)
+    assert start["before"] == read_record(run / "reconstruction" / "best") and start["before"]["start"] is None
     rows = history(run / "segmentation" / "last")
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
@@ -384,7 +400,8 @@ def test_output_folder_is_not_overwritten(recipe_file, tmp_path, monkeypatch):
         train(other, resume=True)
     # A run from before a setting existed has its default.
     kept = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
-    del kept["data"]["split_seed"], kept["phases"]["segmentation"]["init_backbone_required"]
+    del kept["data"]["split_seed"]
+    kept["phases"]["segmentation"]["init_backbone_required"] = True  # a key of older runs
     (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(kept))
     before = (best / "model.safetensors").stat().st_mtime_ns
     with pytest.raises(UserError, match="does not exist"):
@@ -576,26 +593,16 @@ def test_encoder_starts_from_pretrained_weights(run_recipe, tmp_path):
     weights = save_encoder(tmp_path / "encoder")
     recipe = run_recipe(f"phases.segmentation.init_backbone_from={tmp_path / 'encoder'}")
     model = build_model(recipe, "segmentation", None)
-    load_backbone(model, recipe.phases["segmentation"])
+    load_backbone(model, str(tmp_path / "encoder"))
     for name, value in model.backbone.state_dict().items():
         assert torch.equal(value, weights[name])
 
 
 def test_unreachable_encoder_stops_before_anything_is_written(run_recipe, tmp_path):
     recipe = run_recipe("phases.segmentation.init_backbone_from=some/encoder")
-    with pytest.raises(UserError, match="cannot reach the Hub for some/encoder.* init_backbone_required=false"):
+    with pytest.raises(UserError, match="cannot reach the Hub for some/encoder.* or to null for random weights"):
         train(recipe, resume=True)  # without a run to resume
     assert not (tmp_path / "run" / "recipe.yaml").exists()
-
-
-def test_unreachable_encoder_may_start_from_random_weights(run_recipe, caplog):
-    settings = ("init_backbone_from=some/encoder", "init_backbone_required=false")
-    recipe = run_recipe(*(f"phases.segmentation.{setting}" for setting in settings))
-    PartialState(cpu=True)
-    load_backbone(build_model(recipe, "segmentation", None), recipe.phases["segmentation"])
-    assert [record.message for record in caplog.records if "some/encoder" in record.message] == [
-        "cannot reach the Hub for some/encoder: the encoder starts from random weights"
-    ]
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,10 @@ class DataTarget:
         """
         folder = Path(self.name)
         if self.on_hub:
-            from .hub.push import list_files
+            from .hub.card_on_hub import kept_license
+            from .hub.push import list_files, read_card
 
+            kept_license(read_card(self.name, "dataset"), self.name)  # refuses an edited card before hours of work
             names = {PurePosixPath(file).name for file in list_files(self.name, "dataset") if file.startswith("data/")}
         else:
             names = {file.name for file in folder.glob("data/[!.]*")}
@@ -198,10 +200,14 @@ class DataTarget:
                 raise UserError(f"cannot write {shard.name}: {error.strerror or error}; free space") from error
 
     def _send(self, shard: Path):
-        from .hub.push import Upload, push
+        from .hub.card_on_hub import CARD, kept_license, sign
+        from .hub.push import Upload, push, read_card
 
-        self._write_card(shard.parent, {self.split: SplitInfo(self.split)})
-        files = {"README.md": shard.parent / "README.md", f"data/{shard.name}": shard}
+        license = kept_license(read_card(self.name, "dataset"), self.name)
+        card = shard.parent / CARD
+        self._write_card(shard.parent, {self.split: SplitInfo(self.split)}, license or "other")
+        card.write_text(sign(card.read_text(encoding="utf-8")), encoding="utf-8")
+        files = {CARD: card, f"data/{shard.name}": shard}
         for attempt in range(NUM_ATTEMPTS):
             try:
                 push(Upload(self.name, "dataset", files), f"Add {shard.name}")
@@ -231,9 +237,9 @@ class DataTarget:
             self._write_card(Path(self.name), splits)
         return own
 
-    def _write_card(self, folder: Path, splits: dict[str, SplitInfo]):
+    def _write_card(self, folder: Path, splits: dict[str, SplitInfo], license: str = "other"):
         with replacing(folder / "README.md") as path:
-            write_card(folder, splits, TITLE, "other", ["masks"], self.sections, path)
+            write_card(folder, splits, TITLE, license, ["masks"], self.sections, path)
 
 
 def _write_shard(path: Path, rows: Iterable[dict]):

@@ -1,6 +1,7 @@
 """Convert checkpoints published by a paper's authors."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from ..utils.errors import UserError
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace):
         is_mscan = args.network == "mscan"
         encoder, dropped = (convert_mscan if is_mscan else convert_efficientnet_lite)(published)
         _report(args.network, published, dropped)
-        _save(args.out, encoder, *([] if is_mscan else [efficientnet_lite_processor()]))
+        _save(args, args.out, [args.weights], encoder, *([] if is_mscan else [efficientnet_lite_processor()]))
 
 
 def _convert_srs(args: argparse.Namespace):
@@ -80,20 +81,21 @@ def _convert_srs(args: argparse.Namespace):
     reconstruction, dropped = convert_srs_reconstruction(published, config)
     _report("reconstruction", published, dropped)
     if not args.segmentation:
-        _save(args.out, reconstruction, processor)
+        _save(args, args.out, [args.reconstruction], reconstruction, processor)
         return
     published = load_published(args.segmentation)
     segmentation, dropped = convert_srs_segmentation(published, reconstruction)
     _report("segmentation", published, dropped)
     if args.reconstruction_out:
-        _save(args.reconstruction_out, reconstruction, processor)
-    _save(args.out, segmentation, processor)
+        _save(args, args.reconstruction_out, [args.reconstruction], reconstruction, processor)
+    _save(args, args.out, [args.reconstruction, args.segmentation], segmentation, processor)
 
 
-def _save(out: str, *parts):
+def _save(args: argparse.Namespace, out: str, files: list[str], *parts):
+    from ..hub.convert import save_converted
+
     with replacing(out) as folder:
-        for part in parts:
-            part.save_pretrained(folder)
+        save_converted(folder, files, shlex.join(["unconceal", *args.argv]), *parts)
     print(f"wrote {type(parts[0]).__name__} to {out}")
 
 

@@ -1,6 +1,7 @@
 """Send a model, a data set or a Space to the Hub."""
 
 import argparse
+import os
 from pathlib import Path
 
 from ..utils.errors import UserError
@@ -19,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser):
     model = kinds.add_parser("model", help="a checkpoint: weights, code, image processor, pipeline and card")
     where = "folder of the checkpoint, such as runs/NAME/segmentation/best, or a name of `unconceal models`"
     model.add_argument("path", metavar="PATH", help=where)
-    model.add_argument("--recipe", metavar="FILE", help="recipe of its training (default: the one of its run)")
     results = "what `unconceal evaluate --out` wrote for this model"
     model.add_argument("--results", nargs="+", default=[], metavar="DIR", help=results)
-    model.add_argument("--license", metavar="ID", help="license of the weights, as the Hub names it (default: none)")
+    license = "license of the weights, as the Hub names it (default: the one on the card in the repository)"
+    model.add_argument("--license", metavar="ID", help=license)
     model.add_argument("--card", metavar="FILE", help="send this card instead of the generated one")
 
     dataset = kinds.add_parser("dataset", help="a data set that `unconceal prepare` made")
@@ -43,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser):
         kind.add_argument("--revision", metavar="BRANCH", help="branch, created if missing (default: main)")
         kind.add_argument("--tag", help="name for this commit, such as v1.0")
         kind.add_argument("--message", default="Upload by Unconceal", help="commit message")
-        kind.add_argument("--dry-run", action="store_true", help="list the files, send nothing")
-        card = "with --dry-run: write the card to this file"
+        kind.add_argument("--dry-run", action="store_true", help="list the files; do not ask the Hub, send nothing")
+        card = "with --dry-run: write the card to this new file"
         kind.add_argument("--write-card", type=Path, metavar="FILE", help=card)
 
 
@@ -55,12 +56,14 @@ def run(args: argparse.Namespace):
     from huggingface_hub import get_token
     from transformers.utils import logging
 
-    from ..hub.push import CARD, check_names, push
+    from ..hub.push import CARD, check_names, push, read_card
 
     if args.write_card and not args.dry_run:
         raise UserError("got --write-card without --dry-run; add --dry-run, or read the card in the repository")
     if args.write_card and args.write_card.is_dir():
         raise UserError(f"got the folder {args.write_card} for --write-card, expected a file; name one")
+    if args.write_card and os.path.lexists(args.write_card):
+        raise UserError(f"{args.write_card} exists, so --write-card does not write it; name a new file, or remove it")
     if not args.message.strip():
         raise UserError("got an empty message; write one, or leave out --message")
     check_names(args.repo_id, args.revision, args.tag)
@@ -68,7 +71,10 @@ def run(args: argparse.Namespace):
         raise UserError("got no token of the Hub; log in with `hf auth login`, or set HF_TOKEN")
     logging.disable_progress_bar()
     with TemporaryDirectory() as folder:
-        upload = _stage(args, Path(folder))
+        # A dry run does without the Hub.
+        asks = not args.dry_run and args.kind != "space"
+        present = read_card(args.repo_id, args.kind, args.revision) if asks else None
+        upload = _stage(args, Path(folder), present)
         if not args.dry_run:
             print(push(upload, args.message, args.public, args.revision, args.tag))
             return
@@ -78,13 +84,13 @@ def run(args: argparse.Namespace):
                 file.write_bytes(upload.files[CARD].read_bytes())
 
 
-def _stage(args: argparse.Namespace, folder: Path):
+def _stage(args: argparse.Namespace, folder: Path, present: str | None):
     from ..hub.stage import stage_dataset, stage_model, stage_space
 
     if args.kind == "model":
-        return stage_model(args.path, args.repo_id, folder, args.recipe, args.results, args.license, args.card)
+        return stage_model(args.path, args.repo_id, folder, args.results, args.license, args.card, present)
     if args.kind == "dataset":
-        return stage_dataset(args.path, args.repo_id, folder, args.license, args.may_redistribute)
+        return stage_dataset(args.path, args.repo_id, folder, args.license, args.may_redistribute, present)
     return stage_space(args.path, args.repo_id)
 
 

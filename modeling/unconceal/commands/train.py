@@ -38,10 +38,10 @@ def run(args: argparse.Namespace):
     from ..training.seeds import summarize_seeds, train_seeds
 
     recipe = load_recipe(args.recipe, args.overrides)
+    command = shlex.join(["unconceal", *args.argv])
     if args.seeds:
-        checkpoints = train_seeds(recipe, args.seeds, args.resume, args.overwrite)
+        checkpoints = train_seeds(recipe, args.seeds, args.resume, args.overwrite, command)
     else:
-        command = shlex.join(["unconceal", *args.argv])
         checkpoints = [train(recipe, args.resume, args.overwrite, command)]
     state = PartialState()
     for checkpoint in checkpoints:

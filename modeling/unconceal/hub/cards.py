@@ -1,17 +1,17 @@
-"""Write model cards from recorded facts: configuration, recipe, progress, results, data."""
+"""Write model cards from records and results."""
 
 import inspect
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import DatasetCard, EvalResult, EvalResultEntry, HfApi, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError, HTTPError
 from transformers import PreTrainedConfig
 
@@ -20,9 +20,9 @@ from ..api import Segmenter
 from ..evaluation.protocols import PROTOCOLS
 from ..evaluation.tables import Result, load_papers, make_tables, to_markdown
 from ..models.networks import NETWORKS
-from ..training.checkpoints import Progress
-from ..training.recipe import Recipe
-from ..utils.errors import UserError, one_line
+from ..training.checkpoints import Conversion, Progress
+from ..training.recipe import Recipe, restore_recipe
+from ..utils.errors import UserError
 from ..utils.files import is_hub_id
 from ..utils.images import size_text
 from ..utils.markdown import markdown_table
@@ -35,23 +35,42 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Training:
-    """Record of a training."""
+    """Record of a training, and of what it began with."""
 
     recipe: Recipe
-    task: str  # phase that the checkpoint is from
-    progress: Progress | None = None
+    progress: Progress
     whole: Progress | None = None  # of the last checkpoint, which may be later
-    data_cards: Mapping[str, DatasetCard | None] = field(default_factory=dict)  # of data sets on this machine
-    before: "Training | None" = None  # of the checkpoint that it began with
+    before: "Training | Conversion | None" = None
 
     @property
-    def run(self) -> Progress | None:
+    def run(self) -> Progress:
         """Return the record of the whole run, or that of the checkpoint."""
         return self.whole or self.progress
 
-    def chain(self) -> list["Training"]:
+    def chain(self) -> "list[Training]":
         """Return this training and those before it, the first one last."""
-        return [self, *(self.before.chain() if self.before else [])]
+        return [self, *(self.before.chain() if isinstance(self.before, Training) else [])]
+
+    def conversion(self) -> Conversion | None:
+        """Return the conversion of the weights that the first training began with."""
+        return self.chain()[-1].before
+
+    def starts(self) -> list[dict[str, Any]]:
+        """Return the weights that the trainings of the chain began with."""
+        return [one.progress.start for one in self.chain() if one.progress.start]
+
+
+def from_record(record: Mapping[str, Any] | None, whole: Progress | None = None) -> Training | Conversion | None:
+    """Return a training or conversion from the record beside its weights."""
+    if record is None:
+        return None
+    if "files" in record:
+        return Conversion(**record)
+    progress = Progress(**record)
+    if progress.recipe is None:
+        return None
+    before = from_record(progress.start["before"]) if progress.start and progress.start.get("before") else None
+    return Training(restore_recipe(progress.recipe), progress, whole, before)
 
 
 @dataclass(frozen=True)
@@ -84,25 +103,6 @@ def network_name(config: PreTrainedConfig) -> str:
     raise UserError(f"{got}, expected one of this project; choose {' or '.join(NETWORKS)}")
 
 
-def read_data_card(path: str | Path) -> DatasetCard | None:
-    """Return the card in a data set's folder, or None without one."""
-    file = Path(path) / "README.md"
-    if not file.is_file():
-        return None
-    try:
-        return DatasetCard.load(file)
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the data set's card {file}: {one_line(error)}; correct it") from error
-
-
-def split_counts(card: DatasetCard) -> dict[str, int]:
-    """Return split -> number of pairs from the card's header."""
-    info = card.data.to_dict().get("dataset_info")
-    splits = info.get("splits") if isinstance(info, dict) else None
-    splits = [split for split in splits if isinstance(split, dict)] if isinstance(splits, list) else []
-    return {each["name"]: each["num_examples"] for each in splits if {"name", "num_examples"} <= each.keys()}
-
-
 @cache
 def is_on_hub(name: str | None, repo_type: str) -> bool:
     """Return whether a name is a public repository on the Hub.
@@ -123,27 +123,18 @@ def without_folders(text: str) -> str:
     return re.sub(path, r"\1.../\2", text, flags=re.MULTILINE)
 
 
-def section(card: DatasetCard, title: str) -> str | None:
-    """Return the text under a heading of the second level."""
-    found = re.search(rf"^## {re.escape(title)}\n+(.*?)(?=^## |\Z)", card.text, re.MULTILINE | re.DOTALL)
-    return found.group(1).strip() if found else None
-
-
 def make_model_card(
     segmenter: Segmenter,
     repo_id: str,
-    training: Training | None = None,
+    origin: Training | Conversion | None = None,
     results: Sequence[Result] = (),
     license: str | None = None,
     shipment: Shipment | None = None,
-) -> tuple[str, list[EvalResultEntry]]:
+) -> str:
     """Fill the template `card_model.md` for a segmentation network.
 
-    `license` is that of the weights, an identifier of the Hub's list. Without one the card says so, as for `training`.
-    `shipment` is for a network that ships with the package.
-
-    Returns:
-        The text of `README.md`, and rows for the Hub's newer form of results, which only data sets of the Hub have.
+    `origin` is the record of its weights. `license` is theirs, an identifier of the Hub's list. Without one the card
+    says so. `shipment` is for a network that ships with the package.
     """
     network = network_name(segmenter.model.config)
     folder = resources.files(__package__)
@@ -155,24 +146,25 @@ def make_model_card(
         replace(result, name=shown, sources=tuple(map(without_folders, result.sources)))
         for result, shown in zip(results, named, strict=True)
     ]
+    training = origin if isinstance(origin, Training) else None
     recipe = training.recipe if training else None
-    phases = list(recipe.phases.values()) if recipe else []
-    bases = {phase.init_from or phase.init_backbone_from for phase in phases}
-    rows = [_result_rows(result) for result in results]
+    starts = training.starts() if training else []
+    bases = {start["source"] for start in starts if start.get("from_hub", True)}
+    sets = training.progress.data if training else []
+    rows = [row for result in results for row in _result_rows(result)]
     if shipment and shipment.false_alarms:
         found, empty = shipment.false_alarms
         named = {"metric_type": "false_alarm_share", "metric_name": "false alarms, share of images without an object"}
-        first = rows[0][0][0]
-        rows.append(([replace(first, **named, metric_value=found / empty, metric_config=None, metric_args=None)], []))
+        rows.append(replace(rows[0], **named, metric_value=found / empty, metric_config=None, metric_args=None))
     header = ModelCardData(
         license=license or "unknown",
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["unconceal", network, *paper["tags"]],
-        datasets=[path for path in recipe.data.paths if is_on_hub(path, "dataset")] or None if recipe else None,
+        datasets=[one["path"] for one in sets if one["from_hub"] and is_on_hub(one["path"], "dataset")] or None,
         base_model=sorted(base for base in bases if is_on_hub(base, "model")) or None,
         model_name=name,
-        eval_results=[row for index_rows, _ in rows for row in index_rows] or None,
+        eval_results=rows or None,
         **({"license_name": shipment.text.get("license_name"), HEADER: dict(shipment.facts)} if shipment else {}),
     )
     card = ModelCard.from_template(
@@ -191,15 +183,16 @@ def make_model_card(
         recipe=recipe,
         **(_training_facts(training) if training else {}),
         earlier=[_training_facts(one) for one in training.chain()[1:]] if training else [],
+        conversion=training.conversion() if training else origin,
+        origin=origin,
         shipment=shipment,
         use=use_on_hub(repo_id),
         model_class=type(segmenter.model).__name__,
-        is_start_optional=any(phase.init_backbone_from and not phase.init_backbone_required for phase in phases),
         results=_result_facts(results, recipe) if results else None,
         figures=_paper_figures(network),
         weights_license=license,
     )
-    return f"{card}\n", [row for _, hub_rows in rows for row in hub_rows]
+    return f"{card}\n"
 
 
 def _bibtex(key: str, paper: dict[str, Any]) -> str:
@@ -218,31 +211,24 @@ def use_on_hub(repo_id: str) -> str:
 def _data_facts(training: Training) -> dict[str, Any]:
     data = training.recipe.data
     facts = {name: getattr(data, name) for name in ("train_split", "eval_split", "split_seed")}
-    sets = [_set_facts(path, training.data_cards.get(path)) for path in data.paths]
-    shares = []
+    sets = [_set_facts(one) for one in training.progress.data]
+    shares = ""
     if data.weights:
-        shares = [f"{one['name']} {w / sum(data.weights):.0%}" for one, w in zip(sets, data.weights, strict=True)]
-    return facts | {"sets": sets, "shares": ", ".join(shares)}
+        names = {each["path"]: each["name"] for each in sets}
+        weighted = zip(data.paths, data.weights, strict=True)
+        shares = ", ".join(f"{names[path]} {weight / sum(data.weights):.0%}" for path, weight in weighted)
+    return facts | {"sets": sets, "shares": shares}
 
 
-def _set_facts(path: str, card: DatasetCard | None) -> dict[str, Any]:
-    facts = {"name": Path(path).name, "has_card": card is not None}
-    facts["on_hub"] = path if is_on_hub(path, "dataset") else None
-    if card is not None:
-        sections = {title: section(card, title) for title in ("Source", "Terms")}
-        counts = split_counts(card)
-        facts |= {
-            "name": card.data.pretty_name or facts["name"],
-            "splits": list(counts),
-            "counts": ", ".join(f"{number} in `{split}`" for split, number in counts.items()),
-            "facts": {title: text for title, text in sections.items() if text},
-            "license": card.data.license,
-        }
-    return facts
+def _set_facts(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    is_linked = recorded["from_hub"] and is_on_hub(recorded["path"], "dataset")
+    facts = {**recorded, "name": recorded.get("title") or Path(recorded["path"]).name, "is_linked": is_linked}
+    counts = (f"{number} in `{split}`" for split, number in recorded["images"].items())
+    return facts | {"has_card": "sections" in recorded, "counts": ", ".join(counts)}
 
 
 def _training_facts(training: Training) -> dict[str, Any]:
-    recipe = yaml.safe_dump(asdict(training.recipe), sort_keys=False)
+    recipe = yaml.safe_dump(training.progress.recipe, sort_keys=False)
     return {
         "phases": _phase_table(training),
         "run": _run_facts(training),
@@ -250,24 +236,22 @@ def _training_facts(training: Training) -> dict[str, Any]:
     }
 
 
-def _run_facts(training: Training) -> dict[str, Any] | None:
-    """Return how the run went, or None without a record."""
+def _run_facts(training: Training) -> dict[str, Any]:
+    """Return how the run went."""
     run = training.run
-    if not run or not run.sessions:
-        return None
 
     def each(values: Sequence[str | None]) -> str:
         return ", then ".join(dict.fromkeys(filter(None, values)))
 
     commits = [session["git_commit"] for session in run.sessions]
-    start = run.start and {**run.start, "source": _path_name(run.start["source"])}
+    start = run.start and {**run.start, "source": _path_name(run.start)}
     return {
         "command": each([without_folders(session["command"] or "") for session in run.sessions]),
         "commit": each([commit and commit.replace("-dirty", " with uncommitted changes") for commit in commits]),
         "hardware": each([_machine(session) for session in run.sessions]),
         "minutes": round(sum(row.get("total_seconds", row["seconds"]) for row in run.history) / 60),
         "epochs": run.epoch,
-        "best_epoch": training.progress.epoch if training.progress else None,
+        "best_epoch": training.progress.epoch,
         "start": start,
     }
 
@@ -278,25 +262,22 @@ def _machine(session: Mapping[str, Any]) -> str:
 
 
 def _phase_table(training: Training) -> str:
-    header = ("phase", "optimizer", "schedule", "batch", "starts from", "epochs")
-    rows = []
-    for task, phase in training.recipe.phases.items():
-        optimizer, schedule, epochs = phase.optimizer, phase.schedule, str(phase.epochs)
-        start = phase.init_from or phase.init_backbone_from
-        if task == training.task and (done := training.progress):
-            processes = f", {done.num_processes} processes" if done.num_processes > 1 else ""
-            epochs = f"{done.epoch} ({done.step} steps{processes})"
-        updates = f"{optimizer.name}, {optimizer.learning_rate:g}, decay {optimizer.weight_decay:g}"
-        rates = f"{schedule.name}, {schedule.warmup_steps} warm-up steps"
-        batch = str(phase.batch_size * phase.gradient_accumulation_steps)
-        start = start if is_on_hub(start, "model") else _path_name(start) if start else MISSING
-        rows.append((task, updates, rates, batch, start, epochs))
-    return markdown_table(header, rows)
+    header, done = ("phase", "optimizer", "schedule", "batch", "epochs"), training.progress
+    phase = training.recipe.phases[done.task]
+    optimizer, schedule = phase.optimizer, phase.schedule
+    processes = f", {done.num_processes} processes" if done.num_processes > 1 else ""
+    updates = f"{optimizer.name}, {optimizer.learning_rate:g}, decay {optimizer.weight_decay:g}"
+    rates = f"{schedule.name}, {schedule.warmup_steps} warm-up steps"
+    batch = str(phase.batch_size * phase.gradient_accumulation_steps)
+    epochs = f"{done.epoch} of {phase.epochs} ({done.step} steps{processes})"
+    return markdown_table(header, [(done.task, updates, rates, batch, epochs)])
 
 
-def _path_name(start: str) -> str:
-    """Return the last part of a path, or all of RUN/TASK/best."""
-    path = Path(start)
+def _path_name(start: Mapping[str, Any]) -> str:
+    """Return a Hub id, a path's last part, or RUN/TASK/best."""
+    path = Path(start["source"])
+    if start.get("from_hub"):
+        return start["source"]
     return "/".join(path.parts[-3:]) if path.name in ("best", "last") else path.name
 
 
@@ -328,34 +309,24 @@ def _paper_figures(network: str) -> dict[str, list[str]]:
     return {"tables": tables, "notes": list(dict.fromkeys(note for row in rows for note in row.notes))}
 
 
-def _result_rows(result: Result) -> tuple[list[EvalResult], list[EvalResultEntry]]:
-    """Return rows of `model-index`, and of `.eval_results` if on the Hub."""
+def _result_rows(result: Result) -> list[EvalResult]:
+    """Return rows of `model-index`."""
     data = result.benchmark or ", ".join(result.sources) or "unknown"
     slug = re.sub(r"[^\w-]+", "-", data).strip("-").lower()
-    is_public = is_on_hub(result.data, "dataset")
-    protocol = result.protocol.name
-    scored = ", ".join(filter(None, (f"split {result.split}", f"{result.num_images} images", *result.settings)))
-    index_rows, hub_rows = [], []
-    for metric, column in result.protocol.columns.items():
-        if metric not in result.figures:
-            continue
-        index_rows.append(
-            EvalResult(
-                task_type=TASK,
-                task_name="Image segmentation",
-                dataset_type=result.data if is_public else slug,
-                dataset_name=data,
-                dataset_split=result.split,
-                dataset_args={"num_images": result.num_images},
-                metric_type=metric,
-                metric_name=f"{column.title}, protocol {protocol}",
-                metric_value=result.figures[metric],
-                metric_config=protocol,
-                metric_args=list(result.settings) or None,
-            )
+    return [
+        EvalResult(
+            task_type=TASK,
+            task_name="Image segmentation",
+            dataset_type=result.data if is_on_hub(result.data, "dataset") else slug,
+            dataset_name=data,
+            dataset_split=result.split,
+            dataset_args={"num_images": result.num_images},
+            metric_type=metric,
+            metric_name=f"{column.title}, protocol {result.protocol.name}",
+            metric_value=result.figures[metric],
+            metric_config=result.protocol.name,
+            metric_args=list(result.settings) or None,
         )
-        if is_public:
-            notes = f"{column.title}, Unconceal protocol {protocol}; {scored}"
-            value, task_id = result.figures[metric], f"{protocol}_{metric}"
-            hub_rows.append(EvalResultEntry(result.data, task_id, value, date=result.date, notes=notes))
-    return index_rows, hub_rows
+        for metric, column in result.protocol.columns.items()
+        if metric in result.figures
+    ]

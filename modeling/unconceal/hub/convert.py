@@ -8,13 +8,19 @@ dropped because the network does not use them. It raises a `UserError` if a tens
 unknown.
 """
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel
 
+from ..evaluation.report import git_commit
 from ..models.configuration_efficientnet_lite import IMAGE_MEAN, IMAGE_STD, EfficientNetLiteConfig
 from ..models.configuration_efficientnet_lite import SIZES as LITE_SIZES
 from ..models.configuration_mscan import SIZES, MscanConfig
@@ -23,6 +29,8 @@ from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..models.modeling_efficientnet_lite import EfficientNetLiteBackbone
 from ..models.modeling_mscan import STRIP_SIZES, MscanBackbone
 from ..models.modeling_srs import NUM_LEVELS, SrsForImageSegmentation, SrsForReconstruction
+from ..training.checkpoints import CONVERSION_FILE, Conversion
+from ..utils.digests import weights_digest
 from ..utils.errors import UserError
 
 
@@ -109,6 +117,24 @@ def load_published(path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, Mapping) or not state or not all(map(torch.is_tensor, state.values())):
         raise UserError(f"{path} holds no state dict (names and tensors); {advice}")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def save_converted(folder: Path, files: Sequence[str | Path], command: str | None, model: PreTrainedModel, *others):
+    """Save a converted network with the record of its conversion.
+
+    `files` are the published ones, `others` what belongs beside the network, such as its processor.
+    """
+    for part in (model, *others):
+        part.save_pretrained(folder)
+    record = Conversion(
+        network=type(model).__name__,
+        files=[{"name": Path(file).name, "sha256": sha256(Path(file).read_bytes()).hexdigest()} for file in files],
+        weights=weights_digest(model),
+        command=command,
+        git_commit=git_commit(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    (folder / CONVERSION_FILE).write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
 
 
 def convert_srs_reconstruction(

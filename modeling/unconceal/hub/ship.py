@@ -34,7 +34,7 @@ from ..utils.images import size_text
 from . import shipped
 from .cards import Shipment, Training, make_model_card, network_name
 from .shipped import CARD, CONFIG, PROCESSOR, WEIGHTS, weights_sha256
-from .stage import check_results, read_training, save_without_paths
+from .stage import check_results, read_origin, save_without_paths
 
 
 MAX_MEGABYTES = 12  # of one network
@@ -71,9 +71,11 @@ def ship_model(
         raise UserError(f"got the name {name}, expected one of {', '.join(texts)}; describe it in hub/shipped.yaml")
     checkpoint = checkpoint or run / "segmentation" / "best"
     segmenter = load(checkpoint, "cpu")
-    training = read_training(checkpoint, run / "recipe.yaml", network_name(segmenter.model.config))
-    if training.progress is None:
-        raise UserError(f"got {checkpoint}, which has no progress.json; name a checkpoint of unconceal train")
+    training = read_origin(checkpoint, segmenter.model)
+    if not isinstance(training, Training):
+        raise UserError(
+            f"got {checkpoint}, which has no progress.json with a recipe; name a checkpoint of unconceal train"
+        )
     with replacing(folder) as beside:
         write_rounded(segmenter, beside)
         num_bytes = sum(path.stat().st_size for path in beside.iterdir())
@@ -100,7 +102,7 @@ def ship_model(
         )
         measured = _results(segmenter, name, training.recipe, rows, counts)
         measured += check_results(results, segmenter.model, beside)
-        card, _ = make_model_card(segmenter, name, training, measured, texts[name]["license"], shipment)
+        card = make_model_card(segmenter, name, training, measured, texts[name]["license"], shipment)
         (beside / CARD).write_text(card, encoding="utf-8")
     return folder
 
@@ -207,9 +209,8 @@ def _facts(
     segmenter: Segmenter, name: str, text: Mapping[str, Any], training: Training, folder: Path
 ) -> dict[str, Any]:
     """Return the facts for the header of the card."""
-    starts = [one.run.start or {} for one in training.chain() if one.run]
-    encoder = [Path(start["source"]).name for start in starts if start.get("part") == "encoder"]
-    titles = [card.data.pretty_name if card else Path(path).name for path, card in training.data_cards.items()]
+    encoder = [Path(start["source"]).name for start in training.starts() if start["part"] == "encoder"]
+    titles = [one.get("title") or Path(one["path"]).name for one in training.progress.data]
     size = segmenter.processor.size
     return {
         "name": name,

@@ -3,40 +3,36 @@
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from huggingface_hub import DatasetCard, RepoCard, eval_result_entries_to_yaml
-from transformers import PreTrainedModel
+from huggingface_hub import DatasetCard, RepoCard
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from .. import models
 from ..api import Segmenter, load, weights_digest
+from ..data.cards import describe_set, read_data_card, section, split_counts
 from ..data.write import FEATURES
 from ..evaluation.tables import Result, read_result
-from ..training.checkpoints import RECIPE_FILE, read_progress
+from ..models.networks import NETWORKS
+from ..training.checkpoints import PROGRESS_FILE, RECIPE_FILE, Conversion, read_progress, read_record
 from ..training.recipe import load_recipe
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_folder
 from . import shipped
-from .cards import (
-    Training,
-    make_model_card,
-    network_name,
-    read_data_card,
-    section,
-    split_counts,
-    use_on_hub,
-    without_folders,
-)
+from .card_on_hub import CARD, kept_license, sign, with_kept_results
+from .cards import Training, from_record, make_model_card, use_on_hub, without_folders
 from .exported import refuse_exported
-from .push import CARD, Upload
+from .push import Upload
 
 
-EVAL_RESULTS = ".eval_results/unconceal.yaml"
 # An earlier push may have left these. Its weights, in other shards or another format, would be loaded instead of ours.
-WEIGHTS = (
+STALE = (
+    ".eval_results/unconceal.yaml",  # results, which need a benchmark of the Hub
     *("model*.safetensors", "model.safetensors.index.json"),
     *("pytorch_model*.bin", "pytorch_model.bin.index.json"),
 )
@@ -56,45 +52,49 @@ def stage_model(
     source: str | Path,
     repo_id: str,
     folder: Path,
-    recipe: str | None = None,
     results: Sequence[str | Path] = (),
     license: str | None = None,
     card: str | None = None,
+    present: str | None = None,
 ) -> Upload:
     """Write weights, code, processor, pipeline and card of a network.
 
     The network is loaded and saved again. So the weights are complete safetensors, and the code is this version's.
 
     `source` is a checkpoint, or the name of a shipped network. That one keeps its card and its weights. `folder` is an
-    empty folder. The default `recipe` is that of the run with the checkpoint.
+    empty folder.
     `results` are files or folders that `unconceal evaluate --out` wrote for this model. `license` is an identifier of
-    the Hub's list. `card` replaces the generated one.
+    the Hub's list. `card` replaces the generated one. `present` is the card in the repository: the generated one keeps
+    its license, and its results if they are of these weights.
 
     Raises:
-        UserError: If a file cannot be read, or if recipe or results belong to another model.
+        UserError: If a file cannot be read, results belong to another model, or people edited the card in the
+            repository.
     """
     source = Path(shipped.resolve(source))
     if not is_folder(source):
         raise UserError(f"got {source} as the model, which is not a folder; name the folder of a checkpoint")
     refuse_exported(source, "unconceal push")
+    _refuse_others(source)
+    kept = kept_license(present, repo_id) if card is None else None
     if source.resolve().parent == shipped.FOLDER.resolve():
-        if recipe or results or license:
-            what = f"got --recipe, --results or --license for {source.name}, a shipped network with its own card"
+        if results or license:
+            what = f"got --results or --license for {source.name}, a shipped network with its own card"
             raise UserError(f"{what}; leave them out, or send another card with --card")
-        return _stage_shipped(source, repo_id, folder, card)
+        return _stage_shipped(source, repo_id, folder, card, kept)
     segmenter = load(source, device="cpu")
-    training = read_training(source, recipe, network_name(segmenter.model.config))
+    origin = read_origin(source, segmenter.model)
     read = check_results(results, segmenter.model, source)
     save_without_paths(segmenter, folder)
-    text, rows = make_model_card(segmenter, repo_id, training, read, license)
-    text = text if card is None else _read_text(card)
+    weights = weights_digest(segmenter.model)
+    if card is None:
+        text = make_model_card(segmenter, repo_id, origin, read, license or kept)
+        text = text if read else with_kept_results(text, present, weights)
+    else:
+        text = _read_text(card)
     _check_header(text, card or "the generated card")
-    (folder / CARD).write_text(text, encoding="utf-8")
-    if rows:
-        (folder / EVAL_RESULTS).parent.mkdir()
-        entries = yaml.safe_dump(eval_result_entries_to_yaml(rows), sort_keys=False)
-        (folder / EVAL_RESULTS).write_text(entries, encoding="utf-8")
-    return Upload(repo_id, "model", _list_files(folder), (*WEIGHTS, *sorted(CODE), EVAL_RESULTS))
+    (folder / CARD).write_text(sign(text, weights), encoding="utf-8")
+    return Upload(repo_id, "model", _list_files(folder), (*STALE, *sorted(CODE)))
 
 
 def save_without_paths(segmenter: Segmenter, folder: Path):
@@ -119,7 +119,17 @@ def check_results(paths: Sequence[str | Path], model: PreTrainedModel, source: P
     return read
 
 
-def _stage_shipped(source: Path, repo_id: str, folder: Path, card: str | None) -> Upload:
+def _refuse_others(source: Path):
+    """Refuse networks that do not segment; cards and pipelines would not fit."""
+    if (source / CONFIG_NAME).is_file():
+        saved_as = (PreTrainedConfig.get_config_dict(source)[0].get("architectures") or [None])[0]
+        expected = [network.tasks["segmentation"].__name__ for network in NETWORKS.values()]
+        if saved_as and saved_as not in expected:
+            advice = f"send it by `{saved_as}.push_to_hub`, which writes no card"
+            raise UserError(f"got {source}, which holds {saved_as}, expected one of {', '.join(expected)}; {advice}")
+
+
+def _stage_shipped(source: Path, repo_id: str, folder: Path, card: str | None, kept: str | None) -> Upload:
     """Add code to a shipped network, and another use to its card."""
     save_without_paths(load(source, device="cpu"), folder)
     for path in (source / shipped.WEIGHTS, *source.glob("*.webp")):
@@ -128,47 +138,49 @@ def _stage_shipped(source: Path, repo_id: str, folder: Path, card: str | None) -
     if card is None:
         use = f"## Use\n\n{use_on_hub(repo_id)}\n\n"
         text = re.sub(r"^## Use\n.*?(?=^## )", lambda _: use, text, count=1, flags=re.MULTILINE | re.DOTALL)
-    _check_header(text, card or source / CARD)
-    (folder / CARD).write_text(text, encoding="utf-8")
-    return Upload(repo_id, "model", _list_files(folder), (*WEIGHTS, *sorted(CODE), EVAL_RESULTS))
+    license = _check_header(text, card or source / CARD).get("license")
+    if kept not in (None, license):
+        what = f"the card of {repo_id} states the license {kept}, but {source.name} has {license}"
+        raise UserError(f"{what}; remove {CARD} there, or send another card with --card")
+    (folder / CARD).write_text(sign(text), encoding="utf-8")
+    return Upload(repo_id, "model", _list_files(folder), (*STALE, *sorted(CODE)))
 
 
-def read_training(
-    source: Path, given: str | Path | None, network: str, later: tuple[Path, ...] = ()
-) -> Training | None:
-    """Return the record of a checkpoint's training, or None without one.
+def read_origin(source: Path, model: PreTrainedModel) -> Training | Conversion | None:
+    """Return the record of the weights in a folder, or None.
 
-    A run is RUN/recipe.yaml and RUN/TASK/{best,last}. The run that it began with is read, too, if it is here and
-    not among the `later` ones: runs that replaced each other can go in a circle.
+    A record that was made beside other weights does not count. Of older runs, whose records are shorter, the recipe
+    is RUN/recipe.yaml, and the data sets are those that it names.
     """
-    source = source.absolute()
-    path = Path(given or source.parent.parent / RECIPE_FILE)
-    if not given and not path.is_file():
+    record = read_record(source)
+    if record is None or record.get("weights") not in (None, weights_digest(model)):
         return None
-    recipe = load_recipe(path)
-    if recipe.network != network:
-        what = f"got {path}, a recipe of {recipe.network}, but {source} holds {network}"
-        raise UserError(f"{what}; name its own with --recipe")
-    task = source.parent.name if source.parent.name in recipe.phases else list(recipe.phases)[-1]
-    whole = read_progress(source.with_name("last"))
-    cards = {path: read_data_card(path) for path in recipe.data.paths}
-    start = recipe.phases[task].init_from
-    later = (*later, source.parent.parent)
-    goes_on = start and is_folder(start) and Path(start).absolute().parent.parent not in later
-    before = read_training(Path(start), None, network, later) if goes_on else None
-    return Training(recipe, task, read_progress(source), whole, cards, before)
+    recipe = source.absolute().parent.parent / RECIPE_FILE
+    if (source / PROGRESS_FILE).is_file() and not record.get("recipe") and recipe.is_file():
+        recipe = load_recipe(recipe)
+        sets = [(path, read_data_card(path)) for path in recipe.data.paths]
+        data = [describe_set(path, {}) | {"images": split_counts(card) if card else {}} for path, card in sets]
+        record = {**record, "recipe": asdict(recipe), "data": data}
+    return from_record(record, read_progress(source.with_name("last")))
 
 
 def stage_dataset(
-    source: str | Path, repo_id: str, folder: Path, license: str | None = None, may_redistribute: bool = False
+    source: str | Path,
+    repo_id: str,
+    folder: Path,
+    license: str | None = None,
+    may_redistribute: bool = False,
+    present: str | None = None,
 ) -> Upload:
     """List the files of a data set, its license on the card.
 
     `source` is a folder that `unconceal prepare` made, `folder` an empty one for the card. `license` is for a card
-    without one. With `may_redistribute` the caller states that the makers allow copies.
+    without one. With `may_redistribute` the caller states that the makers allow copies. `present` is the card in the
+    repository, whose license holds if no other is stated.
 
     Raises:
         UserError: If it is not such a data set, is damaged, or has no open license and the caller states nothing.
+            Also if people edited the card in the repository.
     """
     source = Path(source)
     if not is_folder(source):
@@ -178,7 +190,9 @@ def stage_dataset(
     if card is None or not shards:
         raise UserError(f"{source} has no {CARD} or no data/*.parquet; name a folder that `unconceal prepare` made")
     _check_shards(card, shards)
-    stated = card.data.license
+    stated, kept = card.data.license, kept_license(present, repo_id)
+    if not license and stated in (None, *UNSTATED_LICENSES) and kept not in UNSTATED_LICENSES:
+        license = kept
     if license and stated not in (None, *UNSTATED_LICENSES, license):
         what = f"got --license {license}, but the card of {source} states {stated}"
         raise UserError(f"{what}; if that is wrong, correct the card")
@@ -193,7 +207,7 @@ def stage_dataset(
         said = f"the license `{license}`" if license else "that the makers allow it"
         text = f"{text.rstrip()}\n\n## This copy\n\nThe publisher of this copy states {said}.\n"
     _check_header(text, source / CARD)
-    (folder / CARD).write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(sign(text), encoding="utf-8")
     files = {CARD: folder / CARD, **{f"data/{path.name}": path for path in shards}}
     return Upload(repo_id, "dataset", files, replaces=("data/*.parquet",))
 
@@ -240,7 +254,7 @@ def _list_files(folder: Path) -> dict[str, Path]:
     files = {}
     for path in sorted(folder.rglob("*")):  # does not follow links to folders
         name = path.relative_to(folder).as_posix()
-        is_hidden = "/." in f"/{name}" and name not in (".gitattributes", EVAL_RESULTS)
+        is_hidden = "/." in f"/{name}" and name != ".gitattributes"
         if is_hidden or not path.is_file() or LEFT_OUT & set(path.parts):
             continue
         if not path.resolve().is_relative_to(folder.resolve()):

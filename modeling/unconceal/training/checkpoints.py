@@ -1,4 +1,4 @@
-"""Write checkpoints, and read their progress.
+"""Write checkpoints, and read what is on record beside weights.
 
 `AutoModel.from_pretrained` opens a checkpoint, and training resumes from it. A run is OUTPUT_DIR/recipe.yaml and
 OUTPUT_DIR/PHASE/{best,last}. This module is light, so that other packages can read those folders without importing the
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RECIPE_FILE = "recipe.yaml"
-PROGRESS_FILE = "progress.json"
+PROGRESS_FILE = "progress.json"  # the record of a training
+CONVERSION_FILE = "conversion.json"  # the record of a conversion
 STATE_FOLDER = "training_state"
 # What the file system, safetensors and `torch.save` raise.
 WRITING_ERRORS = (OSError, SafetensorError, RuntimeError)
@@ -40,8 +41,23 @@ class Progress:
     step: int = 0  # finished optimizer steps
     best: float | None = None  # best value of the phase's metric; None before the first evaluation
     history: list[dict[str, Any]] = field(default_factory=list)  # losses, metrics, seconds of each finished epoch
-    start: dict[str, str] | None = None  # loaded weights: part of the network, source, SHA-256; None: random
+    start: dict[str, Any] | None = None  # loaded weights, as `load_start` describes them; None: random
     sessions: list[dict[str, Any]] = field(default_factory=list)  # command, commit, date and machine of each start
+    recipe: dict[str, Any] | None = None  # all settings
+    data: list[dict[str, Any]] = field(default_factory=list)  # the data sets, as `describe_set` describes them
+    weights: str | None = None  # SHA-256 of the weights beside this record
+
+
+@dataclass
+class Conversion:
+    """Record of a conversion of published weights."""
+
+    network: str  # class of the network or encoder
+    files: list[dict[str, str]]  # name and SHA-256 of each published file
+    weights: str  # SHA-256 of the weights beside this record
+    command: str | None = None
+    git_commit: str | None = None
+    date: str | None = None
 
 
 def save_checkpoint(
@@ -60,6 +76,8 @@ def save_checkpoint(
     Raises:
         UserError: If it cannot be written, for example on a full disk.
     """
+    from ..utils.digests import weights_digest  # imports torch, which is slow
+
     state = folder.with_name(f".{folder.name}.{STATE_FOLDER}")
     try:
         if with_state:
@@ -74,12 +92,28 @@ def save_checkpoint(
                 processor.save_pretrained(beside)
                 if with_state:
                     state.rename(beside / STATE_FOLDER)
+                progress.weights = weights_digest(model)
                 (beside / PROGRESS_FILE).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
     except WRITING_ERRORS as error:
         shutil.rmtree(state, ignore_errors=True)
         kept = "the checkpoint before it is kept" if folder.exists() else "there is none before it"
         raise UserError(f"cannot write {folder}: {one_line(error)}; {kept}; free space and use --resume") from error
     accelerator.wait_for_everyone()
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """Return the record beside weights, of a training or a conversion.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    for path in (Path(folder) / PROGRESS_FILE, Path(folder) / CONVERSION_FILE):
+        if path.is_file():
+            try:
+                return dict(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise UserError(f"{path} is damaged ({one_line(error)}); restore it, or remove it") from error
+    return None
 
 
 def read_progress(folder: Path) -> Progress | None:

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_scheduler
 from transformers.utils import logging as transformers_logging
 
+from ..data.cards import describe_set
 from ..data.loading import readable
 from ..data.mixing import Mixture, join_sets
 from ..data.transforms import TrainingSet, TransformRecipe
@@ -33,7 +34,6 @@ from ..evaluation.report import git_commit
 from ..evaluation.workers import num_cores
 from ..models.memory import keep_freed_memory
 from ..models.networks import NETWORKS
-from ..utils.digests import weights_digest
 from ..utils.errors import UserError
 from ..utils.loading_errors import loading_explained
 from .checkpoints import STATE_FOLDER, Progress, read_progress, save_checkpoint
@@ -41,7 +41,6 @@ from .earlier_run import bring_back, forget, parts_of_run
 from .recipe import OptimizerRecipe, PhaseRecipe, Recipe, ScheduleRecipe, flatten
 from .start import (
     build_config,
-    build_model,
     build_processor,
     check_compiler,
     check_folder,
@@ -49,7 +48,7 @@ from .start import (
     check_start,
     choose_precision,
     claim_folder,
-    load_backbone,
+    load_start,
     open_sets,
 )
 
@@ -111,6 +110,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
             check_folder(output_dir, recipe, resume, overwrite)
             precision = choose_precision(recipe, resume, state.device)
         sets = open_sets(recipe.data)
+        data = [describe_set(*one) for one in zip(recipe.data.paths, sets, strict=True)]
         splits, mixture = join_sets(sets), None
         if recipe.data.weights:
             sizes = [len(one[recipe.data.train_split]) for one in sets]
@@ -128,7 +128,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
     best = None
     try:
         for task in tasks:
-            best = run_phase(recipe, task, splits, mixture, recipe.phases[task].init_from or best, command)
+            best = run_phase(recipe, task, splits, mixture, data, recipe.phases[task].init_from or best, command)
     except BaseException:
         if state.is_main_process:
             bring_back(output_dir)
@@ -219,6 +219,7 @@ def run_phase(
     task: str,
     splits: dict[str, Dataset],
     mixture: Mixture | None,
+    data: list[dict[str, Any]],
     init_from: str | Path | None,
     command: str | None = None,
 ) -> Path:
@@ -254,8 +255,9 @@ def run_phase(
         # It keeps its network, even if defaults have changed since. The weights come with the rest of its state.
         network = NETWORKS[recipe.network].tasks[task](build_config(recipe, last))
     else:
-        network = build_model(recipe, task, init_from)
-        progress.start = load_start(network, phase, init_from)
+        network, progress.start = load_start(recipe, task, init_from)
+    progress.recipe = asdict(recipe)
+    progress.data += [one for one in data if one not in progress.data]
     progress.sessions.append(describe_session(command))
     processor = build_processor(recipe, init_from)
     samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed, mixture)
@@ -308,15 +310,6 @@ def run_phase(
     for tracker in accelerator.trackers:  # `end_training` would also end the process group, which later phases need
         tracker.finish()
     return best
-
-
-def load_start(network: PreTrainedModel, phase: PhaseRecipe, init_from: str | Path | None) -> dict[str, str] | None:
-    """Load the pretrained encoder; describe the weights that training starts from."""
-    if init_from:
-        return {"part": "network", "source": str(init_from), "sha256": weights_digest(network)}
-    if not phase.init_backbone_from or not load_backbone(network, phase):
-        return None
-    return {"part": "encoder", "source": phase.init_backbone_from, "sha256": weights_digest(network.backbone)}
 
 
 def describe_session(command: str | None) -> dict[str, Any]:

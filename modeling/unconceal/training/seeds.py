@@ -13,7 +13,9 @@ from .recipe import Recipe
 from .start import check_folder
 
 
-def train_seeds(recipe: Recipe, seeds: Sequence[int], resume: bool = False, overwrite: bool = False) -> list[Path]:
+def train_seeds(
+    recipe: Recipe, seeds: Sequence[int], resume: bool = False, overwrite: bool = False, command: str | None = None
+) -> list[Path]:
     """Run a recipe once for each seed; return the best checkpoints.
 
     Each run gets the seed as `seed` and `data.split_seed`, and its own folder `output_dir/seed-N`. Finished runs are
@@ -32,7 +34,7 @@ def train_seeds(recipe: Recipe, seeds: Sequence[int], resume: bool = False, over
         runs.append((run, resume or not overwrite and is_finished(run)))
     for run, continues in runs:  # all of them, before the first one runs for hours
         check_folder(Path(run.output_dir), run, continues, overwrite)
-    return [train(run, continues, overwrite) for run, continues in runs]
+    return [train(run, continues, overwrite, command) for run, continues in runs]
 
 
 def is_finished(recipe: Recipe) -> bool:

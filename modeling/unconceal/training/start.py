@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from datasets import Image as EncodedImage
 from omegaconf import OmegaConf
@@ -26,13 +25,14 @@ from ..hub.shipped import resolve
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..models.networks import NETWORKS
 from ..utils.devices import has_bfloat16
+from ..utils.digests import weights_digest
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_hub_id, make_folder, replacing
 from ..utils.images import size_text
 from ..utils.loading_errors import loading_explained
-from .checkpoints import RECIPE_FILE
+from .checkpoints import RECIPE_FILE, read_record
 from .earlier_run import bring_back, check_apart, parts_of_run, set_aside
-from .recipe import DataRecipe, PhaseRecipe, Recipe, drop_old_switches, flatten
+from .recipe import DataRecipe, PhaseRecipe, Recipe, drop_old_keys, drop_old_switches, flatten
 
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,9 @@ def read_kept_recipe(file: Path) -> dict[str, Any]:
     """
     try:
         # Merged with the defaults: an older run lacks the settings that did not exist yet.
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(file))
+        written = OmegaConf.load(file)
+        drop_old_keys(written)
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), written)
         return OmegaConf.to_container(merged, throw_on_missing=True)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(
@@ -201,7 +203,7 @@ def check_start(recipe: Recipe, task: str, resume: bool, splits: dict[str, Datas
                 "in processor and model, and leave do_rescale and do_normalize on"
             )
     if phase.init_backbone_from and not resume:
-        load_backbone(model_class(config), phase, warn=False)
+        load_backbone(model_class(config), phase.init_backbone_from)
 
 
 def check_batch(model: PreTrainedModel, phase: PhaseRecipe, crop_size: int | None, pixel_values: torch.Tensor):
@@ -298,7 +300,15 @@ def build_processor(recipe: Recipe, init_from: str | Path | None) -> UnconcealIm
 
 
 def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreTrainedModel:
+    """Build the model of a phase, as `start_model` does."""
+    return start_model(recipe, task, init_from)[0]
+
+
+def start_model(recipe: Recipe, task: str, init_from: str | Path | None) -> tuple[PreTrainedModel, set[str]]:
     """Build the model of a phase, from scratch or from a checkpoint.
+
+    Returns:
+        The model, and the names of the weights that the checkpoint lacks: they are random.
 
     Raises:
         UserError: If the checkpoint is missing, damaged, of another network, or of other sizes.
@@ -306,7 +316,8 @@ def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreT
     init_from = init_from and find_start(init_from)
     config, model_class = build_config(recipe, init_from), NETWORKS[recipe.network].tasks[task]
     if init_from is None:
-        return model_class(config)
+        model = model_class(config)
+        return model, set(model.state_dict())
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report of new weights is expected in a later phase
     try:
@@ -325,33 +336,49 @@ def build_model(recipe: Recipe, task: str, init_from: str | Path | None) -> PreT
         )
     if not set(model.state_dict()) - set(report["missing_keys"]):
         raise UserError(f"cannot start from {init_from}: it holds no weights of {model_class.__name__}")
-    return model
+    return model, set(report["missing_keys"])
 
 
-def load_backbone(model: PreTrainedModel, phase: PhaseRecipe, warn: bool = True) -> bool:
-    """Load the encoder's pretrained weights; return whether they are there.
+def load_backbone(model: PreTrainedModel, source: str) -> dict | None:
+    """Load the encoder's pretrained weights; return the record beside them.
 
-    They are `phase.init_backbone_from`. If the Hub cannot be reached and `phase.init_backbone_required` is false, the
-    encoder keeps its random weights.
+    `source` is `init_backbone_from` of a recipe.
 
     Raises:
         UserError: If the weights are missing, cannot be reached, or are of another encoder.
     """
-    source = phase.init_backbone_from
     with loading_explained(f"cannot start the encoder from {source}"):
         if source in PACKAGED and not Path(source).exists():
             with packaged_encoder(source) as folder:
                 model.load_backbone(str(folder))
-            return True
-        on_hub = is_hub_id(source) and not Path(source).exists()
-        if not on_hub or cached_file(source, CONFIG_NAME, _raise_exceptions_for_connection_errors=False):
-            model.load_backbone(source)
-            return True
-        if phase.init_backbone_required:
+                return read_record(folder)
+        on_hub = not Path(source).exists() and is_hub_id(source)
+        if on_hub and not cached_file(source, CONFIG_NAME, _raise_exceptions_for_connection_errors=False):
             raise UserError(
                 f"cannot reach the Hub for {source}, the encoder's pretrained weights; connect and rerun, set "
-                "init_backbone_from to a folder, or train from random weights with init_backbone_required=false"
+                "init_backbone_from to a folder, or to null for random weights"
             )
-    if warn and PartialState().is_main_process:
-        logger.warning("cannot reach the Hub for %s: the encoder starts from random weights", source)
-    return False
+        model.load_backbone(source)
+        return read_record(source)
+
+
+def load_start(recipe: Recipe, task: str, init_from: str | Path | None) -> tuple[PreTrainedModel, dict | None]:
+    """Build the model of a phase; describe its first weights.
+
+    Returns:
+        The model, and what goes into the record of the training. None stands for random weights.
+
+    Raises:
+        UserError: As `start_model` and `load_backbone`.
+    """
+    network, new = start_model(recipe, task, init_from)
+    source = init_from or recipe.phases[task].init_backbone_from
+    if not source:
+        return network, None
+    if init_from:
+        part, loaded, before = "network", network, read_record(find_start(init_from))
+    else:
+        before = load_backbone(network, source)
+        part, loaded, new = "encoder", network.backbone, set()
+    facts = {"part": part, "source": str(source), "sha256": weights_digest(loaded), "num_random": len(new)}
+    return network, {**facts, "from_hub": is_hub_id(source) and not Path(source).exists(), "before": before}
