@@ -31,6 +31,11 @@ from unconceal.training.recipe import load_recipe
 from unconceal.utils.errors import UserError
 
 
+ROOT = Path(__file__).parents[1]
+SESSION = {
+    **{"command": "unconceal train", "git_commit": None, "date": "2026-01-02T03:04:05+00:00", "processor": "a CPU"},
+    **{"cpus": 4, "threads": 2, "accelerator": None, "torch": "2.13.0"},
+}
 # One process for all commands, because each start costs seconds. It reads arguments or code, and answers.
 CLIENT = """
 import json, os, sys, time, traceback
@@ -319,6 +324,11 @@ def test_cards_edited_on_the_hub_are_not_replaced(client, models, data):
     assert ModelCard(client.hub.files("org/edited-model")["README.md"].decode()).data.license == "mit"
 
 
+def test_card_names_the_oldest_transformers():
+    (oldest,) = re.findall(r'"transformers>=([\d.]+)', (ROOT / "pyproject.toml").read_text())
+    assert f"transformers from {oldest} on" in cards.use_on_hub("org/net")
+
+
 def test_signature_covers_the_whole_card(caplog):
     card = "---\nlicense: mit\n---\n# Net\n"
     signed = sign(card, "abc")
@@ -447,7 +457,7 @@ def test_card_states_the_recorded_facts(models, data, tmp_path, monkeypatch):
         "phases: {segmentation: {epochs: 7, batch_size: 4, init_backbone_from: other/encoder}}\n"
     )
     start = {"part": "encoder", "source": "microsoft/resnet-50", "sha256": "a" * 64, "from_hub": True}
-    write_progress(checkpoint, recipe, start=start)
+    write_progress(checkpoint, recipe, start=start, sessions=[{**SESSION, "mixed_precision": "bf16"}])
     # What the recipe and the data set say now is not what happened.
     (run / "recipe.yaml").write_text(recipe.replace("epochs: 7", "epochs: 99"))
     results = [
@@ -472,6 +482,7 @@ def test_card_states_the_recorded_facts(models, data, tmp_path, monkeypatch):
     assert "Terms: Apache-2.0" in training
     assert "| 6 of 7 (60 steps) |" in training and "sgd" in training and "epochs: 99" not in training
     assert f"Start: encoder from `microsoft/resnet-50`, SHA-256 of these weights `{'a' * 64}`" in training
+    assert "bf16 mixed precision" in training  # the recipe leaves it open
     assert "other/encoder" not in training.split("<details>")[0]
     measured = card.text.split("## Results")[1].split("## The paper's figures")[0]
     assert "0.500" in measured and "run-scenes, refine auto" in measured

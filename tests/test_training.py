@@ -146,6 +146,7 @@ def test_two_phases_leave_checkpoints_that_auto_classes_open(recipe_file, tmp_pa
         (recipe.data.path, False, "apache-2.0")
     ]
     assert record["data"][0]["images"].keys() == {"train", "val"}
+    assert [session["mixed_precision"] for session in record["sessions"]] == ["no"]
     assert record["weights"] == weights_digest(AutoModel.from_pretrained(best))
     start = record["start"]
     assert (start["part"], start["source"]) == ("network", str(run / "reconstruction" / "best"))

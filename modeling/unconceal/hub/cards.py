@@ -249,6 +249,8 @@ def _run_facts(training: Training) -> dict[str, Any]:
         "command": each([without_folders(session["command"] or "") for session in run.sessions]),
         "commit": each([commit and commit.replace("-dirty", " with uncommitted changes") for commit in commits]),
         "hardware": each([_machine(session) for session in run.sessions]),
+        # A recipe may leave it to `accelerate launch`.
+        "precision": each([one.get("mixed_precision") for one in run.sessions]) or training.recipe.mixed_precision,
         "minutes": round(sum(row.get("total_seconds", row["seconds"]) for row in run.history) / 60),
         "epochs": run.epoch,
         "best_epoch": training.progress.epoch,

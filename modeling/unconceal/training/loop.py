@@ -258,7 +258,7 @@ def run_phase(
         network, progress.start = load_start(recipe, task, init_from)
     progress.recipe = asdict(recipe)
     progress.data += [one for one in data if one not in progress.data]
-    progress.sessions.append(describe_session(command))
+    progress.sessions.append({**describe_session(command), "mixed_precision": accelerator.mixed_precision})
     processor = build_processor(recipe, init_from)
     samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed, mixture)
     parts = prepare_phase(recipe, phase, accelerator, network, samples)
