@@ -636,12 +636,18 @@ def test_wrong_values_of_a_recipe_are_to_be_checked_first(run_recipe, change):
         check_start(run_recipe(f"model.{change}"), "segmentation", resume=False)
 
 
-def test_unusable_encoder_is_rejected_before_anything_is_removed(run_recipe, tmp_path):
+def test_unusable_start_is_rejected_before_anything_is_removed(run_recipe, tmp_path):
     best = tmp_path / "run" / "segmentation" / "best"
     best.mkdir(parents=True)
     claim_folder(tmp_path / "run", run_recipe(), resume=False)
     save_encoder(tmp_path / "wider", embedding_size=24)
+    torch.manual_seed(0)
+    recipe = run_recipe()
+    build_model(recipe, "segmentation", None).save_pretrained(tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
     cases = [
+        ("init_from", str(tmp_path / "cut"), "cannot start from"),
         ("init_backbone_from", "no/such/folder", "no/such/folder"),
         ("init_backbone_from", str(tmp_path), "cannot start the encoder"),
         ("init_backbone_from", str(tmp_path / "wider"), "cannot start the encoder from .* do not fit"),
@@ -654,7 +660,7 @@ def test_unusable_encoder_is_rejected_before_anything_is_removed(run_recipe, tmp
         if field == "backbone_config":
             recipe.model[field] = value
         else:
-            recipe.phases["segmentation"].init_backbone_from = value
+            setattr(recipe.phases["segmentation"], field, value)
         with rejected(expected):
             train(recipe, overwrite=True)
         assert best.exists()

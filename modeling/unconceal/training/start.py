@@ -202,8 +202,8 @@ def check_start(recipe: Recipe, task: str, resume: bool, splits: dict[str, Datas
                 "recipe: processor: the network cannot undo its normalization; set the same image_mean and image_std "
                 "in processor and model, and leave do_rescale and do_normalize on"
             )
-    if phase.init_backbone_from and not resume:
-        load_backbone(model_class(config), phase.init_backbone_from)
+    if (phase.init_from or phase.init_backbone_from) and not resume:
+        load_start(recipe, task, phase.init_from)
 
 
 def check_batch(model: PreTrainedModel, phase: PhaseRecipe, crop_size: int | None, pixel_values: torch.Tensor):
