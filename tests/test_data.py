@@ -908,6 +908,18 @@ def test_a_folder_of_the_same_form_is_not_replaced(tmp_path, run, out):
         assert (out / "README.md").read_text() == text
 
 
+def test_data_sets_need_only_images_and_masks(tmp_path, run, out):
+    run("folder", "--source", write_pairs(tmp_path / "raw"), "--out", out)
+    rows = load_splits(str(out), ["train"])["train"].remove_columns(["id", "source"])
+    rows.to_parquet(tmp_path / "bare" / "data" / "train-00000-of-00001.parquet")
+    opened = load_splits(str(tmp_path / "bare"), ["train"])["train"]
+    assert opened["id"][:] == [f"train-{i}" for i in range(4)]
+    assert set(opened["source"]) == {"bare"}
+    rows.rename_column("mask", "label").to_parquet(tmp_path / "other" / "data" / "train-00000-of-00001.parquet")
+    with rejected("split train of data set .*other has no column mask, but image, label; rename its columns"):
+        load_splits(str(tmp_path / "other"), ["train"])
+
+
 def test_what_prepare_leaves_out_is_named(tmp_path, run, out, caplog):
     root = write_pairs(tmp_path / "raw")
     write_image(root / "images" / "more" / "deep" / "e.png", seed=5)

@@ -226,6 +226,11 @@ def test_width_of_the_finest_level_need_not_be_a_multiple_of_4():
     SrsForReconstruction(SrsConfig(**{**TINY, "reconstruction_hidden_sizes": (6, 8, 8, 8)}))(torch.zeros(2, 3, 32, 32))
 
 
+def test_other_numbers_of_labels_are_refused():
+    with pytest.raises(ValueError, match="`num_labels`: got 5, expected 2"):
+        SrsConfig(**TINY, num_labels=5)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -506,7 +507,13 @@ def test_unusable_checkpoint_is_rejected(recipe_file, tmp_path):
     SrsForReconstruction(SrsConfig(**load_recipe(recipe_file).model)).save_pretrained(tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    for name, expected in (("resnet", "a network of type resnet, expected srs_seg"), ("cut", "cannot start from")):
+    (tmp_path / "other" / "segmentation" / "best").mkdir(parents=True)
+    shutil.copy(tmp_path / "cut" / "config.json", tmp_path / "other" / "segmentation" / "best")
+    for name, expected in (
+        ("resnet", "a network of type resnet, expected srs_seg"),
+        ("cut", "cannot start from"),
+        ("other", "other: it has no config.json; did you mean .*other/segmentation/best"),
+    ):
         with rejected(expected):
             train(load_recipe(recipe_file, [f"phases.reconstruction.init_from={tmp_path / name}"]))
 
@@ -539,7 +546,7 @@ def damage_image(row):
     [
         (resize_mask, r"the mask of train-\d+ is 52x48, its image 48x48"),
         (damage_image, r"^cannot read the training data: train-\d+: "),
-        (drop_mask, r"^cannot read the training data: train-\d+: its mask is empty; leave out such rows"),
+        (drop_mask, r"^cannot read the data: train-\d+: its mask is empty; leave out such rows"),
     ],
 )
 def test_unusable_rows_are_named(recipe_file, scenes, tmp_path, change, message, num_workers):

@@ -17,7 +17,6 @@ from ..models.reading import to_mask, to_rgb
 from ..utils.errors import UserError, one_line
 from ..utils.files import data_set_path, is_folder, is_hub_id
 from .masks import is_object, one_value
-from .write import DATA_COLUMNS
 
 
 logger = logging.getLogger(__name__)
@@ -26,10 +25,11 @@ logger = logging.getLogger(__name__)
 def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> dict[str, Dataset]:
     """Open splits of a folder or a Hub data set.
 
-    Those in `optional` may be absent. A folder of `images` and `masks` is prepared first.
+    Those in `optional` may be absent. A folder of `images` and `masks` is prepared first. Rows without `id` are named
+    by split and number, and without `source` by the data set.
 
     Raises:
-        UserError: If the data set, a split or a column is missing.
+        UserError: If the data set, a split, or the column `image` or `mask` is missing.
     """
     advice = "make it by unconceal prepare, or give the id of a data set on the Hub"
     if not Path(path).exists() and not is_hub_id(path):
@@ -46,11 +46,17 @@ def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> d
         raise UserError(f"data set {path} has no split {', '.join(absent)}; it has {', '.join(available)}")
     opened = {split: available[split] for split in splits if split in available}
     for split, dataset in opened.items():
-        missing = [column for column in DATA_COLUMNS if column not in dataset.column_names]
+        missing = [column for column in ("image", "mask") if column not in dataset.column_names]
         if missing:
-            raise UserError(f"split {split} of data set {path} has no column {', '.join(missing)}; {advice}")
+            held = ", ".join(dataset.column_names)
+            raise UserError(
+                f"split {split} of data set {path} has no column {', '.join(missing)}, but {held}; rename its columns"
+            )
         if len(dataset) == 0:
             raise UserError(f"split {split} of data set {path} is empty, expected at least one pair; {advice}")
+        names = {"id": [f"{split}-{row}" for row in range(len(dataset))], "source": [Path(path).name] * len(dataset)}
+        for column in names.keys() - set(dataset.column_names):
+            opened[split] = opened[split].add_column(column, names[column])
     return opened
 
 
@@ -97,10 +103,7 @@ def read_pair(dataset: Dataset, index: int) -> tuple[dict[str, Any], Image, Imag
     """
     try:
         row = dataset[index]
-        for column in ("image", "mask"):
-            if row[column] is None:
-                raise ValueError(f"its {column} is empty; leave out such rows")
-        return row, to_rgb(row["image"]), to_mask(row["mask"])
+        return row, to_rgb(_held(row, "image")), to_mask(_held(row, "mask"))
     except (ValueError, OSError, DecompressionBombError) as error:
         raise UnreadableSample(f"{row_name(dataset, index)}: {one_line(error)}") from error
 
@@ -116,11 +119,18 @@ def only_value(dataset: Dataset) -> str | None:
     def read() -> Iterator[np.ndarray]:
         for index in range(len(masks)):
             try:
-                yield is_object(to_mask(masks[index]["mask"]))
+                yield is_object(to_mask(_held(masks[index], "mask")))
             except (ValueError, OSError, DecompressionBombError) as error:
                 raise UserError(f"cannot read the data: {row_name(dataset, index)}: {one_line(error)}") from error
 
     return one_value(read())
+
+
+def _held(row: dict[str, Any], column: str) -> Image:
+    """Return a cell, or raise `ValueError` if it is empty."""
+    if row[column] is None:
+        raise ValueError(f"its {column} is empty; leave out such rows")
+    return row[column]
 
 
 def row_name(dataset: Dataset, index: int) -> str:

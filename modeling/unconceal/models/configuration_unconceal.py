@@ -4,9 +4,15 @@ from transformers import PreTrainedConfig
 
 
 def name_labels(config: PreTrainedConfig, num_labels: int | None):
-    """Set `id2label` and `label2id` if None, before `PreTrainedConfig.__post_init__`."""
+    """Set `id2label` and `label2id` if None, before `PreTrainedConfig.__post_init__`.
+
+    Raises:
+        ValueError: If `num_labels` is not 2 and there are no names.
+    """
+    if config.id2label is None and num_labels not in (None, 2):
+        raise ValueError(f"`num_labels`: got {num_labels}, expected 2, background and object; leave it out.")
     # transformers does not save the names of two labels. So a plain `num_labels=2` must mean these.
-    if config.id2label is None and num_labels in (None, 2):
+    if config.id2label is None:
         config.id2label = {0: "background", 1: "object"}
     if config.label2id is None and config.id2label is not None:
         config.label2id = {label: int(index) for index, label in config.id2label.items()}

@@ -4,9 +4,7 @@ One processor serves every network. It uses Pillow and NumPy only: its numbers d
 decides how a file of any kind is read.
 """
 
-import os
 from collections.abc import Iterable, Iterator
-from functools import wraps
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +15,6 @@ from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput, PILImageResampling
-from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from transformers.processing_utils import ImagesKwargs
 
 from .reading import to_mask, to_rgb, to_uint8
@@ -324,24 +321,3 @@ def _stack(images: Iterable[Image.Image], size, resample: int) -> np.ndarray:
         got = ", ".join(f"{width}x{height}" for width, height in sizes)
         raise ValueError(f"got images of {got}, expected one size; set do_resize=True")
     return np.stack([np.asarray(image) for image in images])
-
-
-def _read_in_pipelines():
-    """Let `pipeline("image-segmentation")` read images and files by `to_rgb`.
-
-    Its own reading makes 16-bit gray white, and it has no hook. Pipelines of other models stay as they are.
-    """
-    preprocess = ImageSegmentationPipeline.preprocess
-
-    @wraps(preprocess)
-    def read_and_preprocess(self, image, *args, **kwargs):
-        # `Path.is_file` raises an error for an image as text in base64.
-        is_read_here = isinstance(image, Image.Image) or (isinstance(image, str) and os.path.isfile(image))  # noqa: PTH113
-        if is_read_here and isinstance(self.image_processor, UnconcealImageProcessor):
-            (image,) = map(to_rgb, self.image_processor.to_pil(image))
-        return preprocess(self, image, *args, **kwargs)
-
-    ImageSegmentationPipeline.preprocess = read_and_preprocess
-
-
-_read_in_pipelines()

@@ -3,8 +3,11 @@
 Unlike its siblings, this module does not travel to the Hub.
 """
 
+import os
+from functools import wraps
 from typing import NamedTuple
 
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,6 +28,7 @@ from .image_processing_unconceal import UnconcealImageProcessor
 from .modeling_opds import OpdsForImageSegmentation
 from .modeling_run import RunForImageSegmentation
 from .modeling_srs import SrsForImageSegmentation, SrsForReconstruction
+from .reading import to_rgb
 
 
 class Network(NamedTuple):
@@ -55,5 +59,26 @@ for _config_class, _tasks in NETWORKS.values():
 # Without this, transformers takes the name of the image processor for that of a video processor, and asks whether to
 # run its code.
 ImageSegmentationPipeline._load_video_processor = False
+
+
+def _read_in_pipelines():
+    """Let `pipeline("image-segmentation")` read images and files by `to_rgb`.
+
+    Its own reading makes 16-bit gray white, and it has no hook. Pipelines of other models stay as they are.
+    """
+    preprocess = ImageSegmentationPipeline.preprocess
+
+    @wraps(preprocess)
+    def read_and_preprocess(self, image, *args, **kwargs):
+        # `Path.is_file` raises an error for an image as text in base64.
+        is_read_here = isinstance(image, Image.Image) or (isinstance(image, str) and os.path.isfile(image))  # noqa: PTH113
+        if is_read_here and isinstance(self.image_processor, UnconcealImageProcessor):
+            (image,) = map(to_rgb, self.image_processor.to_pil(image))
+        return preprocess(self, image, *args, **kwargs)
+
+    ImageSegmentationPipeline.preprocess = read_and_preprocess
+
+
+_read_in_pipelines()
 
 __all__ = ["NETWORKS", "Network"]

@@ -261,6 +261,10 @@ def find_start(init_from: str | Path) -> str | Path:
         raise UserError(f"cannot start from {init_from}: {error}") from error
     if not Path(init_from).exists() and not is_hub_id(init_from):
         raise UserError(f"cannot start from {init_from}: no such folder, and a Hub id has the form owner/name")
+    if Path(init_from).is_dir() and not (Path(init_from) / CONFIG_NAME).is_file():
+        inside = sorted(path.parent.relative_to(init_from) for path in Path(init_from).glob(f"**/best/{CONFIG_NAME}"))
+        advice = f"did you mean {Path(init_from) / inside[-1]}?" if inside else "give the folder of a checkpoint"
+        raise UserError(f"cannot start from {init_from}: it has no {CONFIG_NAME}; {advice}")
     return init_from
 
 
