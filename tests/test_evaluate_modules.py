@@ -159,5 +159,11 @@ def test_a_module_names_all_files_that_it_needs(name):
         assert siblings_of(FOLDER / f"{sibling}.py") <= named
 
 
+def test_the_rule_for_masks_is_the_one_of_the_networks():
+    """A checkout without symbolic links has a file of one line here."""
+    shared = FOLDER.parent / "models" / "reading.py"
+    assert (FOLDER / "reading.py").read_text(encoding="utf-8") == shared.read_text(encoding="utf-8")
+
+
 def siblings_of(path: Path) -> set[str]:
     return set(re.findall(r"^from \.(\w+) import", path.read_text(encoding="utf-8"), re.MULTILINE))

@@ -15,6 +15,7 @@ from unconceal.models.losses import (
     mask_edges,
     structure_loss,
 )
+from unconceal.models.modeling_unconceal import UnconcealPreTrainedModel
 
 
 SURE = 40.0  # a logit whose sigmoid is 0 or 1 in float32
@@ -139,3 +140,12 @@ def test_ambiguity_weight_rises_from_0_to_1():
     values = [ambiguity_coefficient(step / 100) for step in range(101)]
     assert values == sorted(values)
     assert (values[0], values[50], values[100]) == (0, pytest.approx(0.5), 1)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, 255, math.nan])
+def test_labels_out_of_range_make_the_loss_nan_where_reading_them_is_slow(value, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # as on an accelerator: no number is read
+    logits, labels = torch.zeros(1, 1, 8, 8), torch.zeros(1, 8, 8)
+    assert bce_dice_loss(logits, UnconcealPreTrainedModel.match_labels(labels, logits)).isfinite()
+    labels[0, 3, 4] = value
+    assert bce_dice_loss(logits, UnconcealPreTrainedModel.match_labels(labels, logits)).isnan()
