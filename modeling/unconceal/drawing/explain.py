@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
+from ..models.reading import tag_srgb
 from ..models.unfolding import GRAY, HEAT, Stage, Unfolding, draw_colors, draw_scale
 from ..utils.images import size_text
 from .layout import GAP, INK, LINE_HEIGHT, PAPER, overlay, paste_framed, wrapped
@@ -108,7 +109,7 @@ def draw_unfolding(image: Image.Image, unfolding: Unfolding) -> Image.Image:
         for left, name in zip(lefts, SHEET_COLUMNS, strict=True):
             if name in row:
                 paste_framed(sheet, row[name], left, top)
-    return sheet
+    return tag_srgb(sheet)
 
 
 def _cells(stage: Stage, image: Image.Image) -> dict[str, Image.Image]:
