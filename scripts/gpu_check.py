@@ -371,7 +371,7 @@ def main() -> int:
 
 def commit() -> str | None:
     try:
-        from unconceal.evaluation.report import git_commit
+        from unconceal.utils.commits import git_commit
     except ImportError:
         return None
     return git_commit()

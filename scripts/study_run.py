@@ -27,7 +27,6 @@ from unconceal import RunConfig, RunForImageSegmentation, UnconcealImageProcesso
 from unconceal.data.loading import load_splits, read_pair
 from unconceal.evaluation.cost import multiply_adds
 from unconceal.evaluation.protocol_cod import score_image
-from unconceal.evaluation.report import git_commit
 from unconceal.hub.encoders import packaged_encoder
 from unconceal.models.backbones import FINEST_STRIDE, NUM_LEVELS
 from unconceal.models.losses import contour_weights, structure_loss
@@ -35,6 +34,7 @@ from unconceal.models.memory import keep_freed_memory
 from unconceal.models.modeling_run import RunMaskStep, RunStage, mean_logit
 from unconceal.models.modeling_unconceal import upsample
 from unconceal.models.run_layers import RunConvNormAct
+from unconceal.utils.commits import git_commit
 from unconceal.utils.files import replacing
 from unconceal.utils.markdown import markdown_table
 

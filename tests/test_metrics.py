@@ -16,10 +16,10 @@ from unconceal.evaluation import protocol_cod as cod
 from unconceal.evaluation import protocol_dis as dis
 from unconceal.evaluation import protocol_infrared as infrared
 from unconceal.evaluation import protocol_lesion as lesion
-from unconceal.evaluation import report
 from unconceal.evaluation.protocol_segmentation import PROTOCOL, score_image
 from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.evaluation.report import format_table
+from unconceal.utils import commits
 
 
 SCORES = ("iou", "f1", "precision", "recall")
@@ -517,18 +517,18 @@ def test_commit_is_that_of_this_package(tmp_path, monkeypatch):
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
-    source = tmp_path / "site-packages" / "report.py"
+    source = tmp_path / "site-packages" / "commits.py"
     source.parent.mkdir()
     source.touch()
     (tmp_path / "other.py").touch()
-    monkeypatch.setattr(report, "__file__", str(source))
-    assert report.git_commit() is None  # no repository
+    monkeypatch.setattr(commits, "__file__", str(source))
+    assert commits.git_commit() is None  # no repository
     git("init")
     git("add", "other.py")
     git("commit", "-m", "another project")
-    assert report.git_commit() is None
+    assert commits.git_commit() is None
     git("add", ".")
     git("commit", "-m", "this project")
-    assert len(report.git_commit()) == 40
+    assert len(commits.git_commit()) == 40
     source.write_text("changed")
-    assert report.git_commit().endswith("-dirty")
+    assert commits.git_commit().endswith("-dirty")

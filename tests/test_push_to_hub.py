@@ -580,6 +580,10 @@ def test_data_set_without_an_open_license_needs_a_statement(data, tmp_path):
     sent = RepoCard.load(upload.files["README.md"])
     assert sent.data.license == "cc-by-4.0"
     assert "states the license `cc-by-4.0`" in sent.text
+    # A second push keeps what the first one stated.
+    present = upload.files["README.md"].read_text()
+    again = stage_dataset(closed, "org/scenes", tmp_path, present=present)
+    assert again.files["README.md"].read_text() == present
 
 
 def test_open_license_is_kept_and_paths_are_not(data, tmp_path):

@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
     """Run the parts and print their tables."""
     from ..evaluation.cost import count_parts, machine
-    from ..evaluation.report import git_commit
+    from ..utils.commits import git_commit
     from ..utils.devices import choose_device
 
     models = [model if model in DEFAULTS else _folder(model) for model in args.models or GROWTH]

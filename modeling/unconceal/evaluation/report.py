@@ -2,11 +2,9 @@
 
 import csv
 import json
-import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from .. import __version__
+from ..utils.commits import git_commit
 from ..utils.errors import UserError
 from ..utils.files import has_keys, is_folder, is_taken, make_folder, printable, replacing
 from ..utils.markdown import markdown_table
@@ -124,18 +123,3 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]):
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def git_commit() -> str | None:
-    """Return the commit of this package, or None outside git.
-
-    It ends in "-dirty" if files differ from the commit.
-    """
-    here = Path(__file__).resolve()
-    git = partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True)
-    try:
-        # If installed inside another project's checkout, this file is not in that repository.
-        git(["git", "ls-files", "--error-unmatch", here.name])
-        return git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

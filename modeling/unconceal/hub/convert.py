@@ -20,7 +20,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
-from ..evaluation.report import git_commit
 from ..models.configuration_efficientnet_lite import IMAGE_MEAN, IMAGE_STD, EfficientNetLiteConfig
 from ..models.configuration_efficientnet_lite import SIZES as LITE_SIZES
 from ..models.configuration_mscan import SIZES, MscanConfig
@@ -30,6 +29,7 @@ from ..models.modeling_efficientnet_lite import EfficientNetLiteBackbone
 from ..models.modeling_mscan import STRIP_SIZES, MscanBackbone
 from ..models.modeling_srs import NUM_LEVELS, SrsForImageSegmentation, SrsForReconstruction
 from ..training.checkpoints import CONVERSION_FILE, Conversion
+from ..utils.commits import git_commit
 from ..utils.digests import weights_digest
 from ..utils.errors import UserError
 

@@ -23,10 +23,10 @@ from ..evaluation.base import Protocol
 from ..evaluation.networks import evaluate_model
 from ..evaluation.protocol_segmentation import PROTOCOL as SEGMENTATION
 from ..evaluation.protocols import PROTOCOLS
-from ..evaluation.report import git_commit
 from ..evaluation.tables import Result, stamp
 from ..training.recipe import Recipe
 from ..training.start import load_data
+from ..utils.commits import git_commit
 from ..utils.digests import weights_digest
 from ..utils.errors import UserError
 from ..utils.files import replacing

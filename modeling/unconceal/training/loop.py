@@ -30,10 +30,10 @@ from ..data.mixing import Mixture, join_sets
 from ..data.transforms import TrainingSet, TransformRecipe
 from ..evaluation.networks import evaluate_model
 from ..evaluation.protocols import PROTOCOLS
-from ..evaluation.report import git_commit
 from ..evaluation.workers import num_cores
 from ..models.memory import keep_freed_memory
 from ..models.networks import NETWORKS
+from ..utils.commits import git_commit
 from ..utils.errors import UserError
 from ..utils.loading_errors import loading_explained
 from .checkpoints import STATE_FOLDER, Progress, read_progress, save_checkpoint
