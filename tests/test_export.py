@@ -1,5 +1,6 @@
 """Exported files against their networks, their folder, refusals; and compiling."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -377,6 +378,16 @@ def test_overwrite_keeps_the_old_export_if_the_new_one_fails(segmenter, traced_o
     assert (tmp_path / "out" / "config.json").stat().st_mtime_ns > before
     assert (report.difference, report.eager_seconds, report.num_bytes) == (None, None, len(b"program"))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_full_disk_is_not_blamed_on_the_network(segmenter, traced_once, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export_module, "_save_program", fail)
+    with pytest.raises(OSError, match="No space left"):
+        export_model(segmenter, "torch-export", tmp_path / "out", check=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sizes_of_the_check_differ_and_are_allowed():

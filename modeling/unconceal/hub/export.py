@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import metadata
 from importlib.util import find_spec
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from torch import nn
 
 from ..api import Segmenter
 from ..models.networks import NETWORKS
-from ..utils.errors import UserError, one_line
+from ..utils.errors import UserError, explained, one_line
 from ..utils.files import is_folder, is_taken, make_folder, replacing, restore
 from ..utils.images import size_text
 from .exported import open_onnx, open_program
@@ -161,6 +162,8 @@ def export_model(
                     _save_program(program, path, smallest, about)
         # Tracing runs any backbone's code, which may raise any class.
         except Exception as error:
+            if explained(error):
+                raise
             what = f"cannot export {type(model).__name__} as {format}: {type(error).__name__}: {one_line(error)}"
             advice = "the input is not the cause, UNCONCEAL_DEBUG=1 shows where it failed"
             raise UserError(f"{what}; {advice}") from error
@@ -244,7 +247,10 @@ def _save_program(program: torch.export.ExportedProgram, path: Path, smallest: i
         for node in getattr(module, "graph", torch.fx.Graph()).nodes:
             for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
                 node.meta.pop(key, None)  # local paths
-    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(about, indent=2)})
+    # torch ends the process if it cannot write a file.
+    content = BytesIO()
+    torch.export.save(program, content, extra_files={"metadata.json": json.dumps(about, indent=2)})
+    path.write_bytes(content.getbuffer())
 
 
 def _images(batch_size: int, channels: int, size: tuple[int, int]) -> torch.Tensor:
