@@ -80,7 +80,7 @@ def test_every_run_has_its_own_output_folder():
         ),
         ("data.transforms.crop_size=8", "data.transforms.crop_size is 8, expected at least 32"),
         ("data.num_workers=-1", "data.num_workers is -1"),
-        ("data.split_seed=-1", "data.split_seed is -1, expected 0 or more"),
+        ("data.split_seed=-1", "data.split_seed is -1, expected from 0 to below 2^32"),
         ("data.transforms.flip_probability=2", "data.transforms.flip_probability is 2.0, expected from 0 to 1"),
         ("data.transforms.max_crop_ratio=1", "data.transforms.max_crop_ratio is 1.0, expected from 0 to below 1"),
         ("data.transforms.brightness=-0.5", "data.transforms.brightness is -0.5, expected 0 or more"),
@@ -233,7 +233,7 @@ def test_wrong_arguments_are_explained(arguments, message, capsys):
     assert capsys.readouterr().err.endswith(message)
 
 
-@pytest.mark.parametrize("text", ["runs/exp #3", "007", "1e3", "no", "@x", "~", "a: b", "[x", "{y}", "2026-01-02"])
+@pytest.mark.parametrize("text", ["runs/exp #3", "007", "1e3", "no", "@x", "~x", "a: b", "[x", "{y}", "2026-01-02"])
 def test_texts_are_taken_as_they_are_typed(text):
     """YAML would read a comment, a number, a switch, nothing or a mistake."""
     keys = ("output_dir", "data.train_split", "phases.segmentation.init_from", "best_metric")

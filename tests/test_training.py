@@ -677,7 +677,7 @@ def test_resumed_run_with_a_pretrained_encoder_equals_an_unbroken_one(run_recipe
     forward, progress = RunForImageSegmentation.forward, []
 
     def spy(self, *args, **kwargs):
-        if self.training:
+        if self.training and self.device.type != "meta":  # a trial before the start
             progress.append(self.training_progress)
         return forward(self, *args, **kwargs)
 

@@ -76,7 +76,7 @@ class Tally:
 
 
 def describe_settings(model: str, revision: str | None, **options: Any) -> str:
-    """Return what decides the outputs: the network and the options that are set."""
+    """Return what decides the outputs: network and options."""
     name = model if revision is None else f"{model}@{revision}"
     if is_folder(model):
         digest = hashlib.sha256()
@@ -88,7 +88,7 @@ def describe_settings(model: str, revision: str | None, **options: Any) -> str:
 
 
 def unfinished(job: Job, settings: str, overwrite: bool) -> Job | None:
-    """Return what is left of a job, None if an earlier run did it.
+    """Return what is left of a job, or None.
 
     With `overwrite`, outputs of this command are written again. If another file has the name of an output, the job
     fails.

@@ -66,7 +66,7 @@ def is_raw(folder: Path) -> bool:
 
 
 def prepare_raw(folder: Path) -> str:
-    """Prepare images and masks as `unconceal prepare folder` does; return the data set.
+    """Prepare a folder of images and masks; return the data set.
 
     A fifth of the pairs, chosen at random, is `val`. The data set lies in the cache of the datasets library. If files
     change, it is made again.

@@ -32,9 +32,9 @@ def one_line(error: Exception) -> str:
 
 
 def explained(error: Exception) -> str | None:
-    """Return one line for a mistake of the user, None for a defect.
+    """Return a line about a mistake of the user, or None.
 
-    That is a `UserError`, or an error of the file system such as a full disk.
+    It is a `UserError`, or an error of the file system such as a full disk. Any other error is a defect.
     """
     if isinstance(error, UserError):
         return str(error)
