@@ -141,7 +141,7 @@ def write_card(
 
 
 def _is_data_set(path: Path) -> bool:
-    """Return whether a folder holds a data set written here, and nothing else."""
+    """Return whether a folder is a data set written here."""
     if path.is_symlink() or not path.is_dir():
         return False
     # A hidden file such as .DS_Store does not count, but a hidden folder such as .git is somebody's work.
