@@ -77,6 +77,9 @@ class Tally:
 
 def describe_settings(model: str, revision: str | None, **options: Any) -> str:
     """Return what decides the outputs: network and options."""
+    from .hub.shipped import resolve
+
+    model = str(resolve(model))
     name = model if revision is None else f"{model}@{revision}"
     if is_folder(model):
         digest = hashlib.sha256()

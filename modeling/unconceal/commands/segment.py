@@ -135,14 +135,11 @@ def _segment_stdin(args: argparse.Namespace) -> int:
 
 def _segment_files(args: argparse.Namespace, processes: "PartialState | None") -> Tally:
     """Write the files of this process; return what happened."""
+    plan = made_once(processes, lambda: plan_jobs([Path(path) for path in args.paths], args.out, args.output))
     settings = output_settings(args)
-
-    def plan() -> list[Job | None]:
-        planned = plan_jobs([Path(path) for path in args.paths], args.out, args.output)
-        jobs = (Job(source, source, outputs) for source, outputs in planned.items())
-        return [unfinished(job, settings, args.overwrite) for job in jobs]
-
-    mine = my_share(processes, made_once(processes, plan))
+    jobs = [Job(source, source, outputs) for source, outputs in plan.items()]
+    left = made_once(processes, lambda: [unfinished(job, settings, args.overwrite) for job in jobs])
+    mine = my_share(processes, left)
     make_folder(args.out)
     todo = [job for job in mine if job]
     if not todo:
