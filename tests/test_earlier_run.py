@@ -1,5 +1,7 @@
 """A run that another one replaces."""
 
+import shutil
+
 import pytest
 from common import rejected
 
@@ -40,6 +42,16 @@ def test_a_kill_while_moving_loses_nothing(tmp_path, moved):
     (tmp_path / ASIDE).mkdir()
     for name in moved:
         (tmp_path / name).rename(tmp_path / ASIDE / name)
+    bring_back(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_what_the_new_run_began_goes(tmp_path):
+    make_run(tmp_path)
+    shutil.rmtree(tmp_path / "reconstruction")
+    before = contents(tmp_path)
+    set_aside(tmp_path)
+    make_run(tmp_path, "new")  # it failed before its first whole checkpoint
     bring_back(tmp_path)
     assert contents(tmp_path) == before
 

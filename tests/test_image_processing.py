@@ -152,13 +152,13 @@ def test_masks_out_of_range_are_refused(values):
 
 
 def test_a_mask_is_its_brightest_channel():
-    colors = np.array([[[255, 0, 0], [0, 0, 255], [0, 0, 0]]], np.uint8)
+    colors = np.array([[[255, 0, 0], [255, 0, 0], [0, 0, 0]]], np.uint8)
     assert pixels(to_mask(Image.fromarray(colors))) == [[255, 255, 0]]
     shades = np.zeros((*SOFT.shape, 3), np.uint8)
     shades[..., 0] = SOFT
     assert pixels(to_mask(Image.fromarray(shades))) == SOFT.tolist()
     colors[0, 1] = 0, 64, 0
-    with pytest.raises(UnclearMask, match="values 0, 64, 255"):
+    with pytest.raises(UnclearMask, match="values 0, 1, 2"):
         to_mask(Image.fromarray(colors))
     assert pixels(to_mask(Image.fromarray(colors), "any")) == [[255, 255, 0]]
 
@@ -629,3 +629,15 @@ def test_output_that_is_not_finite_becomes_no_mask(value, size):
     for post_process in (processor.post_process_masks, processor.post_process_semantic_segmentation):
         with pytest.raises(NonFiniteLogits, match="not finite .* float32"):
             post_process(outputs, [size, size])
+
+
+def test_colors_of_a_mask_are_classes():
+    colors = np.zeros((6, 8, 3), np.uint8)
+    colors[:2, :2], colors[3:, 3:] = (128, 0, 0), (0, 128, 0)
+    mask = Image.fromarray(colors)
+    with pytest.raises(ValueError, match="holds the values 0, 1, 2, a map of classes"):
+        to_mask(mask)
+    assert (np.asarray(to_mask(mask, "any")) > 0).sum() == 4 + 15
+    assert (np.asarray(to_mask(mask, [1])) > 0).sum() == 15  # green is below red
+    colors[3:, 3:] = 0
+    assert np.asarray(to_mask(Image.fromarray(colors))).tolist()[0][:3] == [255, 255, 0]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .utils.errors import UserError
 from .utils.files import is_folder, make_folder, replacing
-from .utils.images import IMAGE_SUFFIXES, MAX_PIXELS
+from .utils.images import IMAGE_SUFFIXES, MAX_PIXELS, open_image
 from .utils.threads import map_ahead
 
 
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Runs of equal values are all that repeats in masks and photographs. See the table in docs/use.md.
 PNG_OPTIONS = {"format": "PNG", "compress_type": zlib.Z_RLE}
+WEIGHTS = (".safetensors", ".bin", ".onnx", ".data", ".pt2")
 SOFTWARE = "unconceal segment"  # in every output file, next to its settings
 
 
@@ -77,15 +78,16 @@ class Tally:
 
 def describe_settings(model: str, revision: str | None, **options: Any) -> str:
     """Return what decides the outputs: network and options."""
-    from .hub.shipped import resolve
+    from .hub.shipped import CONFIG, PROCESSOR, resolve
 
     model = str(resolve(model))
     name = model if revision is None else f"{model}@{revision}"
     if is_folder(model):
         digest = hashlib.sha256()
-        for path in sorted(path for path in Path(model).iterdir() if path.suffix in (".safetensors", ".onnx")):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        for path in sorted(Path(model).iterdir()):
+            if path.suffix in WEIGHTS or path.name in (CONFIG, PROCESSOR):
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
         name = f"{Path(model).resolve().name} ({digest.hexdigest()[:12]})"
     return ", ".join([name, *(f"{key} {value}" for key, value in options.items() if value is not None)])
 
@@ -121,10 +123,8 @@ def unfinished(job: Job, settings: str, overwrite: bool) -> Job | None:
 
 def _settings_of(path: Path) -> str | None:
     """Return the settings in an output file, None for another file."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with open_image(path, sys.maxsize) as image:
             return image.info.get("Comment", "") if image.info.get("Software") == SOFTWARE else None
     except (OSError, ValueError, SyntaxError):
         return None

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         kind.add_argument("--revision", metavar="BRANCH", help="branch, created if missing (default: main)")
         kind.add_argument("--tag", help="name for this commit, such as v1.0")
         kind.add_argument("--message", default="Upload by Unconceal", help="commit message")
-        kind.add_argument("--dry-run", action="store_true", help="list the files; do not ask the Hub, send nothing")
+        kind.add_argument("--dry-run", action="store_true", help="list the files, send nothing")
         card = "with --dry-run: write the card to this new file"
         kind.add_argument("--write-card", type=Path, metavar="FILE", help=card)
 

@@ -175,7 +175,8 @@ def _segment_data(args: argparse.Namespace, processes: "PartialState | None") ->
         "Terms": "Those of the images and of the network.",
     }
     target = DataTarget(args.to_data, split, sections)
-    finished = set() if args.overwrite else target.finished(shards)
+    present = target.finished(shards)  # it refuses places that hold something else
+    finished = set() if args.overwrite else present
     todo = [shard for shard in mine if shard.name not in finished]
     tally = Tally(skipped=len(mine) - len(todo))
     if todo:

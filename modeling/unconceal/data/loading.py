@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets.config
+import datasets
 import numpy as np
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
@@ -14,9 +14,10 @@ from PIL.Image import DecompressionBombError, Image
 
 from .. import __version__
 from ..models.reading import to_mask, to_rgb
-from ..utils.errors import UserError, one_line
+from ..utils.errors import UserError, explained, one_line
 from ..utils.files import data_set_path, is_folder, is_hub_id
 from .masks import is_object, one_value
+from .names import list_images
 
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> d
     except DatasetNotFoundError as error:
         raise UserError(f"data set {path} does not exist or is private; {advice}") from error
     except (OSError, ValueError, DatasetsError) as error:
+        if error.__cause__ is not None and (reason := explained(error.__cause__)):
+            raise UserError(f"cannot open data set {path}: {reason}") from error
         raise UserError(f"cannot open data set {path}: {one_line(error)}; {advice}") from error
     absent = [split for split in splits if split not in available and split not in optional]
     if absent:
@@ -52,6 +55,10 @@ def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> d
             raise UserError(
                 f"split {split} of data set {path} has no column {', '.join(missing)}, but {held}; rename its columns"
             )
+        for column in ("image", "mask"):
+            if not isinstance(dataset.features[column], datasets.Image):
+                got = f"the column {column} of split {split} of data set {path} is {dataset.features[column]}"
+                raise UserError(f"{got}, expected images; {advice}")
         if len(dataset) == 0:
             raise UserError(f"split {split} of data set {path} is empty, expected at least one pair; {advice}")
         names = {"id": [f"{split}-{row}" for row in range(len(dataset))], "source": [Path(path).name] * len(dataset)}
@@ -76,12 +83,15 @@ def prepare_raw(folder: Path) -> str:
     """
     from .builders import build  # slow to import
 
-    files = sorted(path for part in ("images", "masks") for path in (folder / part).iterdir())
-    facts = [f"{path} {(state := path.stat()).st_size} {state.st_mtime_ns}" for path in files]
+    files = [path for part in ("images", "masks") for found in list_images(folder / part).values() for path in found]
+    facts = [f"{path} {(state := path.stat()).st_size} {state.st_mtime_ns}" for path in sorted(files)]
     name = hashlib.sha256("\n".join([__version__, str(folder.resolve()), *facts]).encode(errors="replace")).hexdigest()
     out = Path(datasets.config.HF_DATASETS_CACHE) / "unconceal" / name[:16]
     if not out.exists():
-        build("folder", folder, out, fractions={"train": 0.8, "val": 0.2})
+        try:
+            build("folder", folder, out, fractions={"train": 0.8, "val": 0.2})
+        except UserError as error:
+            raise UserError(f"{error} (options belong to unconceal prepare folder --source {folder})") from error
     logger.warning(
         "%s holds images and masks: a fifth, chosen at random, is val (prepared in %s); "
         "`unconceal prepare folder` makes other splits",

@@ -73,7 +73,7 @@ def read_mask(
     mask = is_object(gray)
     return TrueMask(
         mask,
-        is_changed=not (has_ids or levels.dtype == bool or np.isin(objects, 255).all()),
+        is_changed=len(objects) > 1 if has_ids else not (levels.dtype == bool or np.isin(objects, 255).all()),
         is_resized=resized,
         has_vanished=foreground is None and not resized and len(objects) > 0 and not mask.any(),
         object_value=objects[0] if len(objects) == 1 and levels.dtype != bool else None,

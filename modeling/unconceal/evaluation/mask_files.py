@@ -17,6 +17,7 @@ log says if such a file has no value above half, or if all masks are one value.
 
 import logging
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -186,9 +187,10 @@ class PredictionFolder:
 
         def levels(has_8_bits: bool) -> Iterator[np.ndarray]:
             for entry in self.entries:
-                values, _ = _prediction_levels(entry.prediction, self.max_pixels)
-                if needs_white(values) and (values.dtype == np.uint8) == has_8_bits:
-                    yield values
+                if _has_8_bits(entry.prediction) in (has_8_bits, None):
+                    values, _ = _prediction_levels(entry.prediction, self.max_pixels)
+                    if needs_white(values) and (values.dtype == np.uint8) == has_8_bits:
+                        yield values
 
         return {has_8_bits: white_of_predictions(levels(has_8_bits)) for has_8_bits in (True, False)}
 
@@ -205,6 +207,15 @@ def read_ground_truth(
         return read_mask(truth, max_pixels=max_pixels, foreground=foreground)
     except UserError as error:
         raise UserError(f"{truth.parent if isinstance(truth, Path) else id}: {error}") from error
+
+
+def _has_8_bits(path: Path) -> bool | None:
+    """Return what the header of a prediction says; None if it cannot be read."""
+    try:
+        with open_image(path, sys.maxsize) as image:
+            return not image.mode.startswith(("I", "F"))
+    except Exception:  # decoding it reports the reason
+        return None
 
 
 def _prediction_levels(path: Path, max_pixels: int) -> tuple[np.ndarray, str]:

@@ -136,8 +136,9 @@ def read_card(repo_id: str, repo_type: str, revision: str | None = None) -> str 
     A branch that does not exist yet will begin with the card of the main one.
 
     Raises:
-        UserError: If the Hub cannot be reached.
+        UserError: If the name is none of the Hub's, or the Hub cannot be reached.
     """
+    check_names(repo_id)
     api, repo = HfApi(), {"repo_id": repo_id, "repo_type": repo_type}
     with _explained(repo_id, api.endpoint):
         if not api.repo_exists(**repo):

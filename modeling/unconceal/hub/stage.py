@@ -93,7 +93,7 @@ def stage_model(
     else:
         text = _read_text(card)
     _check_header(text, card or "the generated card")
-    (folder / CARD).write_text(sign(text, weights), encoding="utf-8")
+    (folder / CARD).write_text(sign(text, weights) if card is None else text, encoding="utf-8")
     return Upload(repo_id, "model", _list_files(folder), (*STALE, *sorted(CODE)))
 
 
@@ -142,7 +142,7 @@ def _stage_shipped(source: Path, repo_id: str, folder: Path, card: str | None, k
     if kept not in (None, license):
         what = f"the card of {repo_id} states the license {kept}, but {source.name} has {license}"
         raise UserError(f"{what}; remove {CARD} there, or send another card with --card")
-    (folder / CARD).write_text(sign(text), encoding="utf-8")
+    (folder / CARD).write_text(sign(text) if card is None else text, encoding="utf-8")
     return Upload(repo_id, "model", _list_files(folder), (*STALE, *sorted(CODE)))
 
 

@@ -23,7 +23,7 @@ _one_at_a_time = Lock()  # numba's own threads, where it has no OpenMP, end the 
 def mask_to_image(mask: np.ndarray) -> Image.Image:
     """Return a mask (H, W) in [0, 1] as 8-bit gray.
 
-    A mask that stays below 3.5 percent is black: it shows no object, and its few gray levels could be read as ids of
+    A mask that stays below 3.3 percent is black: it shows no object, and its few gray levels could be read as ids of
     classes (see reading.py).
     """
     values = np.asarray(mask, np.float32) * 255

@@ -210,8 +210,8 @@ def mask_levels(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, bool]:
     The values are (H, W).
 
     - An image is turned upright, like its photo. Color profiles do not apply.
-    - Of colors the brightest of red, green and blue counts: a mask may be drawn in pure red. A few different ones are
-      ids of classes.
+    - Of colors the brightest of red, green and blue counts: a mask may be drawn in pure red. A few different ones
+      beside black, other than shades of one, are classes, numbered from 1 in the order of (red, green, blue).
     - A palette of colors holds ids of classes: index 0 is background.
     - Transparency is the mask of a cut-out. If the visible part is drawn in black and white, transparency counts as
       black.
@@ -234,8 +234,14 @@ def mask_levels(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, bool]:
         else:
             red, green, blue = mask.convert("RGB").split()  # Pillow compares them in a tenth of NumPy's time
             has_colors = any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
+            colors = mask.convert("RGB").getcolors(MOST_CLASSES + 1) if has_colors else None
+            # Shades of one color are levels.
+            found = [color for _, color in colors or () if any(color)]
+            if len({tuple(round(8 * part / max(color)) for part in color) for color in found}) > 1:
+                pixels = np.stack([np.asarray(one, np.int32) for one in (red, green, blue)])
+                codes = (pixels[0] << 16) + (pixels[1] << 8) + pixels[2]
+                return np.searchsorted(np.union1d(0, codes), codes).astype(np.uint8), True  # black is 0
             mask = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue))
-            has_ids = has_colors and len(distinct(mask)) <= MOST_CLASSES + 1
     if mask.dtype.kind == "b" or mask.dtype == np.uint8:
         return mask, has_ids
     _check_finite(mask)

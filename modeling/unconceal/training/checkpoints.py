@@ -97,7 +97,7 @@ def save_checkpoint(
     except WRITING_ERRORS as error:
         shutil.rmtree(state, ignore_errors=True)
         kept = "the checkpoint before it is kept" if folder.exists() else "there is none before it"
-        raise UserError(f"cannot write {folder}: {one_line(error)}; {kept}; free space and use --resume") from error
+        raise UserError(f"cannot write {folder}: {one_line(error)}; {kept}; free space and start again") from error
     accelerator.wait_for_everyone()
 
 

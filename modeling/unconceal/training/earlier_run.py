@@ -11,6 +11,7 @@ from .checkpoints import RECIPE_FILE
 
 
 ASIDE = ".earlier_run"
+COMPLETE = "complete"  # in that folder: everything of the run was moved into it
 
 
 def parts_of_run(output_dir: Path) -> list[Path]:
@@ -47,24 +48,36 @@ def set_aside(output_dir: Path):
     parts, aside = parts_of_run(output_dir), output_dir / ASIDE
     if parts:
         aside.mkdir()
-    for part in parts:
-        part.rename(aside / part.name)
+        for part in parts:
+            part.rename(aside / part.name)
+        (aside / COMPLETE).touch()
 
 
 def bring_back(output_dir: Path):
     """Restore a run that was set aside, if there is one.
 
-    The run after it has no checkpoint yet; what it has written goes.
+    The run after it has no whole checkpoint yet; what it has written goes.
     """
     aside = output_dir / ASIDE
     if not is_folder(aside):
         return
+    if (aside / COMPLETE).exists():  # otherwise a kill came first, and what is left belongs to the earlier run
+        for part in parts_of_run(output_dir):
+            remove(part)
+        (aside / COMPLETE).unlink()
     for part in aside.iterdir():
         target = output_dir / part.name
-        if is_folder(target):
-            shutil.rmtree(target)
-        part.replace(target)
+        remove(target)  # logs of a run without a checkpoint
+        part.rename(target)
     aside.rmdir()
+
+
+def remove(part: Path):
+    """Remove a file or a folder, if there is one."""
+    if is_folder(part):
+        shutil.rmtree(part)
+    else:
+        part.unlink(missing_ok=True)
 
 
 def forget(output_dir: Path):

@@ -120,13 +120,14 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
         check_start(recipe, tasks[0], resume, splits)
         if recipe.compile:
             check_compiler(state.device)
-        if state.is_main_process:
-            claim_folder(output_dir, replace(recipe, mixed_precision=precision), resume)
     recipe = replace(recipe, mixed_precision=broadcast_object_list([precision])[0])
     report_threads(state)
     report_processes(state)
     best = None
     try:
+        if state.is_main_process:
+            claim_folder(output_dir, recipe, resume)
+        state.wait_for_everyone()
         for task in tasks:
             best = run_phase(recipe, task, splits, mixture, data, recipe.phases[task].init_from or best, command)
     except BaseException:
@@ -257,7 +258,8 @@ def run_phase(
     else:
         network, progress.start = load_start(recipe, task, init_from)
     progress.recipe = asdict(recipe)
-    progress.data += [one for one in data if one not in progress.data]
+    paths = {one["path"] for one in data}
+    progress.data = [one for one in progress.data if one["path"] not in paths] + data
     progress.sessions.append({**describe_session(command), "mixed_precision": accelerator.mixed_precision})
     processor = build_processor(recipe, init_from)
     samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed, mixture)

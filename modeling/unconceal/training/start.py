@@ -12,7 +12,7 @@ from datasets import Dataset
 from datasets import Image as EncodedImage
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file
 from transformers.utils import logging as transformers_logging
@@ -27,11 +27,11 @@ from ..models.networks import NETWORKS
 from ..utils.devices import has_bfloat16
 from ..utils.digests import weights_digest
 from ..utils.errors import UserError, one_line
-from ..utils.files import is_hub_id, make_folder, replacing
+from ..utils.files import is_folder, is_hub_id, make_folder, replacing
 from ..utils.images import size_text
 from ..utils.loading_errors import loading_explained
 from .checkpoints import RECIPE_FILE, read_record
-from .earlier_run import bring_back, check_apart, parts_of_run, set_aside
+from .earlier_run import ASIDE, bring_back, check_apart, parts_of_run, set_aside
 from .recipe import DataRecipe, PhaseRecipe, Recipe, drop_old_keys, drop_old_switches, flatten
 
 
@@ -86,6 +86,8 @@ def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool
     if resume and overwrite:
         raise UserError("got --resume and --overwrite; choose one: go on with the run, or replace it")
     make_folder(output_dir)
+    if not resume and not overwrite and (parts_of_run(output_dir) or is_folder(output_dir / ASIDE)):
+        raise UserError(f"{output_dir} already holds a run; add --resume, --overwrite or output_dir=ANOTHER")
     bring_back(output_dir)  # a kill before the first checkpoint can have left it aside
     held, file = parts_of_run(output_dir), output_dir / RECIPE_FILE
     if overwrite:
@@ -94,8 +96,6 @@ def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool
             sources.append((f"phases.{task}.init_from", phase.init_from))
             sources.append((f"phases.{task}.init_backbone_from", phase.init_backbone_from))
         check_apart(output_dir, sources)
-    elif held and not resume:
-        raise UserError(f"{output_dir} already holds a run; add --resume, --overwrite or output_dir=ANOTHER")
     elif held and not file.exists():
         raise UserError(f"cannot resume the run in {output_dir}: it has no {RECIPE_FILE}; choose output_dir=ANOTHER")
     if not held or overwrite:
@@ -239,12 +239,14 @@ def check_sizes(recipe: Recipe, splits: dict[str, Dataset], batch_size: int):
             if file is None:
                 continue  # reading the row reports it
             source = BytesIO(file["bytes"]) if file["bytes"] else file["path"]
-            with suppress(OSError), Image.open(source) as image:
-                first = first or image.size
-                if image.size != first:
+            with suppress(OSError, Image.DecompressionBombError), Image.open(source) as image:
+                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                size = image.size[::-1] if is_turned else image.size
+                first = first or size
+                if size != first:
                     raise UserError(
                         f"processor.do_resize is false, but the images of split {split} differ in size: "
-                        f"{size_text(first)} and, in {row_name(dataset, row)}, {size_text(image.size)}; set "
+                        f"{size_text(first)} and, in {row_name(dataset, row)}, {size_text(size)}; set "
                         "processor.do_resize=true, or a batch_size of 1"
                     )
 
