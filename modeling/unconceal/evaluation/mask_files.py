@@ -210,7 +210,7 @@ def read_ground_truth(
 
 
 def _has_8_bits(path: Path) -> bool | None:
-    """Return what the header of a prediction says; None if it cannot be read."""
+    """Return the depth in the header of a prediction; None if unreadable."""
     try:
         with open_image(path, sys.maxsize) as image:
             return not image.mode.startswith(("I", "F"))
