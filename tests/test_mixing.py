@@ -71,10 +71,15 @@ def test_unusable_sets_are_one_line(folders, tmp_path):
         load_sets(paths(folders, "c"), "train", "val")
     with rejected("data set .*c has no split val; it has train"):
         load_sets(paths(folders, "a", "c"), "val", "train")
-    row = {"image": [Image.new("RGB", (8, 8))], "mask": [1], "id": ["a"], "source": ["b"]}
-    datasets.Dataset.from_dict(row).to_parquet(tmp_path / "data/train-00000-of-00001.parquet")
-    with rejected("cannot join data sets: the column mask of a split train is .*expected Image"):
-        join_sets(load_sets([*paths(folders, "a"), str(tmp_path)], "train", "val"))
+    picture = Image.new("RGB", (8, 8))
+    for changed, message in (
+        ({"mask": [1]}, "the column mask of split train of data set .* is .*, expected images"),
+        ({"source": [{"b": 1}]}, "cannot join data sets: the column source of a split train is "),
+    ):
+        row = {"image": [picture], "mask": [picture], "id": ["a"], "source": ["b"]} | changed
+        datasets.Dataset.from_dict(row).to_parquet(tmp_path / "data/train-00000-of-00001.parquet")
+        with rejected(message):
+            join_sets(load_sets([*paths(folders, "a"), str(tmp_path)], "train", "val"))
 
 
 def test_epoch_has_the_shares_of_the_weights():

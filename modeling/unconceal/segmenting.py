@@ -14,6 +14,7 @@ import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from io import BytesIO
@@ -80,7 +81,8 @@ def describe_settings(model: str, revision: str | None, **options: Any) -> str:
     """Return what decides the outputs: network and options."""
     from .hub.shipped import CONFIG, PROCESSOR, resolve
 
-    model = str(resolve(model))
+    with suppress(UserError):  # loading it reports the reason
+        model = str(resolve(model))
     name = model if revision is None else f"{model}@{revision}"
     if is_folder(model):
         digest = hashlib.sha256()
