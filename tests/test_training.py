@@ -44,6 +44,7 @@ from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.training import loop
 from unconceal.training.checkpoints import read_record
+from unconceal.training.earlier_run import set_aside
 from unconceal.training.loop import train
 from unconceal.training.recipe import OptimizerRecipe, load_recipe
 from unconceal.training.seeds import summarize_seeds, train_seeds
@@ -427,6 +428,13 @@ def test_output_folder_is_not_overwritten(recipe_file, tmp_path, monkeypatch):
         assert best.exists() != was_killed
         train(recipe, resume=True)
         assert (best / "model.safetensors").stat().st_mtime_ns == before
+
+    # A kill between moving the old run and writing the new recipe.
+    set_aside(tmp_path / "run")
+    with pytest.raises(UserError, match="already holds a run"):
+        train(recipe)
+    train(recipe, resume=True)
+    assert (best / "model.safetensors").stat().st_mtime_ns == before
 
     # Checkpoints without a recipe are a run, too.
     (tmp_path / "run" / "recipe.yaml").rename(tmp_path / "kept.yaml")

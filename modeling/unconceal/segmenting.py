@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .utils.errors import UserError
-from .utils.files import is_folder, make_folder, replacing
+from .utils.files import file_sha256, is_folder, make_folder, replacing
 from .utils.images import IMAGE_SUFFIXES, MAX_PIXELS, open_image
 from .utils.threads import map_ahead
 
@@ -88,8 +88,7 @@ def describe_settings(model: str, revision: str | None, **options: Any) -> str:
         digest = hashlib.sha256()
         for path in sorted(Path(model).iterdir()):
             if path.suffix in WEIGHTS or path.name in (CONFIG, PROCESSOR):
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                digest.update(bytes.fromhex(file_sha256(path)))
         name = f"{Path(model).resolve().name} ({digest.hexdigest()[:12]})"
     return ", ".join([name, *(f"{key} {value}" for key, value in options.items() if value is not None)])
 

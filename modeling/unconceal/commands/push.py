@@ -1,11 +1,10 @@
 """Send a model, a data set or a Space to the Hub."""
 
 import argparse
-import os
 from pathlib import Path
 
 from ..utils.errors import UserError
-from ..utils.files import replacing
+from ..utils.files import is_taken, replacing
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace):
         raise UserError("got --write-card without --dry-run; add --dry-run, or read the card in the repository")
     if args.write_card and args.write_card.is_dir():
         raise UserError(f"got the folder {args.write_card} for --write-card, expected a file; name one")
-    if args.write_card and os.path.lexists(args.write_card):
+    if args.write_card and is_taken(args.write_card):
         raise UserError(f"{args.write_card} exists, so --write-card does not write it; name a new file, or remove it")
     if not args.message.strip():
         raise UserError("got an empty message; write one, or leave out --message")

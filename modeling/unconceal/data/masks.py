@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..models.reading import Foreground, UnclearMask, distinct, mask_levels, to_mask
+from ..models.reading import Foreground, UnclearMask, distinct, gray_mask, mask_levels
 from ..utils.errors import UserError
 from ..utils.images import MAX_PIXELS
 from .image_files import read_upright
@@ -59,7 +59,7 @@ def read_mask(
     try:
         image = read_upright(source, max_pixels) if isinstance(source, Path) else source
         levels, has_ids = mask_levels(image)
-        gray = to_mask(image, foreground)
+        gray = gray_mask(levels, has_ids, foreground)
     except UnclearMask as error:
         raise UnusablePair(f"{name}: {error}") from error
     except (UserError, ValueError, OSError) as error:

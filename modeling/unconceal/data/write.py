@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 from datasets import DatasetInfo, Features, Image, SplitDict, SplitInfo, Value
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCardData, metadata_load
-from yaml import YAMLError
+from huggingface_hub import DatasetCardData
 
 from ..utils.errors import UserError
 from ..utils.files import is_taken, make_folder, refuse_pattern, replacing
+from .cards import read_data_card
 
 
 FEATURES = Features({"image": Image(), "mask": Image(mode="L"), "id": Value("string"), "source": Value("string")})
@@ -147,14 +147,12 @@ def _is_data_set(path: Path) -> bool:
     # A hidden file such as .DS_Store does not count, but a hidden folder such as .git is somebody's work.
     names = {one.name for one in path.iterdir() if one.is_dir() or one.name[0] != "."}
     shards = all(one.suffix == ".parquet" for one in (path / "data").glob("[!.]*"))
-    return names == {"README.md", "data"} and shards and TAG in _tags(path / "README.md")
-
-
-def _tags(card: Path) -> list[str]:
+    if names != {"README.md", "data"} or not shards:
+        return False
     try:
-        return (metadata_load(card) or {}).get("tags") or []
-    except (OSError, ValueError, YAMLError):
-        return []
+        return TAG in (read_data_card(path).data.get("tags") or [])
+    except UserError:  # not of this package
+        return False
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .base import Protocol
-from .reading import mask_levels, scaled, to_mask, white_of_predictions
+from .reading import gray_mask, mask_levels, scaled, white_of_predictions
 
 
 CITATION = """\
@@ -80,8 +80,8 @@ def read_reference(image: Image.Image) -> np.ndarray:
     Raises:
         ValueError: If its values do not tell what is object, or if none is above half.
     """
-    mask = np.asarray(to_mask(image))
-    values = mask_levels(image)[0]
+    values, has_ids = mask_levels(image)
+    mask = np.asarray(gray_mask(values, has_ids))
     if values.any() and not (mask > 127).any():
         got = f"values from {values.min():g} to {values.max():g}, none above half of white"
         raise ValueError(f"got a reference with {got}, expected object and background; stretch it")

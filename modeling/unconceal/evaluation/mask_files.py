@@ -184,11 +184,12 @@ class PredictionFolder:
     @cached_property
     def whites(self) -> dict[bool, int]:
         """Return what means object in 8-bit files (True) and deeper ones (False)."""
+        depths = [(_has_8_bits(entry.prediction), entry.prediction) for entry in self.entries]
 
         def levels(has_8_bits: bool) -> Iterator[np.ndarray]:
-            for entry in self.entries:
-                if _has_8_bits(entry.prediction) in (has_8_bits, None):
-                    values, _ = _prediction_levels(entry.prediction, self.max_pixels)
+            for depth, path in depths:
+                if depth in (has_8_bits, None):
+                    values, _ = _prediction_levels(path, self.max_pixels)
                     if needs_white(values) and (values.dtype == np.uint8) == has_8_bits:
                         yield values
 

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -32,6 +31,7 @@ from ..training.checkpoints import CONVERSION_FILE, Conversion
 from ..utils.commits import git_commit
 from ..utils.digests import weights_digest
 from ..utils.errors import UserError
+from ..utils.files import file_sha256
 
 
 _SRS_BLOCK = {
@@ -128,7 +128,7 @@ def save_converted(folder: Path, files: Sequence[str | Path], command: str | Non
         part.save_pretrained(folder)
     record = Conversion(
         network=type(model).__name__,
-        files=[{"name": Path(file).name, "sha256": sha256(Path(file).read_bytes()).hexdigest()} for file in files],
+        files=[{"name": Path(file).name, "sha256": file_sha256(Path(file))} for file in files],
         weights=weights_digest(model),
         command=command,
         git_commit=git_commit(),

@@ -3,11 +3,11 @@
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..utils.errors import UserError
+from ..utils.files import file_sha256
 from .convert import convert_efficientnet_lite, efficientnet_lite_processor, load_published, save_converted
 
 
@@ -43,7 +43,7 @@ def find_packaged(name: str) -> Path:
     path = Path(spec.submodule_search_locations[0]) / "models" / file
     if not path.is_file():
         raise UserError(f"the package {package} has no {file}: it is of another version; {advice}")
-    got = sha256(path.read_bytes()).hexdigest()
+    got = file_sha256(path)
     if got != expected:
         raise UserError(
             f"{path} is damaged or of another version: its SHA-256 is {got[:12]}..., expected {expected[:12]}...; "

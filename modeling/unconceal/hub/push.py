@@ -1,6 +1,5 @@
 """Send files to the Hub as one commit: all or nothing."""
 
-import hashlib
 import json
 import re
 import sys
@@ -18,7 +17,7 @@ from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_
 from huggingface_hub.utils.sha import git_hash
 
 from ..utils.errors import UserError, one_line
-from ..utils.files import is_hub_id
+from ..utils.files import file_sha256, is_hub_id
 from .card_on_hub import CARD
 
 
@@ -191,8 +190,7 @@ def _is_same(path: Path, info: RepoFile) -> bool:
         return False
     if not info.lfs:
         return git_hash(path.read_bytes()) == info.blob_id
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == info.lfs.sha256
+    return file_sha256(path) == info.lfs.sha256
 
 
 @contextmanager

@@ -4,14 +4,13 @@ Each is a folder of `pretrained/`: configuration, image processor, weights and c
 facts. This module is light, because most commands use it.
 """
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..utils.errors import UserError, one_line
-from ..utils.files import is_folder
+from ..utils.files import file_sha256, is_folder
 from ..utils.markdown import markdown_table
 
 
@@ -118,5 +117,4 @@ def read_header(folder: Path) -> Any:
 
 def weights_sha256(folder: Path) -> str:
     """Return the SHA-256 of the file of weights."""
-    with (folder / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(folder / WEIGHTS)

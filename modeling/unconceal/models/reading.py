@@ -196,7 +196,11 @@ def to_mask(mask: Image.Image | np.ndarray, foreground: Foreground | None = None
         UnclearMask: If the values are ids of classes, negative or above 65535.
         ValueError: If the color mode cannot be converted, or if values are NaN or infinite.
     """
-    levels, has_ids = mask_levels(mask)
+    return gray_mask(*mask_levels(mask), foreground)
+
+
+def gray_mask(levels: np.ndarray, has_ids: bool, foreground: Foreground | None = None) -> Image.Image:
+    """Return what `to_mask` does, from the result of `mask_levels`."""
     if foreground is not None:
         chosen = levels != 0 if foreground == "any" else np.isin(levels, foreground)
         return Image.fromarray(chosen.astype(np.uint8) * 255)

@@ -26,6 +26,11 @@ def parts_of_run(output_dir: Path) -> list[Path]:
     return [*([recipe] if recipe.exists() else []), *held]
 
 
+def holds_run(output_dir: Path) -> bool:
+    """Return whether there is a run, in place or set aside."""
+    return bool(parts_of_run(output_dir)) or is_folder(output_dir / ASIDE)
+
+
 def check_apart(output_dir: Path, sources: list[tuple[str, str | None]]):
     """Check that a new run needs nothing of the run it replaces.
 

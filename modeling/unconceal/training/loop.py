@@ -37,7 +37,7 @@ from ..utils.commits import git_commit
 from ..utils.errors import UserError
 from ..utils.loading_errors import loading_explained
 from .checkpoints import STATE_FOLDER, Progress, read_progress, save_checkpoint
-from .earlier_run import bring_back, forget, parts_of_run
+from .earlier_run import bring_back, forget, holds_run
 from .recipe import OptimizerRecipe, PhaseRecipe, Recipe, ScheduleRecipe, flatten
 from .start import (
     build_config,
@@ -98,7 +98,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
     # Without this, Accelerate treats several processes without an accelerator as one.
     state = PartialState(cpu=not torch.accelerator.is_available())
     output_dir = Path(recipe.output_dir)
-    resume = resume and bool(parts_of_run(output_dir))
+    resume = resume and holds_run(output_dir)
     # A phase that starts from a checkpoint does not need the phases before it.
     tasks = list(recipe.phases)
     given = [index for index, task in enumerate(tasks) if recipe.phases[task].init_from]

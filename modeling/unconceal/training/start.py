@@ -27,11 +27,11 @@ from ..models.networks import NETWORKS
 from ..utils.devices import has_bfloat16
 from ..utils.digests import weights_digest
 from ..utils.errors import UserError, one_line
-from ..utils.files import is_folder, is_hub_id, make_folder, replacing
+from ..utils.files import is_hub_id, make_folder, replacing
 from ..utils.images import size_text
 from ..utils.loading_errors import loading_explained
 from .checkpoints import RECIPE_FILE, read_record
-from .earlier_run import ASIDE, bring_back, check_apart, parts_of_run, set_aside
+from .earlier_run import bring_back, check_apart, holds_run, parts_of_run, set_aside
 from .recipe import DataRecipe, PhaseRecipe, Recipe, drop_old_keys, drop_old_switches, flatten
 
 
@@ -86,7 +86,7 @@ def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool
     if resume and overwrite:
         raise UserError("got --resume and --overwrite; choose one: go on with the run, or replace it")
     make_folder(output_dir)
-    if not resume and not overwrite and (parts_of_run(output_dir) or is_folder(output_dir / ASIDE)):
+    if not resume and not overwrite and holds_run(output_dir):
         raise UserError(f"{output_dir} already holds a run; add --resume, --overwrite or output_dir=ANOTHER")
     bring_back(output_dir)  # a kill before the first checkpoint can have left it aside
     held, file = parts_of_run(output_dir), output_dir / RECIPE_FILE

@@ -1,5 +1,6 @@
 """Replace files completely or not at all; check names and Hub ids."""
 
+import hashlib
 import json
 import os
 import re
@@ -117,6 +118,12 @@ def refuse_pattern(folder: str | Path) -> Path:
 def with_home(path: str) -> str:
     """Replace a leading ~ by the home folder."""
     return f"{Path.home()}{path[1:]}" if path == "~" or path.startswith("~/") else path
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal text."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_hub_id(name: str | Path) -> bool:
