@@ -49,6 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser):
     _add_output(one)
     _add_limits(one, "files")
 
+    one = names.add_parser("composites", help="objects on other scenes", description="Paste objects on other scenes.")
+    sets = "data sets whose objects are pasted; each serves equally many images"
+    one.add_argument("--objects", nargs="+", required=True, metavar="DATA", help=sets)
+    scenes = "data sets whose photos are scenes, without their objects (default: those of --objects)"
+    one.add_argument("--scenes", nargs="+", default=[], metavar="DATA", help=scenes)
+    _add_numbers(one)
+    _add_output(one)
+
 
 def _add_numbers(parser: argparse.ArgumentParser):
     parser.add_argument("--size", type=int, default=256, help="side in pixels (default: 256)")
@@ -78,15 +86,20 @@ def _parse_share(text: str) -> tuple[str, float]:
 
 def run(args: argparse.Namespace):
     """Build or generate the data set and report what was written."""
-    from ..data.builders import build, build_camouflage, build_synthetic
+    from ..data.builders import build, build_camouflage, build_composites, build_synthetic
 
     options = vars(args).copy()
     name, out = options.pop("name"), options.pop("out")
     options["command"] = shlex.join(["unconceal", *options.pop("argv")])
     del options["run"]
-    if name in ("synthetic", "camouflage"):
+    generators = {
+        "synthetic": (build_synthetic, "kind"),
+        "camouflage": (build_camouflage, "photos"),
+        "composites": (build_composites, "objects"),
+    }
+    if name in generators:
         counts = {split: options.pop(split) for split in SYNTHETIC_SPLITS}
-        generator, first = (build_synthetic, "kind") if name == "synthetic" else (build_camouflage, "photos")
+        generator, first = generators[name]
         splits = generator(options.pop(first), out, counts, **options)
     else:
         options["fractions"] = dict(options["fractions"]) if options["fractions"] else None

@@ -14,7 +14,9 @@ from .. import __version__
 from ..models.reading import Foreground
 from ..utils.errors import UserError
 from ..utils.images import MAX_PIXELS
+from .composites import Composites
 from .finders import FINDERS
+from .loading import UnreadableSample, load_splits
 from .masks import encode_mask
 from .names import find_images
 from .pairs import LoadedPair, Report, check_pairs, find_repeats, load_pair
@@ -314,6 +316,69 @@ def build_camouflage(
         title = "Unconceal camouflage made from photos"
         write_card(folder, splits, title, "unknown", ["synthetic", "camouflage"], sections, background=True)
     return splits
+
+
+def build_composites(
+    objects: Sequence[str],
+    out: str | Path,
+    counts: dict[str, int],
+    *,
+    scenes: Sequence[str] = (),
+    size: int = 512,
+    seed: int = 0,
+    overwrite: bool = False,
+    command: str = "",
+) -> dict[str, SplitInfo]:
+    """Paste the objects of data sets onto other scenes.
+
+    `objects` and `scenes` are prepared data sets. Without `scenes`, those of `objects` serve. A split is made of the
+    rows of that split alone. The others are those of `build` and `build_synthetic`.
+
+    Returns:
+        Split name -> pairs and bytes written.
+
+    Raises:
+        UserError: If a data set lacks a split, a row cannot be read, or `out` cannot be written.
+    """
+    counts = _positive(counts)
+    if size < MIN_SIZE:
+        raise UserError(f"got image size {size}, expected {MIN_SIZE} or more")
+    opened = {path: load_splits(path, list(counts)) for path in dict.fromkeys((*objects, *scenes))}
+    with new_data_set(out, overwrite) as folder:
+        parts = (
+            {split: [opened[path][split] for path in paths] for split in counts}
+            for paths in (objects, scenes or objects)
+        )
+        composites = Composites(*parts, size, seed)
+
+        def row(split: str, number: int, id: str) -> dict:
+            try:
+                image, mask = composites.draw(split, number)
+            except UnreadableSample as error:
+                raise UserError(f"cannot read the data: {error}") from error
+            return make_row(
+                image, f"{id}.jpg", encode_mask(mask), id, "composites/" + "+".join(map(_base_name, objects))
+            )
+
+        splits = write_splits(folder, _generated(counts, row))
+        sections = {
+            "Source": f"A program pastes objects of {_quoted(objects)} onto scenes of {_quoted(scenes or objects)}. "
+            "The objects of the scenes are painted over.",
+            "Terms": "Those of these data sets: write them here before you publish this one.",
+            "How it was built": f"{_built_by(command)}\n"
+            f"Images of {size}x{size} pixels, seed {seed}. A split is made of the same split of the data sets. "
+            "The same command and data give the same images.",
+        }
+        write_card(folder, splits, "Unconceal composites", "unknown", ["synthetic", "composites"], sections)
+    return splits
+
+
+def _base_name(path: str) -> str:
+    return Path(path).name
+
+
+def _quoted(paths: Sequence[str]) -> str:
+    return ", ".join(f"`{_base_name(path)}`" for path in paths)
 
 
 def _positive(counts: dict[str, int]) -> dict[str, int]:

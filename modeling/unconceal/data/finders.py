@@ -257,6 +257,7 @@ FINDERS: dict[str, Callable[..., list[Pair]]] = {
     "cod": find_cod,
     "dis5k": find_dis5k,
     "people": lambda source: find_pack(source / "Training_Images", source / "Ground_Truth", "people"),
+    "ccp": lambda source: find_pack(source / "images", source / "masks", "ccp"),
     "magnetic_tiles": find_magnetic_tiles,
     "folder": find_folder,
 }

@@ -104,6 +104,15 @@ SOURCES = {
         home="https://github.com/VikramShenoy97/Human-Segmentation-Dataset",
         resize_masks=True,
     ),
+    "ccp": Source(
+        title="CCP (Clothing Co-Parsing): people in street photographs",
+        layout="images/NAME.jpg, masks/NAME.png, the masks drawn from the clothing labels: a person is all but 0.",
+        fractions={"train": 843 / 903, "val": 60 / 903},
+        license="other",
+        terms="The makers' repository is under Apache-2.0, the rights in its photos are not stated; they ask for a "
+        "citation of their paper (Yang et al., CVPR 2014).",
+        home="https://github.com/bearpaw/clothing-co-parsing",
+    ),
     "magnetic_tiles": Source(
         title="Magnetic tile defects: blowholes, breaks, cracks, frays and uneven surfaces",
         layout="MT_Blowhole, MT_Break, MT_Crack, MT_Fray, MT_Free, MT_Uneven, those that are there, each with "

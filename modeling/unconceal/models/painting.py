@@ -13,22 +13,26 @@ MARGIN, RIM, BLUR = 1 / 100, 1 / 20, 1 / 16
 LARGEST_SIDE = 512
 
 
-def remove_object(image: Image.Image, mask: np.ndarray) -> np.ndarray:
+def remove_object(
+    image: Image.Image, mask: np.ndarray, largest_side: int = LARGEST_SIDE, patches: int = 4
+) -> np.ndarray:
     """Return an image without its object, (H, W, 3).
 
-    Colors are float32 in [0, 1]. Objects in large images are painted over at a side of `LARGEST_SIDE`.
+    Colors are float32 in [0, 1].
 
     Args:
         image: RGB image.
         mask: (H, W), in [0, 1]. Pixels above 0.5 are painted over, and a margin around them.
+        largest_side: Objects in larger images are painted over at this side, in pixels.
+        patches: As for `paint_over`.
     """
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-    shape, scale = mask.shape, LARGEST_SIDE / max(mask.shape)
+    shape, scale = mask.shape, largest_side / max(mask.shape)
     small, small_mask = pixels, torch.tensor(mask)[None]
     if scale < 1:
         size = [max(1, round(side * scale)) for side in shape]
         small, small_mask = (F.interpolate(maps[None], size, mode="area")[0] for maps in (small, small_mask))
-    painted, weight = paint_over(small, small_mask[0])
+    painted, weight = paint_over(small, small_mask[0], patches)
     if scale < 1:
         painted, weight = (
             F.interpolate(maps[None], shape, mode="bilinear", align_corners=False)[0] for maps in (painted, weight)
