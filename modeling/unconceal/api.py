@@ -8,7 +8,7 @@ from functools import cached_property
 from io import IOBase
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from .utils.files import is_hub_id
 from .utils.images import MAX_PIXELS, size_text
 from .utils.loading_errors import loading_explained
 
+
+if TYPE_CHECKING:
+    from .video import SegmentedFrame
 
 ImageSource = Image.Image | str | Path
 
@@ -119,6 +122,35 @@ class Segmenter:
                 pixel_values = torch.cat(pixel_values).to(network.device, network.dtype)
                 for mask in predict_masks(network, self.processor, batch, pixel_values, refine, batch_size):
                     yield mask.cpu().numpy()
+
+    def segment_video(
+        self,
+        path: str | Path,
+        batch_size: int = 1,
+        refine: str = "never",
+        smoothing: float = 0.7,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Iterator["SegmentedFrame"]:
+        """Yield the frames of a video with their masks.
+
+        Memory holds a few frames at a time. PyAV reads the file: `pip install unconceal[video]`.
+
+        Args:
+            path: A video file.
+            batch_size: Frames in a forward pass.
+            refine: As for `segment`; "auto" takes much longer for large frames.
+            smoothing: Weight of the mask before where the picture stays the same, from 0 to below 1.
+            max_pixels: Largest width times height of a frame.
+
+        Yields:
+            `image`, upright RGB, `mask`, (height, width), float32 in [0, 1], and `time` in seconds.
+
+        Raises:
+            UserError: If the file cannot be read to its end, or PyAV is missing, and as for `segment`.
+        """
+        from .video import segment_video
+
+        yield from segment_video(self, path, batch_size, refine, smoothing, max_pixels)
 
     def unfold(self, image: ImageSource, size: tuple[int, int] | None = None) -> Unfolding:
         """Return the maps of every stage of RUN for one image.

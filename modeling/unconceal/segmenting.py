@@ -93,11 +93,13 @@ def describe_settings(model: str, revision: str | None, **options: Any) -> str:
     return ", ".join([name, *(f"{key} {value}" for key, value in options.items() if value is not None)])
 
 
-def unfinished(job: Job, settings: str, overwrite: bool) -> Job | None:
+def unfinished(
+    job: Job, settings: str, overwrite: bool, settings_of: "Callable[[Path], str | None] | None" = None
+) -> Job | None:
     """Return what is left of a job, or None.
 
     With `overwrite`, outputs of this command are written again. If another file has the name of an output, the job
-    fails.
+    fails. `settings_of` returns the settings in an output, None for another file; by default it reads PNG files.
 
     Raises:
         UserError: If an output has other settings and `overwrite` is false.
@@ -108,7 +110,7 @@ def unfinished(job: Job, settings: str, overwrite: bool) -> Job | None:
         if not os.path.lexists(path):
             left[kind] = path
             continue
-        found = _settings_of(path)
+        found = (settings_of or settings_of_png)(path)
         if found is None:
             reason = f"{path} exists and was not written by this command; choose another --out"
             return replace(job, source=UserError(reason), outputs={})
@@ -122,8 +124,8 @@ def unfinished(job: Job, settings: str, overwrite: bool) -> Job | None:
     return replace(job, outputs=left) if left else None
 
 
-def _settings_of(path: Path) -> str | None:
-    """Return the settings in an output file, None for another file."""
+def settings_of_png(path: Path) -> str | None:
+    """Return the settings in a PNG file, None for another file."""
     try:
         with open_image(path, sys.maxsize) as image:
             return image.info.get("Comment", "") if image.info.get("Software") == SOFTWARE else None
@@ -171,6 +173,7 @@ class Runner:
         max_pixels: Larger images are refused.
         num_threads: Threads that read, and as many that write. With 0 everything is done in turn.
         threshold: Makes hard masks: object above it.
+        background: What cut-outs are shown on; None keeps their opacity.
         settings: What the output files say of model and options.
         has_bar: Whether to show a progress bar on a terminal.
         tally: Counts what happened.
@@ -182,6 +185,7 @@ class Runner:
     max_pixels: int = MAX_PIXELS
     num_threads: int = 2
     threshold: float | None = None
+    background: "Background | None" = None
     settings: str = ""
     has_bar: bool = True
     tally: Tally = field(default_factory=Tally)
@@ -256,7 +260,7 @@ class Runner:
             for kind, path in job.outputs.items():
                 try:
                     with replacing(path) as temporary:
-                        draw(kind, image, mask, self.threshold).save(temporary, pnginfo=marks, **PNG_OPTIONS)
+                        self.draw(kind, image, mask).save(temporary, pnginfo=marks, **PNG_OPTIONS)
                 except UserError as error:
                     reasons.append(str(error))
                 except OSError as error:
@@ -270,8 +274,53 @@ class Runner:
         for _ in self.run(jobs, write):
             pass
 
+    def draw(self, kind: str, image: "Image.Image", mask: "np.ndarray") -> "Image.Image":
+        """Draw a mask, overlay or cut-out."""
+        return draw(kind, image, mask, self.threshold, self.background)
 
-def draw(kind: str, image: "Image.Image", mask: "np.ndarray", threshold: float | None = None) -> "Image.Image":
+
+class Background:
+    """What cut-outs are shown on: a color, or an image that covers them."""
+
+    def __init__(self, given: str):
+        """Take a color, such as white or #00b140, or the path of an image.
+
+        Raises:
+            UserError: If it is neither.
+        """
+        from PIL import Image, ImageColor
+
+        from .api import opened
+
+        try:
+            self.image = Image.new("RGB", (1, 1), ImageColor.getrgb(given)[:3])
+        except ValueError:
+            if not os.path.lexists(given):  # unlike `Path.exists`, it takes overlong names
+                raise UserError(
+                    f"got --background {given}, expected a color such as white or #00b140, or an image"
+                ) from None
+            self.image = opened(given)
+        self.fitted = self.image
+
+    def behind(self, cut: "Image.Image") -> "Image.Image":
+        """Return an RGBA cut-out on this background, as RGB."""
+        from PIL import Image, ImageOps
+
+        from .models.reading import tag_srgb
+
+        fitted = self.fitted  # threads share it
+        if fitted.size != cut.size:
+            self.fitted = fitted = ImageOps.fit(self.image, cut.size)
+        return tag_srgb(Image.composite(cut.convert("RGB"), fitted, cut.getchannel("A")))
+
+
+def draw(
+    kind: str,
+    image: "Image.Image",
+    mask: "np.ndarray",
+    threshold: float | None = None,
+    background: Background | None = None,
+) -> "Image.Image":
     """Draw a mask, overlay or cut-out; `threshold` makes the mask hard."""
     from .api import cutout, overlay
     from .models.cutout import mask_to_image
@@ -280,7 +329,10 @@ def draw(kind: str, image: "Image.Image", mask: "np.ndarray", threshold: float |
         mask = (mask > threshold).astype("float32")
     if kind == "mask":
         return mask_to_image(mask)
-    return (overlay if kind == "overlay" else cutout)(image, mask)
+    if kind == "overlay":
+        return overlay(image, mask)
+    cut = cutout(image, mask)
+    return cut if background is None else background.behind(cut)
 
 
 def plan_jobs(paths: list[Path], out: Path, kinds: list[str]) -> dict[Path, dict[str, Path]]:

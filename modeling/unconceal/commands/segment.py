@@ -5,10 +5,11 @@ import os
 import sys
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..segmenting import (
     PNG_OPTIONS,
+    Background,
     Job,
     Runner,
     Tally,
@@ -24,7 +25,7 @@ from ..segmenting import (
 from ..utils.arguments import positive_int, probability
 from ..utils.errors import UserError
 from ..utils.files import is_folder, make_folder
-from ..utils.images import MAX_PIXELS
+from ..utils.images import MAX_PIXELS, is_video
 
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 OUTPUT_KINDS = ("mask", "overlay", "cutout")
 REFINE = ("auto", "always", "never")  # of models/refine.py, which is slow to import
+ALPHA = ("webm", "mov", "png")  # of video_files.py
 MODEL_HELP = "folder of a trained network, its Hub id, or a name that `unconceal models` lists"
 
 
@@ -45,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser):
         "Write masks, overlays or cut-outs of images, as PNG of the displayed size. Folders are searched to any "
         "depth, and their tree is kept. An image NAME.jpg gives NAME.png (mask), NAME_overlay.png and "
         "NAME_cutout.png. If only the suffix tells two images apart, it stays in the name: a.jpg.png, a.png.png. "
+        "A video, named as a file, gives NAME_mask.mp4, NAME_overlay.mp4 and NAME_cutout.webm, the last two with its "
+        "sound. "
         "Started by torchrun or accelerate launch, several processes share the images. "
         "Exit code: 0 for success, 1 if some images failed, 2 if nothing was done."
     )
@@ -58,8 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser):
     add("--to-data", metavar="DIR|ID", help=to_data)
     add("--output", nargs="+", choices=OUTPUT_KINDS, default=["mask"], help="what to write (mask)")
     add("--threshold", type=probability, metavar="T", help="write hard masks: object above T, from 0 to below 1")
-    refine = "predict the edges of large images again, in tiles; auto: from twice the network's size"
+    refine = "predict edges again, in tiles; auto: of images from twice the network's size, and never of videos"
     add("--refine", choices=REFINE, default="auto", help=refine)
+    background = "show cut-outs on a color, such as white or '#00b140', or on an image"
+    add("--background", metavar="COLOR|IMAGE", help=background)
+    alpha = "for cut-outs of videos without --background: VP9, ProRes 4444 or a folder of frames (webm)"
+    add("--alpha", choices=ALPHA, default="webm", help=alpha)
+    smoothing = "for videos: weight of the mask before where the picture stays the same, 0 for none (0.7)"
+    add("--smoothing", type=probability, metavar="S", help=smoothing)
     at_once = "images, or tiles of one image, at a time (1)"
     add("--batch-size", type=positive_int, default=1, metavar="N", help=at_once)
     add_model_arguments(parser)
@@ -97,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
         return _segment_stdin(args)
     _check(args)
     processes = join_processes(args.device)
-    tally = joined(processes, (_segment_data if args.data or args.to_data else _segment_files)(args, processes))
+    segment = _segment_data if args.data or args.to_data else _segment_videos if args.videos else _segment_files
+    tally = joined(processes, segment(args, processes))
     if processes is None or processes.is_main_process:
         _report(args, tally, 1 if processes is None else processes.num_processes)
     return 1 if tally.failed else 0
@@ -116,6 +127,15 @@ def _check(args: argparse.Namespace):
         raise UserError("--split is for --data and --to-data; leave it out")
     if args.to_data and args.output != ["mask"]:
         raise UserError("--to-data holds masks only; leave --output out, or write files with --out")
+    args.videos = [Path(path) for path in args.paths if is_video(path)]
+    if args.videos and len(args.videos) < len(args.paths):
+        raise UserError("got both videos and images; segment them in two runs")
+    if args.videos and args.to_data:
+        raise UserError("--to-data is for images; write videos with --out")
+    if args.smoothing is not None and not args.videos:
+        raise UserError("--smoothing is for videos; leave it out")
+    if args.background and "cutout" not in args.output:
+        raise UserError("--background is for cut-outs; add --output cutout")
 
 
 def _segment_stdin(args: argparse.Namespace) -> int:
@@ -128,7 +148,8 @@ def _segment_stdin(args: argparse.Namespace) -> int:
     image = opened(BytesIO(sys.stdin.buffer.read()), args.max_pixels, "stdin")
     (mask,) = load_model(args).segment([image], args.batch_size, args.refine)
     png = BytesIO()  # Pillow seeks while it writes, which a pipe cannot do
-    draw(args.output[0], image, mask, args.threshold).save(png, **PNG_OPTIONS)
+    background = Background(args.background) if args.background else None
+    draw(args.output[0], image, mask, args.threshold, background).save(png, **PNG_OPTIONS)
     sys.stdout.buffer.write(png.getvalue())
     return 0
 
@@ -147,6 +168,28 @@ def _segment_files(args: argparse.Namespace, processes: "PartialState | None") -
     runner = make_runner(args, processes, settings)
     runner.tally.skipped = len(mine) - len(todo)
     runner.write_files(todo, args.out)
+    return runner.tally
+
+
+def _segment_videos(args: argparse.Namespace, processes: "PartialState | None") -> Tally:
+    """Write the videos of this process; return what happened."""
+    from ..video import SMOOTHING
+    from ..video_files import plan_outputs, settings_of_video, write_videos
+
+    args.refine = "never" if args.refine == "auto" else args.refine
+    smoothing = SMOOTHING if args.smoothing is None else args.smoothing
+    settings = output_settings(args, smoothing=smoothing)
+    plan = plan_outputs(args.videos, args.out, args.output, args.alpha, bool(args.background))
+    jobs = [Job(source, source, outputs) for source, outputs in plan.items()]
+    left = made_once(processes, lambda: [unfinished(job, settings, args.overwrite, settings_of_video) for job in jobs])
+    mine = my_share(processes, left)
+    make_folder(args.out)
+    todo = [job for job in mine if job]
+    if not todo:
+        return Tally(skipped=len(mine))
+    runner = make_runner(args, processes, settings)
+    runner.tally.skipped = len(mine) - len(todo)
+    write_videos(runner, todo, smoothing)
     return runner.tally
 
 
@@ -190,9 +233,12 @@ def _segment_data(args: argparse.Namespace, processes: "PartialState | None") ->
     return tally
 
 
-def output_settings(args: argparse.Namespace) -> str:
+def output_settings(args: argparse.Namespace, **options: Any) -> str:
     """Return what the output files say of model and options."""
-    return describe_settings(args.model, args.revision, refine=args.refine, threshold=args.threshold, dtype=args.dtype)
+    options = {"refine": args.refine, "threshold": args.threshold, "dtype": args.dtype, **options}
+    if getattr(args, "background", None):
+        options["background"] = Path(args.background).name
+    return describe_settings(args.model, args.revision, **options)
 
 
 def make_runner(args: argparse.Namespace, processes: "PartialState | None", settings: str = "") -> Runner:
@@ -211,6 +257,7 @@ def make_runner(args: argparse.Namespace, processes: "PartialState | None", sett
         max_pixels=args.max_pixels,
         num_threads=default_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         threshold=args.threshold,
+        background=Background(args.background) if args.background else None,
         settings=settings,
         has_bar=processes is None or processes.is_main_process,
     )
@@ -227,4 +274,5 @@ def _report(args: argparse.Namespace, tally: Tally, num_processes: int):
         share = tally.network_seconds / tally.seconds
         counts.append(f"{tally.seconds / num_processes:.1f} s, {share:.0%} of it in the network")
     total = tally.done + tally.failed + (0 if args.to_data else tally.skipped)
-    print(f"{total} image{'' if total == 1 else 's'}: {', '.join(counts)}")
+    what = "video" if args.videos else "image"
+    print(f"{total} {what}{'' if total == 1 else 's'}: {', '.join(counts)}")

@@ -17,6 +17,7 @@ IMAGE_SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
 )
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 # Limit of the `open_image` block that this thread is in.
 _max_pixels: ContextVar[int | None] = ContextVar("max_pixels", default=None)
 # Pillow's own check, also if this module is imported again.
@@ -66,3 +67,8 @@ Image._decompression_bomb_check = _check_size
 def size_text(size: tuple[int, int]) -> str:
     """Return (width, height) as messages show it, such as 640x480."""
     return f"{size[0]}x{size[1]}"
+
+
+def is_video(path: str | Path) -> bool:
+    """Return whether a path has the suffix of a video."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
