@@ -318,8 +318,10 @@ def dis_directly(pairs: list[tuple[np.ndarray, np.ndarray]], **kwargs) -> dict[s
 def check_dis_against_pysodmetrics(pairs: list[tuple[np.ndarray, np.ndarray]]):
     files = [(saved(probs), target.astype(np.uint8) * 255) for probs, target in pairs]
     summary = dis.PROTOCOL.summarize(dis.score_image(*pair, hce=True) for pair in pairs)
+    assert 0 <= summary.pop("boundary_iou") <= 1
     assert summary == pytest.approx(dis_directly(files), abs=1e-6)
     summary = dis.PROTOCOL.summarize(dis.score_image(*pair, min_max=False, hce=True) for pair in pairs)
+    del summary["boundary_iou"]
     assert summary == pytest.approx(dis_directly(pairs, normalize=False), abs=1e-6)
 
 
@@ -349,6 +351,7 @@ def test_dis_equals_pysodmetrics_on_real_predictions_at_their_own_size():
         for path in smallest
     ]
     summary = dis.PROTOCOL.summarize(dis.score_image(levels, gray > 127, hce=True) for levels, gray in files)
+    del summary["boundary_iou"]
     assert summary == pytest.approx(dis_directly(files), abs=1e-6)
     assert summary["hce"] > 0
 
@@ -532,3 +535,42 @@ def test_commit_is_that_of_this_package(tmp_path, monkeypatch):
     assert len(commits.git_commit()) == 40
     source.write_text("changed")
     assert commits.git_commit().endswith("-dirty")
+
+
+def boundary_by_definition(mask, target, distance):
+    """Boundary IoU from the distance of each pixel to the background, one by one."""
+
+    def edge(one):
+        padded = np.pad(one, distance)
+        return {
+            (row, column)
+            for row, column in zip(*one.nonzero(), strict=True)
+            if not padded[row : row + 2 * distance + 1, column : column + 2 * distance + 1].all()
+        }
+
+    edges = edge(mask), edge(target)
+    return len(edges[0] & edges[1]) / len(edges[0] | edges[1])
+
+
+def test_boundary_iou_by_hand():
+    """Two squares of 6 pixels, one moved by a pixel; d is 1."""
+    target, moved = np.zeros((2, 20, 30), bool)
+    target[5:11, 5:11] = moved[5:11, 6:12] = True
+    # Each edge has 20 pixels. They share the top and bottom rows, 5 pixels each.
+    assert dis.boundary_iou(moved, target) == pytest.approx(10 / 30)
+    assert dis.boundary_iou(target, target) == 1
+    hollow = target.copy()
+    hollow[6:10, 6:10] = False  # the inside does not matter, its new edge is the same pixels
+    assert dis.boundary_iou(hollow, target) == 1
+    empty = np.zeros_like(target)
+    assert dis.boundary_iou(empty, target) == dis.boundary_iou(target, empty) == 0
+    assert dis.boundary_iou(empty, empty) == 1
+
+
+@pytest.mark.parametrize(("shape", "distance"), [((40, 50), 1), ((300, 400), 2)])
+def test_boundary_iou_follows_its_definition(shape, distance):
+    rng = np.random.default_rng(0)
+    small = rng.random((2, shape[0] // 10, shape[1] // 10)) > 0.5
+    mask, target = (np.kron(one, np.ones((10, 10))).astype(bool) for one in small)
+    assert mask[:, 0].any()  # the object reaches the border of the image, which is background
+    assert dis.boundary_iou(mask, target) == pytest.approx(boundary_by_definition(mask, target, distance))
