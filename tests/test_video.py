@@ -262,6 +262,8 @@ def test_bad_options(segment, clip, tmp_path, monkeypatch):
         ((clip, "--to-data", tmp_path / "data"), "--to-data is for images"),
         ((photo, "--smoothing", 0.5, *out), "--smoothing is for videos"),
         ((clip, "--background", "white", *out), "--background is for cut-outs"),
+        ((clip, "--alpha", "mov", *out), "--alpha is for cut-outs"),
+        ((photo, "--output", "cutout", "--alpha", "mov", *out), "--alpha is for cut-outs"),
         ((clip, "--output", "cutout", "--background", "nocolor", *out), "a color such as white"),
         ((tmp_path / "missing.mp4", *out), "not a file"),
         ((clip, "--max-pixels", 100, *out), "raise --max-pixels"),

@@ -8,7 +8,7 @@ from functools import cached_property
 from io import IOBase
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -36,10 +36,8 @@ from .utils.errors import UserError
 from .utils.files import is_hub_id
 from .utils.images import MAX_PIXELS, size_text
 from .utils.loading_errors import loading_explained
+from .video import SMOOTHING, SegmentedFrame, segment_video
 
-
-if TYPE_CHECKING:
-    from .video import SegmentedFrame
 
 ImageSource = Image.Image | str | Path
 
@@ -128,9 +126,9 @@ class Segmenter:
         path: str | Path,
         batch_size: int = 1,
         refine: str = "never",
-        smoothing: float = 0.7,
+        smoothing: float = SMOOTHING,
         max_pixels: int = MAX_PIXELS,
-    ) -> Iterator["SegmentedFrame"]:
+    ) -> Iterator[SegmentedFrame]:
         """Yield the frames of a video with their masks.
 
         Memory holds a few frames at a time. PyAV reads the file: `pip install unconceal[video]`.
@@ -148,8 +146,6 @@ class Segmenter:
         Raises:
             UserError: If the file cannot be read to its end, or PyAV is missing, and as for `segment`.
         """
-        from .video import segment_video
-
         yield from segment_video(self, path, batch_size, refine, smoothing, max_pixels)
 
     def unfold(self, image: ImageSource, size: tuple[int, int] | None = None) -> Unfolding:

@@ -280,10 +280,10 @@ class Runner:
 
 
 class Background:
-    """What cut-outs are shown on: a color, or an image that covers them."""
+    """What is behind cut-outs: a color or an image."""
 
     def __init__(self, given: str):
-        """Take a color, such as white or #00b140, or the path of an image.
+        """Take a color, such as white, or the path of an image.
 
         Raises:
             UserError: If it is neither.
@@ -292,6 +292,7 @@ class Background:
 
         from .api import opened
 
+        self.name = given  # for the settings in outputs
         try:
             self.image = Image.new("RGB", (1, 1), ImageColor.getrgb(given)[:3])
         except ValueError:
@@ -300,6 +301,7 @@ class Background:
                     f"got --background {given}, expected a color such as white or #00b140, or an image"
                 ) from None
             self.image = opened(given)
+            self.name = f"{Path(given).name} ({file_sha256(Path(given))[:12]})"
         self.fitted = self.image
 
     def behind(self, cut: "Image.Image") -> "Image.Image":

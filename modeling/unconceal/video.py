@@ -1,4 +1,4 @@
-"""Segment videos: one frame after the other, with little flicker, in bounded memory.
+"""Segment videos frame by frame, in bounded memory, with little flicker.
 
     decode -> read, resize (threads) -> network -> mix with the mask before -> draw (threads) -> encode
 
@@ -134,7 +134,7 @@ def open_video(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Video
         raise UnusableVideo(f"it is no video, or damaged: {_reason(error)}") from error
     with container:
         # The cover of a song is also a stream of pictures.
-        streams = [one for one in container.streams.video if not one.disposition & one.disposition.attached_pic]
+        streams = [one for one in container.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
         if not streams:
             raise UnusableVideo("it has no pictures; give a video")
         streams[0].thread_type = "AUTO"
@@ -227,7 +227,7 @@ def segment_video(
     smoothing: float = SMOOTHING,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[SegmentedFrame]:
-    """Open a video and yield its frames with their masks, as `segment_frames` does."""
+    """Open a video and yield what `segment_frames` yields."""
     try:
         with open_video(path, max_pixels) as video:
             yield from segment_frames(segmenter, video, batch_size, refine, smoothing)

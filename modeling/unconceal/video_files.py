@@ -123,7 +123,7 @@ class Sound:
         self.next = next(self.packets, None)
 
     def write_until(self, time: Fraction | None):
-        """Write what is heard up to a time in seconds; None: the rest."""
+        """Write what is heard up to a time in seconds, or the rest."""
         while self.next is not None:
             start = self.next.pts if self.next.pts is not None else self.next.dts
             if time is not None and start is not None and start * self.next.time_base > time:
@@ -277,7 +277,7 @@ def _write_video(runner: Runner, job: Job, smoothing: float):
 
 
 def make_writer(path: Path, kind: str, video: Video, settings: str) -> VideoWriter | FrameWriter:
-    """Return the writer for the suffix of a path; none is for PNG files."""
+    """Return the writer for a path; without suffix, for PNG files."""
     forms = {form.suffix: form for form in (H264, *ALPHA_FORMATS.values())}
     form = forms[path.suffix]
     return VideoWriter(path, form, video, kind != "mask", settings) if form.codec else FrameWriter(path, settings)

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     background = "show cut-outs on a color, such as white or '#00b140', or on an image"
     add("--background", metavar="COLOR|IMAGE", help=background)
     alpha = "for cut-outs of videos without --background: VP9, ProRes 4444 or a folder of frames (webm)"
-    add("--alpha", choices=ALPHA, default="webm", help=alpha)
+    add("--alpha", choices=ALPHA, help=alpha)
     smoothing = "for videos: weight of the mask before where the picture stays the same, 0 for none (0.7)"
     add("--smoothing", type=probability, metavar="S", help=smoothing)
     at_once = "images, or tiles of one image, at a time (1)"
@@ -103,6 +103,7 @@ def load_model(args: argparse.Namespace) -> "Segmenter":
 def run(args: argparse.Namespace) -> int:
     """Segment images, folders or a data set, or one image from stdin."""
     args.output = list(dict.fromkeys(args.output))
+    args.background = Background(args.background) if args.background else None
     if "-" in args.paths:
         return _segment_stdin(args)
     _check(args)
@@ -134,6 +135,8 @@ def _check(args: argparse.Namespace):
         raise UserError("--to-data is for images; write videos with --out")
     if args.smoothing is not None and not args.videos:
         raise UserError("--smoothing is for videos; leave it out")
+    if args.alpha and (not args.videos or args.background or "cutout" not in args.output):
+        raise UserError("--alpha is for cut-outs of videos without --background; leave it out")
     if args.background and "cutout" not in args.output:
         raise UserError("--background is for cut-outs; add --output cutout")
 
@@ -148,8 +151,7 @@ def _segment_stdin(args: argparse.Namespace) -> int:
     image = opened(BytesIO(sys.stdin.buffer.read()), args.max_pixels, "stdin")
     (mask,) = load_model(args).segment([image], args.batch_size, args.refine)
     png = BytesIO()  # Pillow seeks while it writes, which a pipe cannot do
-    background = Background(args.background) if args.background else None
-    draw(args.output[0], image, mask, args.threshold, background).save(png, **PNG_OPTIONS)
+    draw(args.output[0], image, mask, args.threshold, args.background).save(png, **PNG_OPTIONS)
     sys.stdout.buffer.write(png.getvalue())
     return 0
 
@@ -179,7 +181,7 @@ def _segment_videos(args: argparse.Namespace, processes: "PartialState | None") 
     args.refine = "never" if args.refine == "auto" else args.refine
     smoothing = SMOOTHING if args.smoothing is None else args.smoothing
     settings = output_settings(args, smoothing=smoothing)
-    plan = plan_outputs(args.videos, args.out, args.output, args.alpha, bool(args.background))
+    plan = plan_outputs(args.videos, args.out, args.output, args.alpha or ALPHA[0], bool(args.background))
     jobs = [Job(source, source, outputs) for source, outputs in plan.items()]
     left = made_once(processes, lambda: [unfinished(job, settings, args.overwrite, settings_of_video) for job in jobs])
     mine = my_share(processes, left)
@@ -236,8 +238,8 @@ def _segment_data(args: argparse.Namespace, processes: "PartialState | None") ->
 def output_settings(args: argparse.Namespace, **options: Any) -> str:
     """Return what the output files say of model and options."""
     options = {"refine": args.refine, "threshold": args.threshold, "dtype": args.dtype, **options}
-    if getattr(args, "background", None):
-        options["background"] = Path(args.background).name
+    if args.background:
+        options["background"] = args.background.name
     return describe_settings(args.model, args.revision, **options)
 
 
@@ -257,7 +259,7 @@ def make_runner(args: argparse.Namespace, processes: "PartialState | None", sett
         max_pixels=args.max_pixels,
         num_threads=default_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         threshold=args.threshold,
-        background=Background(args.background) if args.background else None,
+        background=args.background,
         settings=settings,
         has_bar=processes is None or processes.is_main_process,
     )
