@@ -36,7 +36,7 @@ from .utils.errors import UserError
 from .utils.files import is_hub_id
 from .utils.images import MAX_PIXELS, size_text
 from .utils.loading_errors import loading_explained
-from .video import SMOOTHING, SegmentedFrame, segment_video
+from .video import SMOOTHING, SegmentedFrame, UnusableVideo, open_video, segment_frames
 
 
 ImageSource = Image.Image | str | Path
@@ -146,7 +146,11 @@ class Segmenter:
         Raises:
             UserError: If the file cannot be read to its end, or PyAV is missing, and as for `segment`.
         """
-        yield from segment_video(self, path, batch_size, refine, smoothing, max_pixels)
+        try:
+            with open_video(path, max_pixels) as video:
+                yield from segment_frames(self, video, batch_size, refine, smoothing)
+        except UnusableVideo as error:
+            raise UserError(f"cannot read {path}: {error}") from error
 
     def unfold(self, image: ImageSource, size: tuple[int, int] | None = None) -> Unfolding:
         """Return the maps of every stage of RUN for one image.

@@ -93,13 +93,11 @@ def describe_settings(model: str, revision: str | None, **options: Any) -> str:
     return ", ".join([name, *(f"{key} {value}" for key, value in options.items() if value is not None)])
 
 
-def unfinished(
-    job: Job, settings: str, overwrite: bool, settings_of: "Callable[[Path], str | None] | None" = None
-) -> Job | None:
+def unfinished(job: Job, settings: str, overwrite: bool, settings_of: Callable[[Path], str | None]) -> Job | None:
     """Return what is left of a job, or None.
 
     With `overwrite`, outputs of this command are written again. If another file has the name of an output, the job
-    fails. `settings_of` returns the settings in an output, None for another file; by default it reads PNG files.
+    fails. `settings_of` returns the settings in an output, None for another file.
 
     Raises:
         UserError: If an output has other settings and `overwrite` is false.
@@ -110,7 +108,7 @@ def unfinished(
         if not os.path.lexists(path):
             left[kind] = path
             continue
-        found = (settings_of or settings_of_png)(path)
+        found = settings_of(path)
         if found is None:
             reason = f"{path} exists and was not written by this command; choose another --out"
             return replace(job, source=UserError(reason), outputs={})

@@ -20,7 +20,7 @@ from datasets import SplitInfo, load_dataset
 from datasets.exceptions import DatasetsError
 
 from .data.write import FEATURES, make_row, row_groups, write_card
-from .segmenting import PNG_OPTIONS, Job, Runner, Tally, draw, unfinished
+from .segmenting import PNG_OPTIONS, Job, Runner, Tally, draw, settings_of_png, unfinished
 from .utils.errors import UserError, one_line
 from .utils.files import data_set_path, is_folder, is_hub_id, replacing
 
@@ -117,7 +117,7 @@ def file_jobs(
             yield Job(job.name, UserError("its id is no name for a file"))
             continue
         files = {kind: out / id.parent / f"{id.name}{'' if kind == 'mask' else f'_{kind}'}.png" for kind in kinds}
-        if left := unfinished(replace(job, outputs=files), settings, overwrite):
+        if left := unfinished(replace(job, outputs=files), settings, overwrite, settings_of_png):
             yield left
         else:
             tally.skipped += 1

@@ -217,19 +217,3 @@ def segment_frames(
     for mask in segmenter.stream(prepared(), batch_size, refine, network):
         frame = waiting.popleft()
         yield SegmentedFrame(frame.image, steady(frame.image, mask), frame.time)
-
-
-def segment_video(
-    segmenter: Segmenter,
-    path: str | Path,
-    batch_size: int = 1,
-    refine: str = "never",
-    smoothing: float = SMOOTHING,
-    max_pixels: int = MAX_PIXELS,
-) -> Iterator[SegmentedFrame]:
-    """Open a video and yield what `segment_frames` yields."""
-    try:
-        with open_video(path, max_pixels) as video:
-            yield from segment_frames(segmenter, video, batch_size, refine, smoothing)
-    except UnusableVideo as error:
-        raise UserError(f"cannot read {path}: {error}") from error

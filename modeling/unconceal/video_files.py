@@ -123,7 +123,7 @@ class Sound:
         self.next = next(self.packets, None)
 
     def write_until(self, time: Fraction | None):
-        """Write what is heard up to a time in seconds, or the rest."""
+        """Write the sound up to a time in seconds, or the rest."""
         while self.next is not None:
             start = self.next.pts if self.next.pts is not None else self.next.dts
             if time is not None and start is not None and start * self.next.time_base > time:

@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from ..segmenting import (
     made_once,
     my_share,
     plan_jobs,
+    settings_of_png,
     unfinished,
 )
 from ..utils.arguments import positive_int, probability
@@ -159,18 +162,8 @@ def _segment_stdin(args: argparse.Namespace) -> int:
 def _segment_files(args: argparse.Namespace, processes: "PartialState | None") -> Tally:
     """Write the files of this process; return what happened."""
     plan = made_once(processes, lambda: plan_jobs([Path(path) for path in args.paths], args.out, args.output))
-    settings = output_settings(args)
-    jobs = [Job(source, source, outputs) for source, outputs in plan.items()]
-    left = made_once(processes, lambda: [unfinished(job, settings, args.overwrite) for job in jobs])
-    mine = my_share(processes, left)
-    make_folder(args.out)
-    todo = [job for job in mine if job]
-    if not todo:
-        return Tally(skipped=len(mine))
-    runner = make_runner(args, processes, settings)
-    runner.tally.skipped = len(mine) - len(todo)
-    runner.write_files(todo, args.out)
-    return runner.tally
+    write = partial(Runner.write_files, out=args.out)
+    return _write_plan(args, processes, plan, output_settings(args), settings_of_png, write)
 
 
 def _segment_videos(args: argparse.Namespace, processes: "PartialState | None") -> Tally:
@@ -182,8 +175,20 @@ def _segment_videos(args: argparse.Namespace, processes: "PartialState | None") 
     smoothing = SMOOTHING if args.smoothing is None else args.smoothing
     settings = output_settings(args, smoothing=smoothing)
     plan = plan_outputs(args.videos, args.out, args.output, args.alpha or ALPHA[0], bool(args.background))
+    return _write_plan(args, processes, plan, settings, settings_of_video, partial(write_videos, smoothing=smoothing))
+
+
+def _write_plan(
+    args: argparse.Namespace,
+    processes: "PartialState | None",
+    plan: dict[Path, dict[str, Path]],
+    settings: str,
+    settings_of: Callable[[Path], str | None],
+    write: Callable[[Runner, list[Job]], None],
+) -> Tally:
+    """Write what is left of a plan; return what happened."""
     jobs = [Job(source, source, outputs) for source, outputs in plan.items()]
-    left = made_once(processes, lambda: [unfinished(job, settings, args.overwrite, settings_of_video) for job in jobs])
+    left = made_once(processes, lambda: [unfinished(job, settings, args.overwrite, settings_of) for job in jobs])
     mine = my_share(processes, left)
     make_folder(args.out)
     todo = [job for job in mine if job]
@@ -191,7 +196,7 @@ def _segment_videos(args: argparse.Namespace, processes: "PartialState | None") 
         return Tally(skipped=len(mine))
     runner = make_runner(args, processes, settings)
     runner.tally.skipped = len(mine) - len(todo)
-    write_videos(runner, todo, smoothing)
+    write(runner, todo)
     return runner.tally
 
 
