@@ -25,7 +25,13 @@ from unconceal.data.loading import UnreadableSample, load_splits, only_value
 from unconceal.data.masks import UnusablePair, is_object, read_mask
 from unconceal.data.pairs import Pair, load_pair
 from unconceal.data.sources import SOURCES, TILE_CLASSES
-from unconceal.data.splits import find_groups, split_at_random, split_datasets_at_random
+from unconceal.data.splits import (
+    difference_hash,
+    find_groups,
+    join_near_copies,
+    split_at_random,
+    split_datasets_at_random,
+)
 from unconceal.data.synthetic import generate
 from unconceal.data.transforms import (
     TrainingSet,
@@ -627,11 +633,69 @@ def test_every_source_has_a_finder_and_its_own_help(name, prepare):
 def test_random_splits_follow_the_seed():
     pairs = [Pair(f"{label}{i}", label) for label in "xy" for i in range(20)]
     shares = {"train": 0.7, "val": 0.1, "test": 0.2}
-    dealt = split_at_random(pairs, shares, seed=0)
-    assert dealt == split_at_random(pairs[::-1], shares, seed=0)
-    assert dealt != split_at_random(pairs, shares, seed=1)
+    dealt = split_at_random(pairs, shares, 0, {})
+    assert dealt == split_at_random(pairs[::-1], shares, 0, {})
+    assert dealt != split_at_random(pairs, shares, 1, {})
     assert sorted(pair.id for pair in dealt) == sorted(pair.id for pair in pairs)
     assert [sum(p.split == split and p.source == "x" for p in dealt) for split in shares] == [14, 2, 4]
+
+
+def smooth_photo(seed, size=(90, 70)):
+    """Draw an image of large blots, whose hash bears small changes."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (7, 9), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+
+
+def test_near_copies_are_in_one_split(tmp_path, load):
+    """Every image comes twice: as filed by the makers, and smaller, brighter and with a caliper."""
+    root, more = tmp_path / "raw" / "benign", tmp_path / "more"
+    for folder in (root, more / "images", more / "masks"):
+        folder.mkdir(parents=True)
+    for number, label in enumerate(("malignant", "normal")):
+        (tmp_path / "raw" / label).mkdir()
+        for suffix in ("", "_mask"):
+            smooth_photo(100 + number).save(tmp_path / "raw" / label / f"{label} (1){suffix}.png")
+    for number in range(20):
+        photo = smooth_photo(number)
+        photo.save(root / f"benign ({number}).png")
+        Image.new("L", photo.size).save(root / f"benign ({number})_mask.png")
+        copy = photo.resize((60, 47)).point(lambda value: min(255, value + 20))
+        copy.paste(255, (5, 5, 8, 8))
+        copy.save(more / "images" / f"benign ({100 + number}).png")
+        Image.new("L", copy.size).save(more / "masks" / f"benign ({100 + number}).png")
+    build("busi", tmp_path / "raw", tmp_path / "out", more=str(more), fractions={"train": 0.5, "val": 0.5})
+    splits = load(tmp_path / "out")
+    for dealt in (splits, split_datasets_at_random(splits, seed=3)):
+        benign = {split: [id for id in rows["id"][:] if id.startswith("benign")] for split, rows in dealt.items()}
+        names = {split: {int(id[8:-1]) % 100 for id in ids} for split, ids in benign.items()}
+        assert sum(map(len, names.values())) == 20
+        assert not names["train"] & names["val"]
+
+
+def test_what_looks_the_same():
+    photos = [smooth_photo(seed) for seed in range(6)]
+    hashes = {row: difference_hash(photo) for row, photo in enumerate(photos)}
+    names = [f"image{row}" for row in hashes]
+    assert join_near_copies(names, hashes) == names
+    chain = np.zeros((3, 256), dtype=bool)  # the first and the last differ in 24 places, the middle in 12 from both
+    chain[1, :12] = chain[2, :24] = True
+    assert join_near_copies(["a", "b", "c"], dict(enumerate(chain))) == ["a", "a", "a"]
+    assert join_near_copies(["a", "b", "c"], {0: chain[0], 2: chain[2]}) == ["a", "b", "c"]
+    assert join_near_copies(["a"], {}) == ["a"]
+
+
+def test_more_cases_of_busi(busi, tmp_path, load, out):
+    write_pairs(tmp_path / "more", ["malignant (9)", "normal (8)"])
+    report = build("busi", busi, out, more=str(tmp_path / "more"))
+    assert sum(sizes(report).values()) == 22
+    rows = {row["id"]: row["source"] for split in load(out).values() for row in split}
+    assert rows["malignant (9)"] == "busi/malignant"
+    assert rows["normal (8)"] == "busi/normal"
+    write_pairs(tmp_path / "other", ["case1"])
+    with pytest.raises(UserError, match="expected it to begin with benign"):
+        build("busi", busi, tmp_path / "again", more=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="not a folder"):
+        build("busi", busi, tmp_path / "again", more=str(tmp_path / "missing"))
 
 
 def test_prepared_splits_can_be_split_again(tmp_path, load):

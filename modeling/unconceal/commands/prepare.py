@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser):
             one.add_argument("--masks", help="folder of masks (default: masks)")
             one.add_argument("--list", dest="list_file", help="text file with lines of `image mask`, or of names")
             one.add_argument("--mask-suffix", default="", help="what a mask has after the name of its image")
+        if name == "busi":
+            one.add_argument("--more", metavar="DIR", help="folder with further cases in images/ and masks/")
         _add_output(one)
         again = "deal train and val again at random, even if official lists exist; official test splits stay"
         one.add_argument("--random-split", action="store_true", help=again)

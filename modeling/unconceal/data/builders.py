@@ -104,7 +104,7 @@ def build(
         if random_split:
             kept = [pair for pair in report.usable if pair.split not in (None, TRAIN, *fractions)]
             dealt = [pair for pair in report.usable if pair.split in (None, TRAIN, *fractions)]
-            report.usable = split_at_random(dealt, fractions, seed) + kept
+            report.usable = split_at_random(dealt, fractions, seed, report.hashes) + kept
             shares = ", ".join(f"{split} {share:.4g}" for split, share in fractions.items())
             report.split_rule = f"random with seed {seed}, shares {shares}, equal in each class"
             if official:

@@ -70,12 +70,21 @@ def find_subfolder(parent: Path, names: Sequence[str]) -> Path:
     return next((there[name.lower()] for name in names if name.lower() in there), parent / names[0])
 
 
-def find_busi(source: Path) -> list[Pair]:
-    """List the pairs of BUSI; an image may have several masks."""
+BUSI_CLASSES = ("benign", "malignant", "normal")
+
+
+def find_busi(source: Path, more: str | None = None) -> list[Pair]:
+    """List the pairs of BUSI; an image may have several masks.
+
+    `more` is a folder of further cases, as `images/benign (1).png` and one mask of that name in `masks/`.
+
+    Raises:
+        UserError: If a name in `more` does not tell its class.
+    """
     inner = source / "Dataset_BUSI_with_GT"
     root = inner if inner.is_dir() else source
     pairs = []
-    for label in ("benign", "malignant", "normal"):
+    for label in BUSI_CLASSES:
         both = list_images(root / label, r"_mask(_\d+)?")
         plain = {id: [file for file in files if file.stem == id] for id, files in both.items()}
         ended = {id: [file for file in files if file.stem != id] for id, files in both.items()}
@@ -85,6 +94,15 @@ def find_busi(source: Path) -> list[Pair]:
             where = {"image": f"{label}/{id}.*", "mask": f"{label}/{id}_mask.*"}
             pair = match(id, f"busi/{label}", images, masks[:1] if several else masks, **where)
             pairs.append(pair if pair.problem else replace(pair, masks=tuple(masks)))
+    if more is None:
+        return pairs
+    if not Path(more).is_dir():
+        raise UserError(f"--more {more} is not a folder; expected images/ and masks/ in it")
+    for pair in find_pack(Path(more) / "images", Path(more) / "masks", "busi"):
+        label = pair.id.partition(" ")[0]
+        if label not in BUSI_CLASSES:
+            raise UserError(f"--more: got the name {pair.id}, expected it to begin with {', '.join(BUSI_CLASSES)}")
+        pairs.append(replace(pair, source=f"busi/{label}"))
     return pairs
 
 

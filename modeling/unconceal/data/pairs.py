@@ -17,6 +17,7 @@ from ..utils.errors import UserError
 from ..utils.images import MAX_PIXELS, open_image, size_text
 from .image_files import read_upright
 from .masks import TrueMask, UnusablePair, read_mask
+from .splits import difference_hash, has_near_copies
 
 
 DIGEST_ROWS = 64
@@ -52,6 +53,7 @@ class Report:
     usable: list[Pair] = field(default_factory=list)  # in the given order
     problems: list[tuple[str, str]] = field(default_factory=list)  # (id, reason) of each unusable pair
     digests: dict[str, str] = field(default_factory=dict)  # image digest of each usable pair, by id
+    hashes: dict[str, np.ndarray] = field(default_factory=dict)  # of images with near copies, by id
     num_changed_masks: int = 0  # usable pairs with a mask of other values than 0 and 255
     num_resized_masks: int = 0  # usable pairs with a mask that was resized to its image
     num_empty_masks: int = 0  # usable pairs without an object
@@ -134,6 +136,8 @@ def check_pairs(pairs: Iterable[Pair], load: Callable[[Pair], LoadedPair]) -> Re
             continue
         report.usable.append(pair)
         report.digests[pair.id] = digest(loaded.image)
+        if has_near_copies(pair.source):
+            report.hashes[pair.id] = difference_hash(loaded.image)
         report.num_changed_masks += any(mask.is_changed for mask in loaded.masks)
         report.num_resized_masks += any(mask.is_resized for mask in loaded.masks)
         report.num_empty_masks += not loaded.mask.any()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
+from scipy.sparse.csgraph import connected_components
 
+from ..models.reading import to_rgb
 from ..utils.errors import UserError
 
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 TRAIN = "train"
 TILE_NAME = re.compile(r"exp(\d+)_num_(\d+)")  # exposure, and the number of the photo
 TILE_GAP = 200
+NEAR_COPIES = {"busi"}  # sets whose makers filed some images twice, a little changed
+HASH_SIDE, MAX_DISTANCE = 16, 12
 
 
 def find_groups(ids: Sequence[str], sources: Sequence[str]) -> list[str]:
@@ -54,13 +59,50 @@ def find_groups(ids: Sequence[str], sources: Sequence[str]) -> list[str]:
     return groups
 
 
+def has_near_copies(source: str) -> bool:
+    """Return whether images of a source are compared before a split."""
+    return source.partition("/")[0] in NEAR_COPIES
+
+
+def difference_hash(image: Image.Image) -> np.ndarray:
+    """Return 256 booleans: where gray rises to the right, on 16x16 places.
+
+    Two images that look the same differ in few of them.
+    """
+    gray = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.LANCZOS)
+    return (np.diff(np.asarray(gray, np.int16), axis=1) > 0).ravel()
+
+
+def join_near_copies(groups: Sequence[str], hashes: dict[int, np.ndarray]) -> list[str]:
+    """Give rows whose images look the same one group.
+
+    `hashes` are the `difference_hash` of some rows. They look the same if at most 12 places differ, or if rows between
+    them do.
+    """
+    joined, rows = list(groups), list(hashes)
+    if not rows:
+        return joined
+    bits = np.stack([hashes[row] for row in rows]).astype(np.int32)
+    distances = bits @ (1 - bits).T
+    _, labels = connected_components(distances + distances.T <= MAX_DISTANCE, directed=False)
+    first = {}
+    for row, label in zip(rows, labels, strict=True):
+        joined[row] = first.setdefault(label, groups[row])
+    return joined
+
+
 def split_rows_at_random(
-    ids: Sequence[str], sources: Sequence[str], fractions: dict[str, float], seed: int
+    ids: Sequence[str],
+    sources: Sequence[str],
+    fractions: dict[str, float],
+    seed: int,
+    hash_of: Callable[[int], np.ndarray],
 ) -> dict[str, list[int]]:
     """Split rows at random, keeping the share of each source.
 
     The result depends on names, sources, fractions and seed only, not on the order of the rows. Groups stay whole, so
-    that the shares of their source are met as nearly as their sizes allow.
+    that the shares of their source are met as nearly as their sizes allow. `hash_of` returns the `difference_hash` of
+    a row. It is called for sources with near copies.
 
     Returns:
         Split name -> positions of its rows, in the order of their names.
@@ -72,7 +114,8 @@ def split_rows_at_random(
         repeated = next(id for id in ids if list(ids).count(id) > 1)
         raise UserError(f"cannot split at random: the name {repeated} occurs twice, expected unique names; rename it")
     by_group = defaultdict(list)
-    names = find_groups(ids, sources)
+    hashes = {row: hash_of(row) for row, source in enumerate(sources) if has_near_copies(source)}
+    names = join_near_copies(find_groups(ids, sources), hashes)
     for row in sorted(range(len(ids)), key=lambda row: ids[row]):
         by_group[names[row]].append(row)
     by_source = defaultdict(list)
@@ -91,9 +134,15 @@ def split_rows_at_random(
     return {split: sorted(rows, key=lambda row: ids[row]) for split, rows in splits.items()}
 
 
-def split_at_random(pairs: list[Pair], fractions: dict[str, float], seed: int) -> list[Pair]:
-    """Return pairs with `split` set at random, as `split_rows_at_random` does."""
-    splits = split_rows_at_random([pair.id for pair in pairs], [pair.source for pair in pairs], fractions, seed)
+def split_at_random(
+    pairs: list[Pair], fractions: dict[str, float], seed: int, hashes: dict[str, np.ndarray]
+) -> list[Pair]:
+    """Return pairs with `split` set at random, as `split_rows_at_random` does.
+
+    `hashes` are the `difference_hash` of pairs of sources with near copies, by id.
+    """
+    ids, sources = [pair.id for pair in pairs], [pair.source for pair in pairs]
+    splits = split_rows_at_random(ids, sources, fractions, seed, lambda row: hashes[ids[row]])
     return [replace(pairs[row], split=split) for split, rows in splits.items() for row in rows]
 
 
@@ -110,7 +159,12 @@ def split_datasets_at_random(splits: dict[str, Dataset], seed: int) -> dict[str,
 
     whole = concatenate_datasets(list(splits.values()))
     fractions = {name: len(split) / len(whole) for name, split in splits.items()}
-    rows = split_rows_at_random(whole["id"][:], whole["source"][:], fractions, seed)
+    images = whole.select_columns(["image"])
+
+    def hash_of(row: int) -> np.ndarray:
+        return difference_hash(to_rgb(images[row]["image"]))
+
+    rows = split_rows_at_random(whole["id"][:], whole["source"][:], fractions, seed, hash_of)
     return {name: whole.select(rows[name]) for name in splits}
 
 
