@@ -23,6 +23,6 @@ if [ ! -x .venv/bin/python ] || [ "$(cat .venv/.installed 2>/dev/null)" != "$wan
       rm -rf .venv-bootstrap
     }
   fi
-  .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[cutout,dev,encoders,metrics,onnx,plots,space,video]'
+  .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[cutout,dev,encoders,heic,metrics,onnx,plots,space,video]'
   echo "$wanted" > .venv/.installed
 fi

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -308,3 +309,20 @@ def test_a_network_without_numbers_writes_no_mask(segment, checkpoint, tmp_path,
     for use in (load, lambda folder: stage_model(folder, "org/net", tmp_path / "upload")):
         with pytest.raises(UserError, match="damaged holds weights that are not finite .*: 1 in all"):
             use(tmp_path / "damaged")
+
+
+def test_photos_of_phones(segment, tmp_path, monkeypatch):
+    """HEIC is read with its extra, and named without it."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pillow_heif.from_pillow(noise(40, 30)).save(folder / "photo.heic")
+    code, _, stderr = segment(folder, "--out", tmp_path / "out")
+    assert code == 0, stderr
+    assert Image.open(tmp_path / "out" / "photo.png").size == (40, 30)
+    program = (
+        "import sys; sys.modules['pillow_heif'] = None; from unconceal.data.image_files import read_image; "
+        f"read_image({str(folder / 'photo.heic')!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "for HEIC pip install unconceal[heic]" in done.stderr

@@ -1,11 +1,13 @@
 """A run that another one replaces."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 from common import rejected
 
-from unconceal.training.earlier_run import ASIDE, bring_back, check_apart, forget, parts_of_run, set_aside
+from unconceal.training.earlier_run import ASIDE, alone_in, bring_back, check_apart, forget, parts_of_run, set_aside
 
 
 def make_run(folder, text="old"):
@@ -17,6 +19,30 @@ def make_run(folder, text="old"):
 
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    """The lock ends with the process, also if that is killed."""
+    code = f"""
+import time
+from unconceal.training.earlier_run import alone_in
+with alone_in({str(tmp_path)!r}):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "locked\n"
+        with rejected("another process trains in"), alone_in(tmp_path / "." / "x" / ".."):
+            pass
+        with alone_in(tmp_path / "another"):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with alone_in(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_stands_aside_and_comes_back(tmp_path):

@@ -64,6 +64,12 @@ def test_each_set_is_split_again_by_itself(folders):
     assert len(joined["train"]) == 13
 
 
+def test_a_test_split_is_not_dealt_again(tmp_path):
+    build_synthetic("infrared", tmp_path / "data", {"train": 3, "test": 3}, size=48)
+    with rejected("would train on images of the test split test; set data.eval_split"):
+        load_sets([str(tmp_path / "data")], "train", "test", split_seed=1)
+
+
 def test_unusable_sets_are_one_line(folders, tmp_path):
     with rejected("none of the data sets .*a, .*c has a split test"):
         load_sets(paths(folders, "a", "c"), "train", "test")

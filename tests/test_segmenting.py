@@ -159,8 +159,8 @@ import os, signal, sys
 from unconceal import segmenting_data
 from unconceal.__main__ import entry
 write = segmenting_data._write_shard
-def dying(path, rows):
-    write(path, rows)
+def dying(*args):
+    write(*args)
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
 segmenting_data._write_shard = dying
@@ -212,6 +212,29 @@ def test_a_data_set_becomes_a_data_set(rows, segment, tmp_path):
     (rows / "test-00002-of-00003.parquet").unlink()
     with rejected("which is not of this data"):
         segment("--data", rows, "--split", "test", "--to-data", target)
+
+
+def test_other_settings_do_not_mix_in_a_data_set(rows, segment, tmp_path, caplog):
+    """Half a data set of one model is not completed by another."""
+    target, out = tmp_path / "masks", tmp_path / "out"
+    call = ["--data", rows, "--split", "test"]
+    segment(*call, "--to-data", target)
+    before = contents(target)
+    (target / "data" / "test-00001-of-00003.parquet").unlink()
+    with rejected("other settings: .*, now .*threshold 0.4"):
+        segment(*call, "--to-data", target, "--threshold", 0.4)
+    segment(*call, "--to-data", target)
+    assert contents(target) == before
+    segment(*call, "--to-data", target, "--threshold", 0.4, "--overwrite")
+    assert contents(target) != before
+    segment(*call, "--out", out)
+    with rejected("other settings"):
+        segment(*call, "--out", out, "--threshold", 0.4)
+    # A card with notes stays.
+    (target / "README.md").write_text((target / "README.md").read_text() + "my notes\n")
+    segment(*call, "--to-data", target, "--overwrite")
+    assert (target / "README.md").read_text().endswith("my notes\n")
+    assert "was edited" in caplog.text
 
 
 def test_files_become_a_data_set(photos, segment, tmp_path, monkeypatch):

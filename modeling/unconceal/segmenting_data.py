@@ -4,6 +4,7 @@ Both sides are cut into shards. A shard is the unit of sharing and of going on: 
 at all. Names and contents of shards do not depend on the number of processes.
 """
 
+import logging
 import random
 import re
 import time
@@ -20,6 +21,7 @@ from datasets import SplitInfo, load_dataset
 from datasets.exceptions import DatasetsError
 
 from .data.write import FEATURES, make_row, row_groups, write_card
+from .hub.card_on_hub import CARD, is_unedited, kept_license, sign
 from .segmenting import PNG_OPTIONS, Job, Runner, Tally, draw, settings_of_png, unfinished
 from .utils.errors import UserError, one_line
 from .utils.files import data_set_path, is_folder, is_hub_id, replacing
@@ -30,10 +32,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+logger = logging.getLogger(__name__)
+
 FILES_PER_SHARD = 100
 # A row group of a Parquet file holds about 100 images. Fewer groups a shard let more processes share a small data set.
 GROUPS_PER_SHARD, MANY_SHARDS = 4, 64
 SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})\.parquet")
+SETTINGS_KEY = b"unconceal segment"  # in the metadata of each shard
 NUM_ATTEMPTS = 8
 TITLE = "Masks predicted by Unconceal"
 
@@ -131,33 +136,35 @@ class DataTarget:
         name: The folder, or owner/name.
         split: Name of the split.
         sections: For the card, as for `write_card`.
+        settings: What the shards say of model and options.
     """
 
     name: str
     split: str
     sections: dict[str, str]
+    settings: str
 
     @property
     def on_hub(self) -> bool:
         """Return whether it is a repository: owner/name, and no folder `owner` here."""
         return is_hub_id(self.name) and not is_folder(Path(self.name).parent)
 
-    def finished(self, shards: list[Shard]) -> set[str]:
+    def finished(self, shards: list[Shard], overwrite: bool = False) -> set[str]:
         """Return the names of all shards that stand, also of other splits.
 
         Raises:
-            UserError: If the place cannot be used, or holds something else.
+            UserError: If the place cannot be used, or holds something else. Without `overwrite`, also if a shard of
+                this split in a folder has other settings; those on the Hub are not read.
         """
         folder = Path(self.name)
         if self.on_hub:
-            from .hub.card_on_hub import kept_license
             from .hub.push import list_files, read_card
 
             kept_license(read_card(self.name, "dataset"), self.name)  # refuses an edited card before hours of work
             names = {PurePosixPath(file).name for file in list_files(self.name, "dataset") if file.startswith("data/")}
         else:
             names = {file.name for file in folder.glob("data/[!.]*")}
-            card = folder / "README.md"
+            card = folder / CARD
             others = {file.name for file in folder.glob("[!.]*")} - {"data", card.name}
             if card.is_file() and f"\n# {TITLE}" not in card.read_text(encoding="utf-8", errors="replace"):
                 others.add(card.name)
@@ -169,7 +176,18 @@ class DataTarget:
         for name in sorted(names - ours):
             if not SHARD_NAME.fullmatch(name) or name.startswith(f"{self.split}-"):
                 raise UserError(f"{self.name} holds {name}, which is not of this data; choose another --to-data")
+        if not self.on_hub and not overwrite:
+            for name in sorted(names & ours):
+                self._check_settings(folder / "data" / name)
         return names
+
+    def _check_settings(self, shard: Path):
+        found = (pq.read_schema(shard).metadata or {}).get(SETTINGS_KEY, b"").decode(errors="replace")
+        if found != self.settings:
+            raise UserError(
+                f"{shard} exists and is of other settings: {found or 'unknown'}, now {self.settings}; choose another "
+                "--to-data, or pass --overwrite to replace it"
+            )
 
     def write(self, shards: Iterable[Shard], runner: Runner):
         """Segment shards; each appears when it is complete.
@@ -190,23 +208,21 @@ class DataTarget:
             try:
                 if not self.on_hub:
                     with replacing(Path(self.name) / "data" / shard.name) as path:
-                        _write_shard(path, rows)
+                        _write_shard(path, rows, self.settings)
                     continue
                 with TemporaryDirectory() as folder:
                     path = Path(folder) / shard.name
-                    _write_shard(path, rows)
+                    _write_shard(path, rows, self.settings)
                     self._send(path)
             except OSError as error:
                 raise UserError(f"cannot write {shard.name}: {error.strerror or error}; free space") from error
 
     def _send(self, shard: Path):
-        from .hub.card_on_hub import CARD, kept_license, sign
         from .hub.push import Upload, push, read_card
 
         license = kept_license(read_card(self.name, "dataset"), self.name)
         card = shard.parent / CARD
         self._write_card(shard.parent, {self.split: SplitInfo(self.split)}, license or "other")
-        card.write_text(sign(card.read_text(encoding="utf-8")), encoding="utf-8")
         files = {CARD: card, f"data/{shard.name}": shard}
         for attempt in range(NUM_ATTEMPTS):
             try:
@@ -224,7 +240,7 @@ class DataTarget:
 
         The Hub counts rows itself, so that its card has no counts.
         """
-        names = self.finished(shards)
+        names = self.finished(shards, overwrite=True)
         own = sum(shard.name in names for shard in shards)
         if not self.on_hub and own == len(shards):
             splits = {}
@@ -234,15 +250,22 @@ class DataTarget:
                 info = splits.setdefault(split, SplitInfo(split))
                 info.num_examples += held.num_rows
                 info.num_bytes += sum(held.row_group(i).total_byte_size for i in range(held.num_row_groups))
-            self._write_card(Path(self.name), splits)
+            card = Path(self.name) / CARD
+            if card.exists() and not is_unedited(card.read_text(encoding="utf-8", errors="replace")):
+                logger.warning("%s was edited, so it stays as it is; its counts may be of an earlier run", card)
+            else:
+                self._write_card(Path(self.name), splits)
         return own
 
     def _write_card(self, folder: Path, splits: dict[str, SplitInfo], license: str = "other"):
-        with replacing(folder / "README.md") as path:
+        with replacing(folder / CARD) as path:
             write_card(folder, splits, TITLE, license, ["masks"], self.sections, path)
+            path.write_text(sign(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def _write_shard(path: Path, rows: Iterable[dict]):
-    with pq.ParquetWriter(path, FEATURES.arrow_schema, write_page_index=True) as writer:
+def _write_shard(path: Path, rows: Iterable[dict], settings: str):
+    schema = FEATURES.arrow_schema
+    schema = schema.with_metadata({**(schema.metadata or {}), SETTINGS_KEY: settings.encode()})
+    with pq.ParquetWriter(path, schema, write_page_index=True) as writer:
         for group in row_groups(rows):
-            writer.write_table(pa.Table.from_pylist(group, schema=FEATURES.arrow_schema))
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))

@@ -212,9 +212,10 @@ def _segment_data(args: argparse.Namespace, processes: "PartialState | None") ->
         plan = made_once(processes, lambda: plan_jobs([Path(path) for path in args.paths], out, ["mask"]))
         shards = shards_of_files(plan, out, split)
     mine = my_share(processes, shards)
+    settings = output_settings(args)
     if args.out:
         make_folder(args.out)
-        runner = make_runner(args, processes)
+        runner = make_runner(args, processes, settings)
         runner.write_files(
             file_jobs(mine, args.out, args.output, runner.settings, args.overwrite, runner.tally), args.out
         )
@@ -224,8 +225,8 @@ def _segment_data(args: argparse.Namespace, processes: "PartialState | None") ->
         "Source": f"Masks predicted by {model}. Gray: 255 is surely object, 0 surely background.",
         "Terms": "Those of the images and of the network.",
     }
-    target = DataTarget(args.to_data, split, sections)
-    present = target.finished(shards)  # it refuses places that hold something else
+    target = DataTarget(args.to_data, split, sections, settings)
+    present = target.finished(shards, args.overwrite)  # it refuses places that hold something else
     finished = set() if args.overwrite else present
     todo = [shard for shard in mine if shard.name not in finished]
     tally = Tally(skipped=len(mine) - len(todo))

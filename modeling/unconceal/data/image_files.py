@@ -25,12 +25,22 @@ def decoding(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Ite
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        raise UserError("not an image file that Pillow can read") from error
+        hint = "; for HEIC pip install unconceal[heic]" if _is_heic(source) else ""
+        raise UserError(f"not an image file that Pillow can read{hint}") from error
     except OSError as error:
         raise UserError(error.strerror or one_line(error)) from error
     # Pillow's decoders raise nearly any class for damaged files: SyntaxError, struct.error, IndexError, ...
     except Exception as error:
         raise UserError(f"damaged or unsupported image ({one_line(error)})") from error
+
+
+def _is_heic(source: str | Path | BinaryIO) -> bool:
+    """Return whether a file is a photo of the kind that phones take."""
+    if isinstance(source, str | Path):
+        with Path(source).open("rb") as file:
+            return _is_heic(file)
+    source.seek(0)
+    return source.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1")
 
 
 def read_image(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:

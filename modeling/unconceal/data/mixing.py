@@ -10,6 +10,7 @@ from datasets import Dataset, concatenate_datasets
 
 from ..utils.errors import UserError, one_line
 from .loading import load_splits
+from .sources import TEST_SPLITS
 from .splits import split_datasets_at_random
 from .write import FEATURES
 
@@ -22,7 +23,7 @@ def load_sets(
     A set may lack the evaluation split if another one has it. With a seed each set is split again by itself.
 
     Raises:
-        UserError: If a set cannot be used, or none has the evaluation split.
+        UserError: If a set cannot be used, none has the evaluation split, or a test split would be dealt again.
     """
     optional = [eval_split] if len(paths) > 1 and eval_split != train_split else []
     sets = [load_splits(path, [train_split, eval_split], optional) for path in paths]
@@ -33,6 +34,11 @@ def load_sets(
         )
     if split_seed is None:
         return sets
+    if eval_split in TEST_SPLITS:
+        raise UserError(
+            f"data.split_seed deals {train_split} and {eval_split} again: it would train on images of the test split "
+            f"{eval_split}; set data.eval_split to another split"
+        )
     return [split_datasets_at_random(splits, split_seed) for splits in sets]
 
 

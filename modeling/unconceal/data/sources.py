@@ -136,6 +136,7 @@ SOURCES = {
     ),
 }
 
+TEST_SPLITS = {split for source in SOURCES.values() for split in source.test_splits}
 SYNTHETIC_SPLITS = ("train", "val", "test")
 # Keys of `synthetic.KINDS`, which is slower to import.
 SYNTHETIC_KINDS = ("camouflage", "ultrasound", "infrared", "dichotomous", "intricate", "polyp", "defect")

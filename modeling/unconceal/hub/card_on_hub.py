@@ -33,6 +33,11 @@ def sign(text: str, weights: str | None = None) -> str:
     return text + _SIGNATURE.format(weights=weights, digest=_digest(text))
 
 
+def is_unedited(text: str) -> bool:
+    """Return whether a card is as `sign` left it."""
+    return _read_signature(text) is not None
+
+
 def kept_license(present: str | None, repo_id: str) -> str | None:
     """Return the license of the card in a repository, or None.
 

@@ -1,8 +1,15 @@
 """Keep a replaced run until the new one has a checkpoint."""
 
+import getpass
+import hashlib
 import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ..models.networks import NETWORKS
 from ..utils.errors import UserError
@@ -12,6 +19,26 @@ from .checkpoints import RECIPE_FILE
 
 ASIDE = ".earlier_run"
 COMPLETE = "complete"  # in that folder: everything of the run was moved into it
+
+
+@contextmanager
+def alone_in(output_dir: str | Path) -> Iterator[None]:
+    """Keep other processes of this machine from training in a folder.
+
+    The lock lies with the temporary files and ends with the process.
+
+    Raises:
+        UserError: If another process trains there.
+    """
+    name = hashlib.sha256(f"{getpass.getuser()} {Path(output_dir).resolve()}".encode(errors="replace")).hexdigest()
+    lock = FileLock(Path(tempfile.gettempdir()) / f"unconceal-{name[:16]}.lock", timeout=0)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise UserError(
+            f"another process trains in {output_dir}; wait for its end, stop it, or choose output_dir=ANOTHER"
+        ) from None
 
 
 def parts_of_run(output_dir: Path) -> list[Path]:

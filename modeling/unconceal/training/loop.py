@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +37,7 @@ from ..utils.commits import git_commit
 from ..utils.errors import UserError
 from ..utils.loading_errors import loading_explained
 from .checkpoints import STATE_FOLDER, Progress, read_progress, save_checkpoint
-from .earlier_run import bring_back, forget, holds_run
+from .earlier_run import alone_in, bring_back, forget, holds_run
 from .recipe import OptimizerRecipe, PhaseRecipe, Recipe, ScheduleRecipe, flatten
 from .start import (
     build_config,
@@ -92,11 +92,17 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
 
     Raises:
         UserError: If the output folder holds another run, the data or a checkpoint cannot be used, or the loss is not
-            finite.
+            finite, or another process trains in the output folder.
     """
     transformers_logging.disable_progress_bar()
     # Without this, Accelerate treats several processes without an accelerator as one.
     state = PartialState(cpu=not torch.accelerator.is_available())
+    with alone_in(recipe.output_dir) if state.is_main_process else nullcontext():
+        return run_phases(recipe, state, resume, overwrite, command)
+
+
+def run_phases(recipe: Recipe, state: PartialState, resume: bool, overwrite: bool, command: str | None) -> Path:
+    """Check everything, then run the phases, as `train` says."""
     output_dir = Path(recipe.output_dir)
     resume = resume and holds_run(output_dir)
     # A phase that starts from a checkpoint does not need the phases before it.

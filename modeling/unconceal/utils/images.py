@@ -17,6 +17,13 @@ IMAGE_SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
 )
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:  # the extra `heic`
+    pass
+else:
+    register_heif_opener()
+    IMAGE_SUFFIXES = (*IMAGE_SUFFIXES, ".heic", ".heif")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 # Limit of the `open_image` block that this thread is in.
 _max_pixels: ContextVar[int | None] = ContextVar("max_pixels", default=None)
