@@ -35,7 +35,7 @@ def decoding(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Ite
 
 
 def _is_heic(source: str | Path | BinaryIO) -> bool:
-    """Return whether a file is a photo of the kind that phones take."""
+    """Return whether a file is an HEIC photo."""
     if isinstance(source, str | Path):
         with Path(source).open("rb") as file:
             return _is_heic(file)
