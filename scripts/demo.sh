@@ -20,9 +20,20 @@ run="$out/run-$(cksum < configs/run/smoke.yaml | cut -d ' ' -f 1)"
 echo "1/7 segment example images with the networks that ship"
 unconceal models
 mkdir -p "$out/examples"
-for name in $(python -c "from unconceal.hub.shipped import shipped_names; print(*shipped_names())"); do
-  unconceal segment space/examples/"$name"-* --model "$name" --out "$out/examples/$name" --output overlay --overwrite
-done
+PYTHONPATH=space python - > "$out/examples/list.txt" <<'PY'
+import os
+
+from catalog import examples_of
+
+from unconceal.hub.shipped import shipped_names
+
+for name in shipped_names():
+    print(name, *map(os.path.relpath, examples_of(name)))  # relative: the folder of the checkout may hold a space
+PY
+while read -r name files; do
+  # Unquoted: one word for each file.
+  unconceal segment $files --model "$name" --out "$out/examples/$name" --output overlay --overwrite < /dev/null
+done < "$out/examples/list.txt"
 python - "$out/examples" <<'PY'
 import sys
 from pathlib import Path
@@ -31,9 +42,9 @@ from PIL import Image, ImageOps
 
 out, size = Path(sys.argv[1]), (320, 240)
 pairs = [
-    (image, out / folder.name / f"{image.stem}_overlay.png")
-    for folder in sorted(filter(Path.is_dir, out.iterdir()))
-    for image in sorted(Path("space/examples").glob(f"{folder.name}-*"))
+    (image, out / name / f"{Path(image).stem}_overlay.png")
+    for name, *images in map(str.split, (out / "list.txt").read_text().splitlines())
+    for image in images
 ]
 sheet = Image.new("RGB", (6 * size[0], -(-len(pairs) // 3) * size[1]), "white")
 for i, files in enumerate(pairs):
