@@ -313,7 +313,7 @@ def test_a_network_without_numbers_writes_no_mask(segment, checkpoint, tmp_path,
 
 def test_photos_of_phones(segment, tmp_path, monkeypatch):
     """HEIC is read with its extra, and named without it."""
-    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs the extra `heic`")
     folder = tmp_path / "in"
     folder.mkdir()
     pillow_heif.from_pillow(noise(40, 30)).save(folder / "photo.heic")

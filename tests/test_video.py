@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from unconceal.api import load
+from unconceal.commands.segment import ALPHA
 from unconceal.utils.errors import UserError
 from unconceal.video import SAME_COLOR, Steadier, open_video
 
 
-av = pytest.importorskip("av")
+av = pytest.importorskip("av", reason="needs the extra `video`")
 
 WIDTH, HEIGHT, RATE, FRAMES = 48, 32, 10, 6
 
@@ -108,7 +109,7 @@ def test_masks_are_those_of_the_frames(checkpoint, segment, clip, tmp_path):
     assert np.abs(np.stack(written)[..., 0] / 255 - np.stack(expected)).mean() < 0.03
 
 
-@pytest.mark.parametrize("alpha", ["webm", "mov", "png"])
+@pytest.mark.parametrize("alpha", ALPHA)
 def test_cutouts_keep_their_opacity(segment, clip, tmp_path, alpha):
     out = tmp_path / "out"
     code, _, stderr = segment(clip, "--out", out, "--output", "mask", "cutout", "--alpha", alpha)
@@ -165,7 +166,7 @@ def test_turned_and_odd_clips(segment, tmp_path):
     upright = np.asarray(Image.fromarray(picture(0)).rotate(90, expand=True), float)
     assert np.abs(np.asarray(first, float) - upright).mean() < 10
     out = tmp_path / "out"
-    for alpha in ("webm", "mov", "png"):
+    for alpha in ALPHA:
         code, _, stderr = segment(turned, odd, "--out", out / alpha, "--output", "overlay", "cutout", "--alpha", alpha)
         assert code == 0, stderr
         assert read(out / alpha / "turned_overlay.mp4")[0][0].shape == (WIDTH, HEIGHT, 3)
@@ -238,19 +239,17 @@ def test_bad_files_give_one_line_each_and_leave_nothing(segment, clip, tmp_path)
     assert [path.name for path in out.iterdir()] == ["clip_mask.mp4"]
 
 
-def test_damage_in_the_middle_is_named(checkpoint, tmp_path):
-    clip = write_clip(tmp_path / "clip.avi", frames=20, sound=None, codec="ffv1", pixels="bgr0")
-    content = bytearray(clip.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 1500] = b"\0" * 1500
-    clip.write_bytes(content)
-    try:
-        frames = list(load(checkpoint, "cpu").segment_video(clip))
-    except UserError as error:
-        assert "damaged after frame" in str(error)
-        assert str(clip) in str(error)
-    else:
-        assert len(frames) < 20 or all(np.isfinite(one.mask).all() for one in frames)
+def test_damage_in_the_middle_is_named(checkpoint, segment, tmp_path):
+    """The command leaves no half of an output."""
+    clip = write_clip(tmp_path / "clip.avi", frames=20, sound=None, codec="mjpeg", pixels="yuvj420p")
+    content = clip.read_bytes()
+    clip.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="cannot read .*clip.avi: it is damaged after frame [1-9]"):
+        list(load(checkpoint, "cpu").segment_video(clip))
+    code, _, stderr = segment(clip, "--out", tmp_path / "out", "--output", "mask", "overlay")
+    assert code == 1
+    assert "damaged after frame" in stderr
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_bad_options(segment, clip, tmp_path, monkeypatch):
@@ -296,15 +295,13 @@ def test_still_parts_flicker_less_and_moving_ones_do_not_drag():
     frames = []
     for number in range(30):
         pixels = still.copy()
-        pixels[:, 20:] = rng.integers(0, 256, 3)  # the right half changes completely
+        pixels[:, 20:] = 60 + 120 * (number % 2)  # the right half changes completely
         noisy = (pixels + rng.normal(0, 2, pixels.shape)).clip(0, 255).astype(np.uint8)
         frames.append(steady(Image.fromarray(noisy), masks[number]))
     changes = np.abs(np.diff(np.stack(frames), axis=0))
     raw = np.abs(np.diff(masks, axis=0))
     assert changes[..., :17].mean() < 0.45 * raw[..., :17].mean()
-    cut = np.stack(frames)[1:, :, 24:]
-    far = [n for n in range(1, 30)]
-    assert np.abs(cut[far] - masks[1:, :, 24:][far]).mean() < 0.1 if len(far) < 29 else True
+    np.testing.assert_array_equal(np.stack(frames)[:, :, 24:], masks[:, :, 24:])
     assert 0 <= np.stack(frames).min() <= np.stack(frames).max() <= 1
 
 

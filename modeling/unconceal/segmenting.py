@@ -115,11 +115,16 @@ def unfinished(job: Job, settings: str, overwrite: bool, settings_of: Callable[[
         if overwrite:
             left[kind] = path
         elif found != settings:
-            raise UserError(
-                f"{path} exists and is of other settings: {found}, now {settings}; choose another --out, or pass "
-                "--overwrite to replace it"
-            )
+            raise other_settings(path, found, settings, "--out")
     return replace(job, outputs=left) if left else None
+
+
+def other_settings(path: Path, found: str, settings: str, option: str) -> UserError:
+    """Return the error for an output of another model or other options."""
+    return UserError(
+        f"{path} exists and is of other settings: {found}, now {settings}; choose another {option}, or pass "
+        "--overwrite to replace it"
+    )
 
 
 def settings_of_png(path: Path) -> str | None:
@@ -139,6 +144,13 @@ def png_marks(settings: str) -> "PngInfo":
     marks.add_text("Software", SOFTWARE)
     marks.add_itxt("Comment", settings)
     return marks
+
+
+def say_failed(job: Job, reason: str):
+    """Print why a job failed."""
+    from tqdm import tqdm
+
+    tqdm.write(f"failed: {job.name}: {reason}", file=sys.stderr)  # `print` would tear a bar
 
 
 class TimedNetwork:
@@ -224,7 +236,7 @@ class Runner:
         with tqdm(total=total, unit="image", disable=None if self.has_bar else True) as progress:
             for job, result, reasons in map_ahead(end, masks(), self.num_threads):
                 for reason in reasons:
-                    tqdm.write(f"failed: {job.name}: {reason}", file=sys.stderr)  # `print` would tear the bar
+                    say_failed(job, reason)
                 self.tally.failed += bool(reasons)
                 self.tally.done += not reasons
                 progress.update()
@@ -364,22 +376,34 @@ def plan_jobs(paths: list[Path], out: Path, kinds: list[str]) -> dict[Path, dict
     relative_to = {source: relative_to[source] for source in {s.absolute(): s for s in relative_to}.values()}
 
     stems = Counter(relative.with_suffix("") for relative in relative_to.values())
-    inputs = {source.resolve() for source in relative_to}
-    jobs, owners = {}, {}
+    jobs = {}
     for source, relative in relative_to.items():
         stem = relative.with_suffix("")
         name = relative.name if stems[stem] > 1 else stem.name
         jobs[source] = {}
         for kind in kinds:
             # An overlay never takes the plain name: a later run for masks would take it for the mask.
-            output = out / relative.parent / f"{name}{'' if kind == 'mask' else f'_{kind}'}.png"
+            jobs[source][kind] = out / relative.parent / f"{name}{'' if kind == 'mask' else f'_{kind}'}.png"
+    check_outputs(jobs)
+    return jobs
+
+
+def check_outputs(plan: dict[Path, dict[str, Path]]):
+    """Check that each output has one source and is no input.
+
+    Outputs are absolute.
+
+    Raises:
+        UserError: If one is.
+    """
+    inputs, owners = {source.resolve() for source in plan}, {}
+    for source, outputs in plan.items():
+        for output in outputs.values():
             if output in owners:
                 raise UserError(f"{owners[output]} and {source} would both write {output}; segment them in two runs")
             if output in inputs:
                 raise UserError(f"{source} would write over the input {output}; choose another --out")
             owners[output] = source
-            jobs[source][kind] = output
-    return jobs
 
 
 def _search(folder: Path, out: Path, passed: Counter) -> Iterator[tuple[Path, Path]]:

@@ -22,7 +22,7 @@ from datasets.exceptions import DatasetsError
 
 from .data.write import FEATURES, make_row, row_groups, write_card
 from .hub.card_on_hub import CARD, is_unedited, kept_license, sign
-from .segmenting import PNG_OPTIONS, Job, Runner, Tally, draw, settings_of_png, unfinished
+from .segmenting import PNG_OPTIONS, Job, Runner, Tally, draw, other_settings, settings_of_png, unfinished
 from .utils.errors import UserError, one_line
 from .utils.files import data_set_path, is_folder, is_hub_id, replacing
 
@@ -184,10 +184,7 @@ class DataTarget:
     def _check_settings(self, shard: Path):
         found = (pq.read_schema(shard).metadata or {}).get(SETTINGS_KEY, b"").decode(errors="replace")
         if found != self.settings:
-            raise UserError(
-                f"{shard} exists and is of other settings: {found or 'unknown'}, now {self.settings}; choose another "
-                "--to-data, or pass --overwrite to replace it"
-            )
+            raise other_settings(shard, found or "unknown", self.settings, "--to-data")
 
     def write(self, shards: Iterable[Shard], runner: Runner):
         """Segment shards; each appears when it is complete.

@@ -115,7 +115,7 @@ class Video:
                 yield Frame(_to_image(decoded), time)
                 number += 1
         except av.FFmpegError as error:
-            raise UnusableVideo(f"it is damaged after frame {number}: {_reason(error)}; repair or cut it") from error
+            raise UnusableVideo(f"it is damaged after frame {number}: {reason_of(error)}; repair or cut it") from error
         if not number:
             raise UnusableVideo("it holds no frame that can be read; give a video with pictures")
 
@@ -131,7 +131,7 @@ def open_video(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Video
     try:
         container = av.open(str(path), metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise UnusableVideo(f"it is no video, or damaged: {_reason(error)}") from error
+        raise UnusableVideo(f"it is no video, or damaged: {reason_of(error)}") from error
     with container:
         # The cover of a song is also a stream of pictures.
         streams = [one for one in container.streams.video if not one.disposition & av.stream.Disposition.attached_pic]
@@ -141,7 +141,8 @@ def open_video(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Video
         yield Video(path, container, streams[0], max_pixels)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return what an error of PyAV says, in one line."""
     return getattr(error, "strerror", None) or one_line(error)
 
 

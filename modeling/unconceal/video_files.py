@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from time import perf_counter
@@ -16,11 +15,22 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .segmenting import FATAL_ERRNOS, PNG_OPTIONS, SOFTWARE, Job, Runner, TimedNetwork, png_marks, settings_of_png
-from .utils.errors import UserError, one_line
+from .segmenting import (
+    FATAL_ERRNOS,
+    PNG_OPTIONS,
+    SOFTWARE,
+    Job,
+    Runner,
+    TimedNetwork,
+    check_outputs,
+    png_marks,
+    say_failed,
+    settings_of_png,
+)
+from .utils.errors import UserError
 from .utils.files import is_folder, replacing
 from .utils.threads import map_ahead
-from .video import SegmentedFrame, UnusableVideo, Video, open_video, pyav, segment_frames
+from .video import SegmentedFrame, UnusableVideo, Video, open_video, pyav, reason_of, segment_frames
 
 
 @dataclass(frozen=True)
@@ -28,28 +38,23 @@ class VideoFormat:
     """How pictures become a file.
 
     Attributes:
-        suffix: End of the file's name.
-        container: Name of the container.
         codec: Encoder of the pictures.
         pixels: Pixel format of the encoder.
         options: Options of the encoder.
     """
 
-    suffix: str
-    container: str
     codec: str
     pixels: str
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str]
 
 
-H264 = VideoFormat(".mp4", "mp4", "libx264", "yuv420p", {"crf": "16", "preset": "fast"})
 # Without `auto-alt-ref` of 0 the encoder refuses transparency.
 VP9_OPTIONS = {"crf": "20", "b": "0", "auto-alt-ref": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
-# Forms of a cut-out that keep its opacity. PNG is a folder of frames.
-ALPHA_FORMATS = {
-    "webm": VideoFormat(".webm", "webm", "libvpx-vp9", "yuva420p", VP9_OPTIONS),
-    "mov": VideoFormat(".mov", "mov", "prores_ks", "yuva444p10le", {"profile": "4444"}),
-    "png": VideoFormat("", "", "", ""),
+# By the name of the container, which is also the suffix. The last two keep the opacity of a cut-out.
+FORMATS = {
+    "mp4": VideoFormat("libx264", "yuv420p", {"crf": "16", "preset": "fast"}),
+    "webm": VideoFormat("libvpx-vp9", "yuva420p", VP9_OPTIONS),
+    "mov": VideoFormat("prores_ks", "yuva444p10le", {"profile": "4444"}),
 }
 PNG_NAME = re.compile(r"\d{6,}\.png")
 # Sound of these codecs is copied. Other sound is encoded by the encoder.
@@ -72,20 +77,15 @@ def plan_outputs(
     Raises:
         UserError: If a video is missing, two have one name, or an output would replace an input.
     """
-    suffixes = {"mask": H264.suffix, "overlay": H264.suffix}
-    suffixes["cutout"] = (H264 if has_background else ALPHA_FORMATS[alpha]).suffix
-    videos = list({path.absolute(): path for path in videos}.values())
-    plan, owners = {}, {}
-    for path in videos:
+    suffixes = dict.fromkeys(kinds, ".mp4")
+    if not has_background and "cutout" in kinds:
+        suffixes["cutout"] = "" if alpha == "png" else f".{alpha}"
+    plan = {}
+    for path in {path.absolute(): path for path in videos}.values():
         if not path.is_file():
             raise UserError(f"got {path}, which is not a file; give videos")
-        plan[path] = {kind: out / f"{path.stem}_{kind}{suffixes[kind]}" for kind in kinds}
-        for output in plan[path].values():
-            if output in owners:
-                raise UserError(f"{owners[output]} and {path} would both write {output}; segment them in two runs")
-            owners[output] = path
-    if taken := {path.resolve() for path in videos} & {output.resolve() for output in owners}:
-        raise UserError(f"an output would write over the input {min(taken)}; choose another --out")
+        plan[path] = {kind: out.resolve() / f"{path.stem}_{kind}{suffix}" for kind, suffix in suffixes.items()}
+    check_outputs(plan)
     return plan
 
 
@@ -146,8 +146,8 @@ class Sound:
 class VideoWriter:
     """Write pictures as a video, with the sound of their source."""
 
-    def __init__(self, path: Path, form: VideoFormat, source: Video, has_sound: bool, settings: str):
-        self.path, self.form, self.source, self.has_sound, self.settings = path, form, source, has_sound, settings
+    def __init__(self, path: Path, source: Video, has_sound: bool, settings: str):
+        self.path, self.source, self.has_sound, self.settings = path, source, has_sound, settings
         self.container = self.stream = self.sound = self.size = None
         self.last, self.finished = -1, False
 
@@ -169,16 +169,15 @@ class VideoWriter:
             self.sound.write_until(time)
 
     def _open(self, size: tuple[int, int]):
-        self.container = pyav().open(str(self.path), "w", format=self.form.container)
+        name = self.path.suffix[1:]
+        self.container, form = pyav().open(str(self.path), "w", format=name), FORMATS[name]
         self.container.metadata["comment"] = f"{SOFTWARE}: {self.settings}"
-        self.stream = self.container.add_stream(
-            self.form.codec, rate=self.source.rate, options=dict(self.form.options)
-        )
+        self.stream = self.container.add_stream(form.codec, rate=self.source.rate, options=dict(form.options))
         self.size = size
         self.stream.width, self.stream.height = size
         # Half of an odd side is no whole number of pixels.
         odd = any(side % 2 for side in size)
-        self.stream.pix_fmt = self.form.pixels.replace("yuv420p", "yuv444p") if odd else self.form.pixels
+        self.stream.pix_fmt = form.pixels.replace("yuv420p", "yuv444p") if odd else form.pixels
         codec = self.stream.codec_context
         codec.time_base = self.source.stream.time_base
         codec.colorspace = codec.color_primaries = codec.color_trc = BT709
@@ -238,7 +237,7 @@ def write_videos(runner: Runner, jobs: list[Job], smoothing: float):
             _write_video(runner, job, smoothing)
             runner.tally.done += 1
         except UnusableVideo as error:
-            tqdm.write(f"failed: {job.name}: {error}", file=sys.stderr)
+            say_failed(job, str(error))
             runner.tally.failed += 1
 
 
@@ -261,7 +260,10 @@ def _write_video(runner: Runner, job: Job, smoothing: float):
         writers = {}
         for kind, path in job.outputs.items():
             temporary = stack.enter_context(replacing(path))
-            writers[kind] = make_writer(temporary, kind, video, runner.settings)
+            if path.suffix:
+                writers[kind] = VideoWriter(temporary, video, kind != "mask", runner.settings)
+            else:
+                writers[kind] = FrameWriter(temporary, runner.settings)
             stack.enter_context(closing(writers[kind]))
         start = perf_counter()
         for time, pictures in frames:
@@ -276,20 +278,13 @@ def _write_video(runner: Runner, job: Job, smoothing: float):
     runner.tally.network_seconds += network.seconds
 
 
-def make_writer(path: Path, kind: str, video: Video, settings: str) -> VideoWriter | FrameWriter:
-    """Return the writer for a path; without suffix, for PNG files."""
-    forms = {form.suffix: form for form in (H264, *ALPHA_FORMATS.values())}
-    form = forms[path.suffix]
-    return VideoWriter(path, form, video, kind != "mask", settings) if form.codec else FrameWriter(path, settings)
-
-
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Explain errors of writing an output."""
     try:
         yield
     except (pyav().FFmpegError, OSError) as error:
-        reason = f"cannot write {path}: {getattr(error, 'strerror', None) or one_line(error)}"
+        reason = f"cannot write {path}: {reason_of(error)}"
         if getattr(error, "errno", None) in FATAL_ERRNOS:
             raise UserError(reason) from error
         raise UnusableVideo(reason) from error

@@ -273,8 +273,7 @@ def build_camouflage(
         UserError: If photos or shapes are unusable or too few, or `out` cannot be written.
     """
     counts = _positive(counts)
-    if size < MIN_SIZE:
-        raise UserError(f"got image size {size}, expected {MIN_SIZE} or more")
+    _check_size(size)
     with new_data_set(out, overwrite) as folder:
         marked = {path.stem: path for place in avoid for path in find_images(Path(place))}
         by_folder = {place: read_photos(Path(place), marked, size, max_pixels) for place in dict.fromkeys(photos)}
@@ -341,8 +340,7 @@ def build_composites(
         UserError: If a data set lacks a split, a row cannot be read, or `out` cannot be written.
     """
     counts = _positive(counts)
-    if size < MIN_SIZE:
-        raise UserError(f"got image size {size}, expected {MIN_SIZE} or more")
+    _check_size(size)
     opened = {path: load_splits(path, list(counts)) for path in dict.fromkeys((*objects, *scenes))}
     with new_data_set(out, overwrite) as folder:
         parts = (
@@ -350,15 +348,14 @@ def build_composites(
             for paths in (objects, scenes or objects)
         )
         composites = Composites(*parts, size, seed)
+        source = "composites/" + "+".join(map(_base_name, objects))
 
         def row(split: str, number: int, id: str) -> dict:
             try:
                 image, mask = composites.draw(split, number)
             except UnreadableSample as error:
                 raise UserError(f"cannot read the data: {error}") from error
-            return make_row(
-                image, f"{id}.jpg", encode_mask(mask), id, "composites/" + "+".join(map(_base_name, objects))
-            )
+            return make_row(image, f"{id}.jpg", encode_mask(mask), id, source)
 
         splits = write_splits(folder, _generated(counts, row))
         sections = {
@@ -379,6 +376,11 @@ def _base_name(path: str) -> str:
 
 def _quoted(paths: Sequence[str]) -> str:
     return ", ".join(f"`{_base_name(path)}`" for path in paths)
+
+
+def _check_size(size: int):
+    if size < MIN_SIZE:
+        raise UserError(f"got image size {size}, expected {MIN_SIZE} or more")
 
 
 def _positive(counts: dict[str, int]) -> dict[str, int]:

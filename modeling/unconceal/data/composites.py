@@ -70,8 +70,9 @@ class Composites:
     def _scene(self, rng: Rng, split: str) -> Image.Image:
         """Return a window of a photo without its object."""
         image, mask = next(_photos(rng, self.scenes[split]))
-        if is_object(mask).any():
-            painted = remove_object(image, is_object(mask).astype(np.float32), PAINTED_SIDE, patches=2)
+        marked = is_object(mask)
+        if marked.any():
+            painted = remove_object(image, marked.astype(np.float32), PAINTED_SIDE, patches=2)
             image = Image.fromarray((painted * 255).round().clip(0, 255).astype(np.uint8))
         side = min(image.size) * rng.uniform(0.6, 1)
         left, top = rng.uniform(0, np.array(image.size) - side)
@@ -86,11 +87,9 @@ class Composites:
         Raises:
             UserError: If none of the photos that were tried shows an object.
         """
-        for image, mask in _photos(rng, self.objects[split]):
-            photo, marked = image, is_object(mask)
-            if marked.mean() > MIN_AREA:
-                break
-        else:
+        pairs = ((image, is_object(mask)) for image, mask in _photos(rng, self.objects[split]))
+        photo, marked = next((pair for pair in pairs if pair[1].mean() > MIN_AREA), (None, None))
+        if photo is None:
             raise UserError(f"none of {NUM_TRIES} photos of split {split} shows an object; give other --objects")
         blur = max(0.7, SOFT_EDGE * max(photo.size))
         soft = np.asarray(Image.fromarray(marked).convert("L").filter(ImageFilter.GaussianBlur(blur)), np.float32)
