@@ -407,3 +407,67 @@ def test_two_processes_give_the_numbers_of_one(data, model_folder, tmp_path):
     assert one["results"] == two["results"]
     one, two = ((tmp_path / name / "per_image.csv").read_text() for name in ("one", "two"))
     assert one == two
+
+
+def test_a_network_is_scored_on_folders_of_images_and_masks(model_folder, tmp_path, capsys, caplog):
+    for folder in ("images", "masks", "both"):
+        (tmp_path / folder).mkdir()
+    dataset = make_dataset(3)
+    for number, row in enumerate(dataset):
+        width, height = row["image"].size
+        small = row["mask"].resize((width // 2, height + 3), Image.Resampling.NEAREST) if number == 1 else row["mask"]
+        row["image"].save(tmp_path / "images" / f"{number}.png")
+        small.point(lambda value: value // 255).save(tmp_path / "masks" / f"{number}.png")  # 0 and 1
+        row["image"].save(tmp_path / "both" / f"{number}.png")
+        small.save(tmp_path / "both" / f"{number}_Mask.png")
+    model, results = ["evaluate", "--model", str(model_folder)], []
+    for images, truth, *suffix in (("images", "masks"), ("both", "both", "--truth-suffix", "_mask")):
+        out = tmp_path / f"of_{images}"
+        folders = ["--images", str(tmp_path / images), "--truth", str(tmp_path / truth), *suffix]
+        main([*model, *folders, "--out", str(out), "--sheets", "2"])
+        assert "3 images, threshold 0.5, refine never, num_mask_resized 1" in capsys.readouterr().out
+        results.append(json.loads((out / "results.json").read_text()))
+        rows = read_csv(out / "per_image.csv")
+        assert [row["mask_resized"] for row in rows] == ["False", "True", "False"]
+        assert [(int(row["width"]), int(row["height"])) for row in rows] == [image.size for image in dataset["image"]]
+    assert results[0]["results"] == results[1]["results"]
+    assert 0 < results[0]["results"]["iou"] < 1
+    assert (results[0]["num_mask_resized"], results[0]["unmatched"]) == (1, [])
+
+    (tmp_path / "masks" / "2.png").unlink()
+    folders = ["--images", str(tmp_path / "images"), "--truth", str(tmp_path / "masks")]
+    with rejected("1 of 3 images or masks have no counterpart, .*--only-matched to score the 2 pairs"):
+        main([*model, *folders])
+    assert "2: no mask" in caplog.text
+    main([*model, *folders, "--only-matched", "--out", str(tmp_path / "two")])
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["unmatched"] == ["2"]
+    both = ["--images", str(tmp_path / "both"), "--truth", str(tmp_path / "both")]
+    for options, message in (
+        (both, "holds images and masks; give what the names of masks end in, such as _mask$"),
+        ([*both, "--truth-suffix", "_x"], r"_mask \('_x' ends no name\)"),
+        (folders[:2], "give --data and --split: .*; or --images and --truth"),
+        ([*folders, "--data", "x", "--split", "val"], "give --data and --split: .*; or --images and --truth"),
+        ([*folders, "--foreground", "1"], "--foreground is for --predictions with --truth"),
+        ([*folders, "--max-pixels", "9"], "--max-pixels is for --predictions; leave it out"),
+    ):
+        with rejected(message):
+            main([*model, *options])
+
+
+def test_images_of_their_own_size_are_scored_one_by_one():
+    dataset = make_dataset(3)
+    sizes = [(48, 40), (40, 64), (72, 36)]
+    rows = [
+        {**row, "image": row["image"].resize(size), "mask": row["mask"].resize(size)}
+        for row, size in zip(dataset, sizes, strict=True)
+    ]
+    dataset = datasets.Dataset.from_list(rows, features=FEATURES)
+    model = SrsForImageSegmentation(SrsConfig(**SMALLEST_SRS)).eval()
+    processor = UnconcealImageProcessor(do_resize=False)
+    scored = evaluate_model(model, processor, dataset, batch_size=3, progress=False)
+    masks = Segmenter(model, processor).segment(dataset["image"], batch_size=3)
+    for row, size, image, mask in zip(scored, sizes, dataset["image"], masks, strict=True):
+        assert (row["width"], row["height"]) == size == mask.shape[::-1]
+        logits = model(**processor(image)).logits
+        np.testing.assert_allclose(mask, logits.sigmoid()[0, 0].detach(), atol=1e-5)
+        assert row["tp"] + row["fp"] == (mask > 0.5).sum()

@@ -479,12 +479,14 @@ def test_full_disk_and_damaged_state_keep_what_is_there(recipe_file, tmp_path, m
 
 
 def test_images_that_do_not_fit_into_batches_are_refused_at_the_start(recipe_file, tmp_path, scenes):
+    own_size = ["processor={do_resize: false}"]
     mixed = load_splits(str(scenes), ["train", "val"])
-    mixed["val"] = mixed["val"].map(lambda row, i: {"image": row["image"].resize((64 + i, 64))}, with_indices=True)
-    recipe = load_recipe(recipe_file, ["processor={do_resize: false}"])
-    check_start(recipe, "reconstruction", False, {"train": mixed["train"]})
-    with rejected("the images of split val differ in size: 64x64 and, in .*, 65x64"):
+    mixed["train"] = mixed["train"].map(lambda row, i: {"image": row["image"].resize((64 + i, 64))}, with_indices=True)
+    recipe = load_recipe(recipe_file, own_size)
+    check_start(recipe, "reconstruction", False, {"train": mixed["val"]})
+    with rejected("the images of split train differ in size: 64x64 and, in .*, 65x64"):
         check_start(recipe, "reconstruction", False, mixed)
+    check_start(load_recipe(recipe_file, [*own_size, "data.transforms.crop_size=64"]), "reconstruction", False, mixed)
 
 
 def test_batches_of_one_image(run_recipe, recipe_file):

@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from unconceal.data.targets import find_target, paste_target
 from unconceal.data.transforms import TrainingSet, TransformRecipe, degrade, zoom
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 
@@ -109,3 +111,93 @@ def test_color_blur_and_noise():
     assert 8 < (spreads == spread).sum() < 30
     added = np.array([(change(seed, noise=0.1) - pixels).std() for seed in range(20)])
     assert 0.08 * 255 < added.max() < 0.105 * 255 and added.min() < 0.03 * 255
+
+
+SPOT = np.exp(-((ROWS - 20) ** 2 + (COLUMNS - 30) ** 2) / 8)  # a target of a few pixels with its halo
+
+
+def make_frame(shade: int, with_target: bool) -> tuple[Image.Image, Image.Image]:
+    """Draw an infrared image of one shade, 56x40, and its mask."""
+    pixels = (shade + 100 * with_target * SPOT).round().astype(np.uint8)
+    return Image.fromarray(pixels).convert("RGB"), Image.fromarray(np.uint8(255) * (with_target & (SPOT > 0.5)))
+
+
+def test_targets_are_pasted_with_their_halo():
+    target = find_target(*make_frame(40, True), np.random.default_rng(0))
+    assert target.excess.max() == pytest.approx(100, abs=1)
+    assert target.mask.sum() == (SPOT > 0.5).sum()
+    (scene, empty), places = make_frame(90, False), set()
+    for seed in range(20):
+        image, mask = paste_target(scene, empty, target, np.random.default_rng(seed))
+        added, marked = np.asarray(image.convert("L"), int) - 90, np.asarray(mask) > 0
+        gain = added.max() / 100
+        assert 0.59 < gain < 1.31
+        assert np.array_equal(added > 50 * gain, marked)  # the spot above half its height
+        assert (added[~marked] > 5).sum() > 10  # the halo
+        border = np.concatenate([added[0], added[-1], added[:, 0], added[:, -1]])
+        assert added.min() == 0 and added[added > 0].sum() == pytest.approx(gain * 100 * SPOT.sum(), rel=0.15)
+        places.add(tuple(np.argwhere(marked).mean(0).round()))
+        assert border.max() < 100
+    assert len(places) > 10
+    assert not np.asarray(empty).any() and scene == make_frame(90, False)[0]  # the originals stay
+
+
+def test_targets_are_not_pasted_on_others_nor_where_they_vanish():
+    rng = np.random.default_rng(0)
+    target = find_target(*make_frame(40, True), rng)
+    scene, empty = make_frame(40, False)
+    full = Image.new("L", scene.size, 255)
+    assert paste_target(scene, full, target, rng) == (scene, full)
+    loud = Image.fromarray(rng.integers(0, 2, (40, 56), dtype=np.uint8) * 255).convert("RGB")
+    assert paste_target(loud, empty, target, rng) == (loud, empty)
+    small = scene.crop((0, 0, 8, 8)), empty.crop((0, 0, 8, 8))
+    assert paste_target(*small, target, rng) == small
+    assert find_target(scene, empty, rng) is None
+    assert find_target(scene.resize((300, 300)), full.resize((300, 300)), rng) is None  # not small
+
+
+def make_samples(pairs, recipe: TransformRecipe, **options) -> TrainingSet:
+    """Make a training set of images and masks."""
+    images, masks = zip(*pairs, strict=True)
+    features = Features(image=ImageFeature(), mask=ImageFeature())
+    rows = Dataset.from_dict({"image": list(images), "mask": list(masks)}, features)
+    return TrainingSet(rows, UnconcealImageProcessor(do_normalize=False, **options), recipe, seed=0)
+
+
+def test_pasting_adds_targets_of_other_images():
+    recipe = TransformRecipe(rotate90_probability=0, flip_probability=0, paste_probability=1, max_pastes=1)
+    samples = make_samples([make_frame(90, False), make_frame(40, True)], recipe, do_resize=False)
+    found = set()
+    for epoch in range(20):
+        samples.set_epoch(epoch)
+        sample = samples[0]
+        assert torch.equal(sample["labels"], samples[0]["labels"])  # by seed, epoch and index
+        found.add(int(sample["labels"].sum()))
+    assert found == {0, int((SPOT > 0.5).sum())}  # nothing to paste, or the other's target
+
+
+def test_images_of_their_own_size_are_zoomed_within_it():
+    recipe = TransformRecipe(rotate90_probability=0, flip_probability=0, min_zoom=2, max_zoom=2)
+    samples = make_samples([make_frame(40, True)], recipe, do_resize=False)
+    areas = []
+    for epoch in range(20):
+        samples.set_epoch(epoch)
+        sample = samples[0]
+        assert sample["pixel_values"].shape == (3, 40, 56) and sample["labels"].shape == (40, 56)
+        areas.append(sample["labels"].sum() / (SPOT > 0.5).sum())
+    assert 3 < max(areas) < 5 and min(areas) < 2  # twice as large, or cut off
+
+
+def test_squares_beyond_an_image_are_filled_up():
+    recipe = TransformRecipe(rotate90_probability=0, flip_probability=0, crop_size=48)
+    samples, starts = make_samples([make_frame(40, True)], recipe, do_resize=False), set()
+    for epoch in range(30):
+        samples.set_epoch(epoch)
+        sample = samples[0]
+        assert sample["pixel_values"].shape == (3, 48, 48) and sample["labels"].shape == (48, 48)
+        rows = (sample["pixel_values"][0].std(dim=1) > 1e-6).nonzero().flatten()
+        if len(rows):
+            starts.add(int(rows[0]))
+        assert set(sample["labels"].unique().tolist()) <= {0, 1}
+        assert sample["pixel_values"][0].min() == pytest.approx(40 / 255, abs=1e-6)
+    assert len(starts) > 3  # the image is not always at the top

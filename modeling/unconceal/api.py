@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from io import IOBase
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -114,7 +114,7 @@ class Segmenter:
             raise UserError(str(error)) from error
         network = network or self.network
         images = (image if isinstance(image, PreparedImage) else self.prepare(image) for image in images)
-        while batch := list(islice(images, batch_size)):
+        for batch in batches_of_one_size(images, batch_size):
             batch, pixel_values = zip(*batch, strict=True)
             with self._explained(batch):
                 pixel_values = torch.cat(pixel_values).to(network.device, network.dtype)
@@ -195,6 +195,13 @@ class Segmenter:
                 f"{self.model.device} ran out of memory with {len(images)} image(s) at a time, the largest "
                 f"{size_text(largest)}; lower the batch size or --max-pixels"
             ) from error
+
+
+def batches_of_one_size(images: Iterable[PreparedImage], batch_size: int) -> Iterator[list[PreparedImage]]:
+    """Yield the images in order, in batches of one size."""
+    for _, group in groupby(images, key=lambda prepared: prepared.pixel_values.shape):
+        while batch := list(islice(group, batch_size)):
+            yield batch
 
 
 def opened(image: ImageSource | BinaryIO, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     """Add the arguments of `unconceal evaluate`."""
     parser.usage = (
         f"{parser.prog} --model PATH_OR_ID --data PATH_OR_ID --split NAME [options]\n"
+        f"       {parser.prog} --model PATH_OR_ID --images DIR --truth DIR [options]\n"
         f"       {parser.prog} --predictions DIR --truth DIR [options]\n"
         f"       {parser.prog} {{table,curves}} RESULT [RESULT ...] [options]"
     )
@@ -62,15 +63,16 @@ def add_arguments(parser: argparse.ArgumentParser):
     add("--division-seed", type=int, help=argparse.SUPPRESS)  # older name: N is only recorded
     train_split = "with --split-seed: the recipe's training split (that of the run, or train)"
     add("--train-split", metavar="NAME", help=train_split)
-    add("--truth", metavar="DIR", help="with --predictions, instead of --data: folder of ground truth masks")
+    add("--truth", metavar="DIR", help="instead of --data: folder of ground truth masks")
     suffix = "text after the name in ground truth files, such as _pixels0"
     add("--truth-suffix", default="", metavar="TEXT", help=suffix)
-    add("--images", metavar="DIR", help="with --truth and --sheets: folder of the images")
-    add("--only-matched", action="store_true", help="skip predictions without ground truth, and the reverse")
+    images = "with --truth: folder of the images, which a model needs and sheets show"
+    add("--images", metavar="DIR", help=images)
+    add("--only-matched", action="store_true", help="skip files without ground truth, and the reverse")
     add("--limit", type=positive_int, metavar="N", help="score only the first N images")
     refine = "predict the edges of large images again, as unconceal segment does; papers do not (never)"
     add("--refine", choices=REFINE, default="never", help=refine)
-    add("--foreground", type=class_ids, metavar="IDS", help=f"with --truth, {FOREGROUND_HELP}")
+    add("--foreground", type=class_ids, metavar="IDS", help=f"with --predictions and --truth, {FOREGROUND_HELP}")
     larger = f"with --predictions: refuse larger files ({MAX_PIXELS})"
     add("--max-pixels", type=positive_int, metavar="N", help=larger)
 
@@ -142,8 +144,13 @@ def run(args: argparse.Namespace):
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if args.out:
         check_report_folder(args.out, args.overwrite)
-    dataset = None
-    if args.data:
+    dataset, unmatched = None, {}
+    if args.model and args.images:
+        from ..data.loading import load_folders
+
+        folders = (args.images, args.truth, args.truth_suffix, args.only_matched)
+        dataset, unmatched["unmatched"] = load_folders(*folders)
+    elif args.data:
         with accelerator.main_process_first():  # the first fills the cache, the others read it
             dataset = open_split(args)
     workers = default_workers(accelerator.num_processes) if args.metric_workers is None else args.metric_workers
@@ -169,6 +176,7 @@ def run(args: argparse.Namespace):
             "options": options,
             **shown,
             **kept,
+            **unmatched,
             "limit": args.limit,
             "num_processes": accelerator.num_processes,
             "command": shlex.join(["unconceal", *args.argv]),
@@ -208,20 +216,26 @@ def check(args: argparse.Namespace):
             f"got {'both --model and' if args.model else 'neither --model nor'} --predictions, expected one of them; "
             "give --model with --data and --split, or --predictions with --truth"
         )
-    if args.model and not args.data or bool(args.data) != bool(args.split):
-        raise UserError("give --data and --split: the data set, and the split to score")
+    folders = args.model and args.images and args.truth
+    if args.data if folders else (args.model and not args.data or bool(args.data) != bool(args.split)):
+        raise UserError("give --data and --split: the data set, and the split to score; or --images and --truth")
     if args.predictions and bool(args.truth) == bool(args.data):
         raise UserError("--predictions needs ground truth: give --truth DIR, or --data and --split")
     if args.predictions and args.refine != "never":
         raise UserError("--refine is for --model: files are scored unchanged; leave it out")
-    for_files = ("truth", "truth_suffix", "images", "only_matched", "max_pixels")
+    for_files = ("truth", "truth_suffix", "images", "only_matched")
     is_split_again = args.data and args.split_seed is not None
     for applies, names, rule in (
         (args.model, ("revision", "dtype"), "is for --model; leave it out"),
-        (args.predictions, for_files, "is for --predictions; a model is scored on --data"),
+        (
+            args.predictions or folders,
+            for_files,
+            "is for --predictions, or for --model with both --images and --truth",
+        ),
+        (args.predictions, ("max_pixels",), "is for --predictions; leave it out"),
         (args.truth, ("truth_suffix", "images"), "is for --truth; the data set has its own names and images"),
-        (args.truth, ("foreground",), "is for --truth; store the masks of a data set as 0 and 255"),
-        (args.sheets, ("images",), "is for --sheets N; add --sheets, or leave --images out"),
+        (args.predictions and args.truth, ("foreground",), "is for --predictions with --truth; prepare the masks"),
+        (args.sheets or args.model, ("images",), "is for --sheets N; add --sheets, or leave --images out"),
         (args.out, ("sheets",), "needs a folder for the sheets; give --out"),
         (is_split_again, ("train_split",), "is for --data with --split-seed; add --split-seed, or leave it out"),
     ):
@@ -271,6 +285,8 @@ def find_train_split(args: argparse.Namespace) -> str:
 
 def evaluate_network(args, accelerator, dataset, protocol, workers, options):
     """Score a model; return rows, example loader, facts to print and keep."""
+    from PIL import Image
+
     from ..api import load, weights_digest
     from ..data.loading import only_value, read_pair
     from ..data.masks import is_object
@@ -281,6 +297,7 @@ def evaluate_network(args, accelerator, dataset, protocol, workers, options):
     if args.limit:
         dataset = dataset.select(range(min(args.limit, len(dataset))))
     segmenter = load(args.model, accelerator.device, args.dtype, args.revision)
+    from_folders = bool(args.images)
     rows = evaluate_model(
         segmenter.model,
         segmenter.processor,
@@ -291,12 +308,15 @@ def evaluate_network(args, accelerator, dataset, protocol, workers, options):
         metric_workers=workers,
         protocol=protocol,
         refine=args.refine,
+        resize_masks=from_folders,
         dtype=segmenter.dtype,
         **options,
     )
 
     def load_example(index: int):
         _, image, mask = read_pair(dataset, index)
+        if from_folders:
+            mask = mask.resize(image.size, Image.Resampling.NEAREST)
         return image, is_object(mask), segmenter.segment(image, refine=args.refine)
 
     kept = {
@@ -307,7 +327,10 @@ def evaluate_network(args, accelerator, dataset, protocol, workers, options):
         "batch_size": args.batch_size,
         "device": accelerator.device.type,
     }
-    return rows, load_example, {"refine": args.refine}, kept
+    shown = {"refine": args.refine}
+    if from_folders:
+        shown["num_mask_resized"] = sum(row["mask_resized"] for row in rows)
+    return rows, load_example, shown, kept
 
 
 def evaluate_files(args, dataset, protocol, workers, options):

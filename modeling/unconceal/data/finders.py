@@ -238,7 +238,7 @@ def find_folder(
     if list_file is None or source or images or masks:
         root = source or Path()
         images, masks = root / (images or "images"), root / (masks or "masks")
-        files = by_name(list_images(images), list_images(masks, re.escape(mask_suffix)))
+        files = find_names(images, masks, mask_suffix)
     else:
         images = masks = Path(list_file).parent
         files = {}
@@ -264,6 +264,25 @@ def find_folder(
                 f"{list_file}: {line!r} has {len(fields)} entries; expected `image mask`, a tab between them"
             )
     return pairs
+
+
+def find_names(images: Path, masks: Path, mask_suffix: str) -> dict[str, tuple[list[Path], list[Path]]]:
+    """Join images and masks by their names, also in one folder.
+
+    Raises:
+        UserError: If a folder holds no images, or both are one and `mask_suffix` does not tell images from masks.
+    """
+    if not (images.is_dir() and masks.is_dir() and images.samefile(masks)):
+        return by_name(list_images(images), list_images(masks, re.escape(mask_suffix)))
+    found, ending = list_images(images), mask_suffix.casefold()
+    marked = {name: files for name, files in found.items() if ending and name.casefold().endswith(ending)}
+    if not marked:
+        raise UserError(
+            f"{images} holds images and masks; give what the names of masks end in, such as _mask"
+            + f" ({mask_suffix!r} ends no name)" * bool(ending)
+        )
+    named = {name[: -len(mask_suffix)]: files for name, files in marked.items()}
+    return by_name({name: files for name, files in found.items() if name not in marked}, named)
 
 
 FINDERS: dict[str, Callable[..., list[Pair]]] = {

@@ -8,7 +8,8 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, load_dataset
+from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from PIL.Image import DecompressionBombError, Image
 
@@ -16,8 +17,10 @@ from .. import __version__
 from ..models.reading import to_mask, to_rgb
 from ..utils.errors import UserError, explained, one_line
 from ..utils.files import data_set_path, is_folder, is_hub_id
+from .finders import find_folder
 from .masks import is_object, one_value
 from .names import list_images
+from .write import FEATURES
 
 
 logger = logging.getLogger(__name__)
@@ -99,6 +102,37 @@ def prepare_raw(folder: Path) -> str:
         out,
     )
     return str(out)
+
+
+def load_folders(
+    images: str | Path, masks: str | Path, mask_suffix: str = "", only_matched: bool = False
+) -> tuple[Dataset, list[str]]:
+    """Open a folder of images and one of masks; files are read when used.
+
+    Arguments are those of `find_folder`. With `only_matched` images without a mask, and the reverse, are left out.
+
+    Returns:
+        The data set and the names left out.
+
+    Raises:
+        UserError: If a folder cannot be read, or an image has no mask or several.
+    """
+    pairs = find_folder(images=Path(images), masks=Path(masks), mask_suffix=mask_suffix)
+    usable, rest = [pair for pair in pairs if not pair.problem], [pair for pair in pairs if pair.problem]
+    for pair in rest:
+        logger.warning("%s: %s", pair.id, pair.problem)
+    if rest and not (only_matched and usable):
+        raise UserError(
+            f"{len(rest)} of {len(pairs)} images or masks have no counterpart, see above; rename them"
+            + f", or pass --only-matched to score the {len(usable)} pairs" * bool(usable)
+        )
+    columns = {
+        "image": [str(pair.image) for pair in usable],
+        "mask": [str(pair.masks[0]) for pair in usable],
+        "id": [pair.id for pair in usable],
+        "source": [pair.source for pair in usable],
+    }
+    return Dataset.from_dict(columns, Features({**FEATURES, "mask": ImageFeature()})), [pair.id for pair in rest]
 
 
 class UnreadableSample(ValueError):

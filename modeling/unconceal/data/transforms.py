@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from PIL import Image, ImageEnhance, ImageFilter, ImageStat
 
 from ..utils.images import size_text
 from .loading import UnreadableSample, read_pair, row_name
 from .mixing import Mixture
+from .targets import find_target, paste_target
 
 
 Rng = np.random.Generator
@@ -36,7 +38,8 @@ class TransformRecipe:
     Args:
         rotate90_probability: Probability of a turn by 90, 180 or 270 degrees.
         flip_probability: Probability of a flip left-right, top-down or both.
-        crop_size: Side in pixels of a square that is cut out after resizing; None trains on whole images.
+        crop_size: Side in pixels of a square that is cut out after resizing; None trains on whole images. What lies
+            outside a smaller image is background of the mean color.
         crop_object_probability: Probability that the square lies over a random object pixel, if there is one.
             Otherwise most squares would miss small targets.
         horizontal_flip_probability: Probability of a flip left-right.
@@ -56,6 +59,8 @@ class TransformRecipe:
         blur_probability: Probability of a Gaussian blur.
         max_blur: Largest radius of that blur in pixels.
         noise: Largest standard deviation of Gaussian noise, as a share of the range from black to white.
+        paste_probability: Probability that small targets of other images are pasted on.
+        max_pastes: Largest number of them.
     """
 
     rotate90_probability: float = 0.5
@@ -78,6 +83,8 @@ class TransformRecipe:
     blur_probability: float = 0.0
     max_blur: float = 2.0
     noise: float = 0.0
+    paste_probability: float = 0.0
+    max_pastes: int = 3
 
 
 QUARTER_TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
@@ -180,21 +187,26 @@ def crop(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cut the same random square out of pixels and labels.
 
-    A shorter side stays whole. Pixels are (C, H, W), labels (H, W).
+    Smaller images are padded on both sides: pixels (C, H, W) with their mean, labels (H, W) with 0.
     """
     if recipe.crop_size is None:
         return pixel_values, labels
+    missing = [max(0, recipe.crop_size - length) for length in labels.shape]
+    if any(missing):
+        top, left = (int(rng.integers(one + 1)) for one in missing)
+        padding = (left, missing[1] - left, top, missing[0] - top)
+        mean = pixel_values.mean(dim=(1, 2), keepdim=True)
+        pixel_values, labels = F.pad(pixel_values - mean, padding) + mean, F.pad(labels, padding)
     object_pixels = labels.nonzero()
     on_object = rng.random() < recipe.crop_object_probability and len(object_pixels) > 0
     aim = object_pixels[rng.integers(len(object_pixels))].tolist() if on_object else None
     window = []
     for axis, length in enumerate(labels.shape):
-        side = min(recipe.crop_size, length)
-        low, high = 0, length - side  # possible starts
+        low, high = 0, length - recipe.crop_size  # possible starts
         if aim:  # starts of squares that hold the chosen pixel
-            low, high = max(low, aim[axis] - side + 1), min(high, aim[axis])
+            low, high = max(low, aim[axis] - recipe.crop_size + 1), min(high, aim[axis])
         start = int(rng.integers(low, high + 1))
-        window.append(slice(start, start + side))
+        window.append(slice(start, start + recipe.crop_size))
     rows, columns = window
     return pixel_values[:, rows, columns], labels[rows, columns]
 
@@ -236,11 +248,17 @@ class TrainingSet(torch.utils.data.Dataset):
         rng = np.random.default_rng([self.seed, self.epoch.item(), index])
         image, mask = turn_and_flip(image, mask, self.recipe, rng)
         # Separate numbers for the later changes: older recipes keep theirs.
-        child, later = rng.spawn(2)
+        child, later, rng_paste = rng.spawn(3)
         image, mask = flip_and_trim(image, mask, self.recipe, child)
         image = jitter_colors(image, self.recipe, child)
         image, mask = rotate(image, mask, self.recipe, child)
+        if rng_paste.random() < self.recipe.paste_probability:
+            image, mask = self.paste(image, mask, rng_paste)
+        size = image.size
         image, mask = zoom(image, mask, self.recipe, later)
+        if not self.processor.do_resize and image.size != size:
+            image = image.resize(size, self.processor.resample)
+            mask = mask.resize(size, self.processor.mask_resample)
         image = degrade(image, self.recipe, later)
         if any(mask.histogram()[1:255]):
             # As floats: the part that is left may have few gray levels, which are no ids of classes.
@@ -248,3 +266,12 @@ class TrainingSet(torch.utils.data.Dataset):
         sample = self.processor(images=image, segmentation_maps=mask, return_tensors="pt")
         pixel_values, labels = crop(sample["pixel_values"][0], sample["labels"][0], self.recipe, rng)
         return {"pixel_values": pixel_values, "labels": labels}
+
+    def paste(self, image: Image.Image, mask: Image.Image, rng: Rng) -> ImageAndMask:
+        """Paste targets of other rows onto an image."""
+        for _ in range(rng.integers(self.recipe.max_pastes) + 1):
+            _, *pair = read_pair(self.dataset, int(rng.integers(len(self.dataset))))
+            target = find_target(*pair, rng)
+            if target:
+                image, mask = paste_target(image, mask, target, rng)
+        return image, mask

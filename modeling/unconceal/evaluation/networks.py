@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -39,6 +40,7 @@ def evaluate_model(
     metric_workers: int = 0,
     protocol: Protocol = protocol_segmentation.PROTOCOL,
     refine: str = "never",
+    resize_masks: bool = False,
     dtype: torch.dtype | None = None,
     progress: bool = True,
     **options: Any,
@@ -53,11 +55,13 @@ def evaluate_model(
         processor: Its image processor.
         dataset: One split with the columns `image`, `mask`, `id` and `source`.
         accelerator: Says which of several processes this is.
-        batch_size: Images in a forward pass.
+        batch_size: Images in a forward pass. A processor that does not resize gets them one by one.
         num_workers: Processes that load and prepare images, for each process.
         metric_workers: Processes that score during the forward pass, for each process. 0 scores in this process.
         protocol: One of `PROTOCOLS`.
         refine: As for `Segmenter.segment`. Papers do not refine.
+        resize_masks: Whether to resize masks of other sizes than their images, by the nearest pixel. Rows then hold
+            `mask_resized`.
         dtype: Type of the arithmetic. None is that of `model`.
         progress: Whether the main process shows a progress bar.
         **options: Options of the protocol's `score_image`.
@@ -71,6 +75,7 @@ def evaluate_model(
         ValueError: If `refine` is unknown, or the protocol has no such option.
     """
     options = protocol.options(**options)
+    batch_size = batch_size if processor.do_resize else 1
     rank, world_size = 0, 1
     if accelerator is not None:
         rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -80,7 +85,7 @@ def evaluate_model(
     network = make_inference_form(model, dtype) if isinstance(model, nn.Module) else model
     indices = range(len(dataset))
     batches = [indices[start : start + batch_size] for start in range(0, len(dataset), batch_size)][rank::world_size]
-    collate = partial(_collate, dataset, processor, refine != "never")
+    collate = partial(_collate, dataset, processor, refine != "never", resize_masks)
     loader = DataLoader(indices, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
 
     def jobs() -> Iterator[Job]:
@@ -105,13 +110,16 @@ def evaluate_model(
 
 
 def _collate(
-    dataset: Dataset, processor: Any, keep_images: bool, indices: list[int]
+    dataset: Dataset, processor: Any, keep_images: bool, resize_masks: bool, indices: list[int]
 ) -> tuple[list[dict[str, Any]], list, torch.Tensor]:
     """Read rows as facts, images or their sizes, and pixel values."""
     examples, images = [], []
     for index in indices:
         row, image, mask = read_pair(dataset, index)
         facts = {"id": row["id"], "source": row["source"], "height": image.height, "width": image.width}
+        if resize_masks:
+            facts["mask_resized"] = mask.size != image.size
+            mask = mask.resize(image.size, Image.Resampling.NEAREST)
         examples.append({**facts, "target": is_object(mask)})
         images.append(image)
     pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]

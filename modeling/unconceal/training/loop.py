@@ -61,6 +61,7 @@ UNCHANGED = TransformRecipe(rotate90_probability=0, flip_probability=0)
 @torch.inference_mode()
 def evaluate_loss(model, processor, dataset, accelerator, batch_size, num_workers) -> float:
     """Return the mean loss; each process takes every n-th batch."""
+    batch_size = batch_size if processor.do_resize else 1
     starts = range(accelerator.process_index * batch_size, len(dataset), accelerator.num_processes * batch_size)
     batches = DataLoader(
         TrainingSet(dataset, processor, UNCHANGED, seed=0),

@@ -192,8 +192,8 @@ def check_start(recipe: Recipe, task: str, resume: bool, splits: dict[str, Datas
     with loading_explained("recipe: model", CHECK_RECIPE):
         model(pixel_values.to("meta"))
     check_batch(model.train(), phase, recipe.data.transforms.crop_size, pixel_values)
-    if splits and not processor.do_resize:
-        check_sizes(recipe, splits, phase.batch_size)
+    if splits and not processor.do_resize and phase.batch_size > 1 and not recipe.data.transforms.crop_size:
+        check_sizes(recipe.data.train_split, splits[recipe.data.train_split])
     plain = model.denormalize(pixel_values)
     if plain is not None:
         seen = plain.mean(dim=(0, 2, 3)) * 255
@@ -224,31 +224,27 @@ def check_batch(model: PreTrainedModel, phase: PhaseRecipe, crop_size: int | Non
         ) from error
 
 
-def check_sizes(recipe: Recipe, splits: dict[str, Dataset], batch_size: int):
+def check_sizes(split: str, dataset: Dataset):
     """Check that images which are not resized fit into batches.
 
     Raises:
-        UserError: If two of a split differ in size.
+        UserError: If two differ in size.
     """
-    for split, dataset in splits.items():
-        cropped = recipe.data.transforms.crop_size and split == recipe.data.train_split
-        if batch_size == 1 or cropped:
-            continue
-        first, files = None, dataset.select_columns(["image"]).cast_column("image", EncodedImage(decode=False))
-        for row, file in enumerate(files["image"]):
-            if file is None:
-                continue  # reading the row reports it
-            source = BytesIO(file["bytes"]) if file["bytes"] else file["path"]
-            with suppress(OSError, Image.DecompressionBombError), Image.open(source) as image:
-                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-                size = image.size[::-1] if is_turned else image.size
-                first = first or size
-                if size != first:
-                    raise UserError(
-                        f"processor.do_resize is false, but the images of split {split} differ in size: "
-                        f"{size_text(first)} and, in {row_name(dataset, row)}, {size_text(size)}; set "
-                        "processor.do_resize=true, or a batch_size of 1"
-                    )
+    first, files = None, dataset.select_columns(["image"]).cast_column("image", EncodedImage(decode=False))
+    for row, file in enumerate(files["image"]):
+        if file is None:
+            continue  # reading the row reports it
+        source = BytesIO(file["bytes"]) if file["bytes"] else file["path"]
+        with suppress(OSError, Image.DecompressionBombError), Image.open(source) as image:
+            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            size = image.size[::-1] if is_turned else image.size
+            first = first or size
+            if size != first:
+                raise UserError(
+                    f"processor.do_resize is false, but the images of split {split} differ in size: "
+                    f"{size_text(first)} and, in {row_name(dataset, row)}, {size_text(size)}; set "
+                    "data.transforms.crop_size, processor.do_resize=true, or a batch_size of 1"
+                )
 
 
 def find_start(init_from: str | Path) -> str | Path:
