@@ -217,7 +217,7 @@ def test_drawings_by_pixel():
     assert np.asarray(mask_to_image(RAMP)).tolist() == [[0, 128, 255]]
     tinted = overlay(GRAY, RAMP, color=(200, 0, 100), alpha=0.5)
     assert np.asarray(tinted).tolist() == [[[100, 100, 100], [125, 75, 100], [150, 50, 100]]]
-    assert np.asarray(cutout(GRAY, RAMP)).tolist() == [[[100] * 3 + [0], [100] * 3 + [128], [100] * 3 + [255]]]
+    assert np.asarray(cutout(GRAY, RAMP)).tolist() == [[[100] * 3 + [0], [100] * 3 + [86], [100] * 3 + [255]]]
     assert GRAY.mode == "RGB"  # the image passed in stays as it was
 
 

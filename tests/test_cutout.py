@@ -20,12 +20,17 @@ RED, GREEN = (np.array(color, np.float32) for color in ((210, 30, 20), (20, 200,
 
 @pytest.fixture
 def scene():
-    """Return a red disc on green, its soft mask, and its true colors."""
+    """Return a red disc on green, its opacity, and its true colors."""
     rows, columns = np.mgrid[:160, :200].astype(np.float32)
     mask = np.clip((60 - np.hypot(rows - 80, columns - 100)) / 10 + 0.5, 0, 1)
     colors = RED + np.stack([0 * rows, rows / 4, columns / 4], -1)
     mixed = mask[..., None] * colors + (1 - mask[..., None]) * GREEN
     return Image.fromarray(np.rint(mixed).astype(np.uint8)), mask, colors
+
+
+def likely(opacity: np.ndarray) -> np.ndarray:
+    """Return the mask of a network that cuts out with an opacity."""
+    return np.where((opacity > 0) & (opacity < 1), 0.3 + 0.6 * opacity, opacity)
 
 
 @pytest.fixture
@@ -54,15 +59,22 @@ def fringe(image, mask, colors):
 @needs_pymatting
 def test_soft_pixels_lose_the_old_background(scene):
     image, mask, colors = scene
-    plain, found = image.copy(), cutout(image, mask)
+    plain, found = image.copy(), cutout(image, likely(mask))
     plain.putalpha(mask_to_image(mask))
     assert fringe(plain, mask, colors) > 15
     assert fringe(found, mask, colors) < 2
     before, after = np.asarray(image), np.asarray(found)
-    np.testing.assert_array_equal(after[..., 3], np.asarray(mask_to_image(mask)))
+    np.testing.assert_allclose(after[..., 3] / 255, mask, atol=0.006)
     solid = (after[..., 3] == 255) | (after[..., 3] == 0)
     np.testing.assert_array_equal(after[solid][:, :3], before[solid])
     assert (after[~solid][:, :3] != before[~solid]).any()
+
+
+def test_doubt_around_an_object_is_no_fog(monkeypatch):
+    monkeypatch.setattr(cutout_module, "estimator", lambda: None)
+    levels = np.array([[0, 0.1, 0.3, 0.45, 0.6, 0.75, 0.9, 0.95, 1]], np.float32)
+    found = cutout(Image.new("RGB", (9, 1)), levels).getchannel("A")
+    np.testing.assert_allclose(np.asarray(found)[0] / 255, [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1], atol=0.005)
 
 
 def test_hard_masks_keep_every_color(scene, monkeypatch):
@@ -80,7 +92,7 @@ def test_blocks_are_as_good_as_the_whole(scene, monkeypatch):
     seen = []
     real = estimator()
     monkeypatch.setattr(cutout_module, "estimator", lambda: lambda *maps: seen.append(maps[1].shape) or real(*maps))
-    assert fringe(cutout(image, mask), mask, colors) < 2
+    assert fringe(cutout(image, likely(mask)), mask, colors) < 2
     assert len(seen) > 4
     assert max(height * width for height, width in seen) <= (64 + 2 * 24) ** 2
 

@@ -183,7 +183,7 @@ def test_cut_out_takes_dark_masks_as_soft(find, images):
     levels[10:40, 20:50] = 3
     levels[20:30, 30:40] = 9
     cut = find.cut_out(images[0], Image.fromarray(levels))
-    np.testing.assert_array_equal(np.asarray(cut.getchannel("A")), levels)
+    assert not np.asarray(cut.getchannel("A")).any()  # as ids of classes they would be object
 
 
 def test_a_mask_of_nothing_is_black():

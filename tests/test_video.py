@@ -109,6 +109,11 @@ def test_masks_are_those_of_the_frames(checkpoint, segment, clip, tmp_path):
     assert np.abs(np.stack(written)[..., 0] / 255 - np.stack(expected)).mean() < 0.03
 
 
+def opacities(masks: list[np.ndarray]) -> np.ndarray:
+    """Return the opacity of cut-outs by the masks (H, W, 3) of a video."""
+    return ((np.stack(masks)[..., 0] / 255 - 0.3) / 0.6).clip(0, 1)
+
+
 @pytest.mark.parametrize("alpha", ALPHA)
 def test_cutouts_keep_their_opacity(segment, clip, tmp_path, alpha):
     out = tmp_path / "out"
@@ -127,7 +132,9 @@ def test_cutouts_keep_their_opacity(segment, clip, tmp_path, alpha):
             assert len(container.streams.audio) == 1
         opacity = [one.to_ndarray(format="rgba")[..., 3] for one in frames]
     masks, _, _ = read(out / "clip_mask.mp4")
-    assert np.abs(np.stack(opacity).astype(float) - np.stack(masks)[..., 0]).mean() < 6
+    expected = 255 * opacities(masks)
+    assert 30 < expected.mean() < 225
+    assert np.abs(np.stack(opacity) - expected).mean() < 8
 
 
 def test_cutouts_on_a_color_and_on_an_image(segment, clip, tmp_path):
@@ -140,7 +147,7 @@ def test_cutouts_on_a_color_and_on_an_image(segment, clip, tmp_path):
         assert code == 0, stderr
         frames, _, sound = read(out / color.__repr__() / "clip_cutout.mp4")
         masks, _, _ = read(out / color.__repr__() / "clip_mask.mp4")
-        weight = np.stack(masks)[..., :1] / 255
+        weight = opacities(masks)[..., None]
         expected = weight * np.stack([picture(n) for n in range(FRAMES)]) + (1 - weight) * np.array(color)
         assert np.abs(np.stack(frames) - expected).mean() < 20  # a video of few pixels has half of the colors
         assert sound == "aac"

@@ -308,9 +308,9 @@ def load(
 
 
 def cutout(image: Image.Image, mask: np.ndarray) -> Image.Image:
-    """Return the image as RGBA with the mask as its opacity.
+    """Return the object of an image as RGBA.
 
-    At soft edges the colors of the object are estimated (see `object_colors`).
+    At soft edges opacity and colors of the object are estimated (see `make_cutout` and `object_colors`).
 
     Args:
         image: Any image.

@@ -107,7 +107,9 @@ def prepare_raw(folder: Path) -> str:
 def load_folders(
     images: str | Path, masks: str | Path, mask_suffix: str = "", only_matched: bool = False
 ) -> tuple[Dataset, list[str]]:
-    """Open a folder of images and one of masks; files are read when used.
+    """Open a folder of images and one of masks.
+
+    Files are read when they are used.
 
     Arguments are those of `find_folder`. With `only_matched` images without a mask, and the reverse, are left out.
 

