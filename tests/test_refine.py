@@ -206,3 +206,43 @@ def test_the_command_refines(tmp_path, monkeypatch):
         main(["segment", str(tmp_path / "a.png"), "--model", "x", "--out", str(tmp_path / refine), "--refine", refine])
         score[refine] = iou(np.asarray(Image.open(tmp_path / refine / "a.png")) / 255, expected)
     assert score["auto"] > score["never"] + 0.03
+
+
+# ---- images of their own size ----------------------------------------------------------------
+
+
+def own_size_segmenter(answer):
+    """Return a segmenter that keeps the size of images, in tiles of 64x48 at most."""
+    processor = UnconcealImageProcessor(
+        size={"height": 48, "width": 64}, do_resize=False, do_rescale=False, do_normalize=False
+    )
+    return Segmenter(segmenter(answer).model, processor)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (65, 40), (40, 49), (200, 150), (20, 30), (20, 100), (1, 1)])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_tiles_of_images_of_their_own_size_have_no_seams(size, batch_size):
+    shapes = []
+
+    def answer(images):
+        shapes.append(tuple(images.shape))
+        return images[:, :1] / 10 - 10
+
+    own = own_size_segmenter(answer)
+    images = [Image.effect_noise(size, 200).convert("RGB") for _ in range(2)]
+    masks = own.segment(images, batch_size=batch_size)
+    for image, mask in zip(images, masks, strict=True):
+        expected = torch.from_numpy(np.asarray(image)[..., 0] / 10 - 10).sigmoid()
+        np.testing.assert_allclose(mask, expected, atol=1e-5)
+    heights, widths = {shape[2] for shape in shapes}, {shape[3] for shape in shapes}
+    assert heights == {min(max(32, size[1]), 48)}
+    assert widths == {min(max(32, size[0]), 64)}
+    assert max(shape[0] for shape in shapes) <= batch_size
+    if size == (64, 48):
+        assert len(shapes) == 2 // min(2, batch_size)  # an image that fits is one pass
+
+
+def test_tiles_do_not_change_an_image_that_fits_into_one():
+    own, image = own_size_segmenter(bright), Image.effect_noise((64, 48), 200).convert("RGB")
+    own.processor.size = {"height": 480, "width": 640}
+    np.testing.assert_array_equal(own.segment(image), own_size_segmenter(bright).segment(image))

@@ -1,4 +1,4 @@
-"""Variants of RUN in scripts/study_run.py."""
+"""Variants of RUN in scripts/study_run.py, and of SRS in scripts/study_srs.py."""
 
 import importlib.util
 import json
@@ -7,11 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from common import SMALLEST_SRS
+
+from unconceal import SrsConfig, SrsForImageSegmentation
+from unconceal.data.builders import build_synthetic
 
 
-spec = importlib.util.spec_from_file_location("study_run", Path(__file__).parents[1] / "scripts/study_run.py")
-study = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(study)
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+study, study_srs = load_script("study_run"), load_script("study_srs")
 
 SMALL = {
     "backbone_config": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8] * 4, "depths": [1] * 4},
@@ -114,3 +124,55 @@ def test_a_failed_job_can_be_run_again(small_study, tmp_path, monkeypatch):
         study.run_jobs(tmp_path, jobs)
     assert len(calls) == 2
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+# SRS
+
+
+def test_variants_of_srs_differ_in_their_guidance_alone():
+    images, logits = torch.randn(2, 3, 32, 32), {}
+    for name in study_srs.VARIANTS:
+        torch.manual_seed(0)
+        with study_srs.variant_networks(name):
+            model = SrsForImageSegmentation(SrsConfig(**SMALLEST_SRS)).eval()
+        conv = model.dynamic_conv
+        torch.nn.init.normal_(conv.project.bias)
+        logits[name] = model(images).logits
+        features = torch.ones(2, conv.static_conv.in_channels, 4, 4)
+        one, other = conv(features, torch.rand(2, conv.project.in_channels, 4, 4))
+        assert torch.equal(one, other) == (name in ("constant", "plain"))
+    assert torch.equal(logits["trained"], logits["random"])  # one network; only R's training differs
+    assert not torch.equal(logits["trained"], logits["constant"])
+    assert not torch.equal(logits["constant"], logits["plain"])
+    assert study_srs.modeling_srs.SrsDynamicConv is study_srs.SrsDynamicConv  # as before
+
+
+def test_study_of_srs_from_recipe_to_table(tmp_path, capsys, monkeypatch):
+    build_synthetic("infrared", tmp_path / "data", {"train": 4, "val": 3}, size=32)
+    recipe = {
+        "network": "srs",
+        "model": SMALLEST_SRS,
+        "data": {"path": str(tmp_path / "data"), "num_workers": 0},
+        "processor": {"size": {"height": 32, "width": 32}},
+        "phases": {name: {"epochs": 1, "batch_size": 2} for name in ("reconstruction", "segmentation")},
+        "protocol": "infrared",
+    }
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(recipe))
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["study_srs.py", *words, "--out", str(out)])
+        capsys.readouterr()
+        study_srs.main()
+        return capsys.readouterr().out
+
+    assert run("run", str(file), "--seeds", "0", "1").count("'iou'") == 8
+    assert run("run", str(file), "--seeds", "0") == ""  # done
+    table = run("table")
+    for title in ("R trained", "R trained, mean guidance", "R random, other guidance", "plain convolution"):
+        assert f"| {title} | 2 |" in table
+    result, random = (json.loads((out / f"{name}-0.json").read_text()) for name in ("trained", "random"))
+    assert len(result["images"]) == 3
+    assert 0 <= result["variation"] <= 1.5
+    assert random["variation"] != result["variation"]
+    assert (out / "r-0" / "reconstruction" / "best").is_dir()

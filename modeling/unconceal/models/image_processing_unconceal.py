@@ -89,7 +89,8 @@ class UnconcealImageProcessor(PilBackend):
     from 0 to 255.
 
     Args:
-        size: `{"height": int, "width": int}`, pixels.
+        size: `{"height": int, "width": int}`, pixels. With `do_resize=False` images keep their size, and larger ones
+            are predicted in tiles of `size`.
         resample: Pillow's filter for images.
         mask_resample: Pillow's filter for masks. The default, nearest neighbor, leaves them hard. Bilinear (2) makes
             soft labels: parts thinner than a pixel fade instead of breaking into dots.

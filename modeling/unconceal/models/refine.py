@@ -23,6 +23,7 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from .image_processing_unconceal import UnconcealImageProcessor
 
 
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 REFINE = ("auto", "always", "never")
 ZOOMS = (2, 4)  # a tile that shows less than a sixteenth of the image lacks context
 MIN_OVERLAP = 0.25  # of a tile's side, between neighbors
@@ -84,7 +85,11 @@ def refine_mask(
         weight = torch.minimum(weight, _resized(allowed, weight.shape[-2:]))
         enlarged = image.resize(size[::-1], processor.resample)
         wanted = _resized(_highest(weight, 1), size) > 0
-        fine_logits = _blended_tiles(enlarged, wanted, (height, width), predict_tiles, batch_size)
+
+        def predict(boxes: list[Box], enlarged: Image.Image = enlarged) -> torch.Tensor:
+            return predict_tiles([enlarged.crop(box) for box in boxes])
+
+        fine_logits = blend_tiles(wanted, (height, width), predict, batch_size)
         if fine_logits is None:  # no edge to refine
             break
         (fine_mask,) = processor.post_process_masks(SemanticSegmenterOutput(logits=fine_logits), [mask.shape])
@@ -112,18 +117,28 @@ def _highest(values: torch.Tensor, reach: int) -> torch.Tensor:
     return F.max_pool2d(values, (1, side), stride=1, padding=(0, reach))
 
 
-def _blended_tiles(
-    image: Image.Image, wanted: torch.Tensor, tile_size: tuple[int, int], predict_tiles: Callable, batch_size: int
+def blend_tiles(
+    wanted: torch.Tensor,
+    tile_size: tuple[int, int],
+    predict: Callable[[list[Box]], torch.Tensor],
+    batch_size: int = 1,
 ) -> torch.Tensor | None:
-    """Predict tiles with a `wanted` pixel; return logits (1, 1, H, W).
+    """Predict tiles with a wanted pixel and blend their logits.
 
-    They are 0 outside these tiles. None if there is no such tile.
+    Args:
+        wanted: (1, 1, H, W), boolean.
+        tile_size: (height, width) of a tile.
+        predict: Returns logits (N, 1, h, w) for N boxes.
+        batch_size: Tiles in a forward pass.
+
+    Returns:
+        Logits (1, 1, H, W), 0 outside these tiles. None if there is no such tile.
     """
     height, width = tile_size
     places = [
         (top, left)
-        for top in tile_starts(image.height, height)
-        for left in tile_starts(image.width, width)
+        for top in tile_starts(wanted.shape[-2], height)
+        for left in tile_starts(wanted.shape[-1], width)
         if wanted[..., top : top + height, left : left + width].any()
     ]
     if not places:
@@ -132,8 +147,8 @@ def _blended_tiles(
     total, weight = (torch.zeros(wanted.shape, device=wanted.device) for _ in range(2))
     for start in range(0, len(places), batch_size):
         group = places[start : start + batch_size]
-        tiles = [image.crop((left, top, left + width, top + height)) for top, left in group]
-        for (top, left), logits in zip(group, predict_tiles(tiles).float(), strict=True):
+        boxes = [(left, top, left + width, top + height) for top, left in group]
+        for (top, left), logits in zip(group, predict(boxes).float(), strict=True):
             total[..., top : top + height, left : left + width] += window * logits
             weight[..., top : top + height, left : left + width] += window
     return total.div_(weight.clamp_(min=window.min()))
