@@ -92,6 +92,7 @@ def test_every_script_is_a_command():
         "score_backgrounds.py",
         "ship_model.py",
         "study_run.py",
+        "study_srs.py",
     }  # of this repository
     assert {path.name for path in (ROOT / "scripts").glob("*.py")} - tools == set(SCRIPTS)
     for script, command in SCRIPTS.items():
