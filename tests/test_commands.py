@@ -89,6 +89,7 @@ def test_every_script_is_a_command():
     tools = {
         "build_docs.py",
         "gpu_check.py",
+        "kill_check.py",
         "score_backgrounds.py",
         "ship_model.py",
         "study_run.py",

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -43,10 +44,19 @@ from unconceal.data.write import make_row, write_splits
 from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.training import loop
-from unconceal.training.checkpoints import read_record
+from unconceal.training.checkpoints import (
+    Progress,
+    file_digest,
+    find_checkpoint,
+    next_of,
+    read_progress,
+    read_record,
+    rotate,
+)
 from unconceal.training.earlier_run import set_aside
 from unconceal.training.loop import train
 from unconceal.training.recipe import OptimizerRecipe, load_recipe
+from unconceal.training.saving import parse_interval
 from unconceal.training.seeds import summarize_seeds, train_seeds
 from unconceal.training.speed import measure_recipe
 from unconceal.training.start import (
@@ -117,7 +127,7 @@ def train_until(epoch, recipe):
     original = loop.train_epoch
 
     def train_epoch(*arguments):
-        if arguments[-1] == epoch:
+        if arguments[4].epoch + 1 == epoch:
             raise KeyboardInterrupt
         return original(*arguments)
 
@@ -185,6 +195,169 @@ def test_resumed_run_equals_an_unbroken_one(recipe_file, scenes, tmp_path):
     assert_equal_weights(tmp_path / "broken" / "segmentation" / "last", unbroken / "segmentation" / "last")
     assert history(unbroken / "segmentation" / "last")[-1]["eval_num_images"] == 3
     assert not list(tmp_path.glob("broken/segmentation/.*")), "something was left next to the checkpoints"
+
+
+def stop_after(steps, recipe, **options):
+    """Train until a step is asked for; return how many were done."""
+    original, done = loop.train_step, 0
+
+    def train_step(*arguments):
+        nonlocal done
+        if done == steps:
+            raise KeyboardInterrupt
+        done += 1
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", train_step)
+        try:
+            train(recipe, **options)
+        except KeyboardInterrupt:
+            assert done == steps
+    return done
+
+
+def test_run_resumed_within_an_epoch_equals_an_unbroken_one(recipe_file, tmp_path, capsys):
+    """Saved after each step of two batches; no saved batch is trained again."""
+    settings = ["phases.segmentation.gradient_accumulation_steps=2", "phases.segmentation.batch_size=2"]
+    settings += ["phases.segmentation.ema_decay=0.9", "save_every=1step"]
+    unbroken, broken = (load_recipe(recipe_file, [*settings, f"output_dir={tmp_path / name}"]) for name in "ub")
+    total = stop_after(-1, unbroken)  # 3 batches of phase 1, twice 5 of phase 2
+    assert total == 13
+    done = stop_after(2, broken)
+    for steps in (3, 4, 3):
+        done += stop_after(steps, broken, resume=True)
+    capsys.readouterr()
+    last = tmp_path / "b" / "segmentation" / "last"
+    progress = json.loads((last / "progress.json").read_text())
+    assert (progress["epoch"], progress["batches"], progress["step"]) == (1, 2, 4)
+    assert len(progress["history"]) == 1 and len(progress["batch_losses"][0]) == 2
+    done += stop_after(-1, broken, resume=True)
+    assert "segmentation: resumed after epoch 1 and 2 batches" in capsys.readouterr().out
+    assert total <= done <= total + 4  # at most one batch after each save is lost
+    for phase in ("reconstruction", "segmentation"):
+        assert history(tmp_path / "b" / phase / "last") == history(tmp_path / "u" / phase / "last")
+        assert_equal_weights(tmp_path / "b" / phase / "last", tmp_path / "u" / phase / "last")
+        names = {path.name for path in (tmp_path / "b" / phase).iterdir() if path.is_dir() and not path.name.isdigit()}
+        assert {"best", "last", "last-1"} <= names and "last-2" not in names
+        assert not [name for name in names if name.startswith(".")]
+
+
+def test_random_layers_and_loader_processes_resume_exactly(scenes, tmp_path):
+    """To start loader processes draws a random number, in an unbroken run only once."""
+    backbone = {"model_type": "mscan_backbone", "hidden_sizes": [8] * 4, "depths": [1] * 4, "mlp_ratios": [2] * 4}
+    recipe = {
+        "network": "opds",
+        "model": {
+            "backbone_config": {**backbone, "drop_path_rate": 0.5},
+            "decoder_hidden_sizes": [8] * 4,
+            "num_bases": 2,
+        },
+        "data": {"path": str(scenes), "num_workers": 1},
+        "processor": {"size": {"height": 32, "width": 32}},
+        "phases": {"segmentation": {"epochs": 3, "batch_size": 4}},
+        "save_every": "1step",
+    }
+    file = tmp_path / "opds.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    unbroken, broken = (load_recipe(file, [f"output_dir={tmp_path / name}"]) for name in "ub")
+    assert stop_after(-1, unbroken) == 9
+    for steps in (2, 3, -1):  # within the first epoch, and within the second
+        stop_after(steps, broken, resume=True)
+    last = [tmp_path / name / "segmentation" / "last" for name in "ub"]
+    assert history(last[0]) == history(last[1])
+    assert_equal_weights(*last)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10min", (600, "seconds")),
+        ("0.5 h", (1800, "seconds")),
+        ("30s", (30, "seconds")),
+        ("1step", (1, "steps")),
+        ("500steps", (500, "steps")),
+        ("0s", None),
+        ("10", None),
+        ("1.5steps", None),
+        ("-3s", None),
+        ("soon", None),
+    ],
+)
+def test_intervals_of_saving(text, expected, recipe_file):
+    if expected:
+        assert parse_interval(text) == expected
+    else:
+        with rejected("save_every.*expected an interval such as 10min"):
+            load_recipe(recipe_file, [f"save_every={text}"])
+
+
+def test_checkpoints_survive_a_kill_while_they_are_moved(tmp_path):
+    def make(path, epoch):
+        path.mkdir(parents=True)
+        (path / "weights").write_text(str(epoch))
+        progress = Progress("segmentation", epoch=epoch, files={"weights": file_digest(path / "weights")})
+        (path / "progress.json").write_text(json.dumps(asdict(progress)))
+
+    last = tmp_path / "last"
+    make(last, 3)
+    make(tmp_path / "last-1", 2)
+    make(tmp_path / "last-2", 1)
+    original = Path.rename
+    for kill_at in range(5):  # before each move of the rotation
+        folder = tmp_path / f"kill-{kill_at}"
+        for name in ("last", "last-1", "last-2"):
+            shutil.copytree(tmp_path / name, folder / name)
+        make(next_of(folder / "last"), 4)
+        moves = 0
+
+        def rename(path, target, kill_at=kill_at):
+            nonlocal moves
+            if moves == kill_at:
+                raise KeyboardInterrupt
+            moves += 1
+            return original(path, target)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "rename", rename)
+            with suppress(KeyboardInterrupt):
+                rotate(folder / "last", 3)
+        path, progress = find_checkpoint(folder / "last", 3)
+        assert (path, progress.epoch) == (folder / "last", 4)
+        epochs = [read_progress(folder / name).epoch for name in ("last", "last-1", "last-2")]
+        assert epochs == [4, 3, 2]
+        assert len(list(folder.iterdir())) == 3
+    assert find_checkpoint(tmp_path / "none", 3) is None
+
+
+def test_a_run_that_diverges_within_an_epoch_is_not_saved(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file, ["save_every=1step", "phases.reconstruction.optimizer.learning_rate=1e30"])
+    with rejected("the loss is .* in epoch 1"):
+        train(recipe)
+    last = tmp_path / "run" / "reconstruction" / "last"
+    if last.exists():  # of the step before
+        assert all(tensor.isfinite().all() for tensor in weights_of(last).values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_stop(number, recipe_file, tmp_path):
+    code = "import os, sys; from unconceal.training import loop; original = loop.train_step; calls = []\n"
+    code += f"def train_step(*a):\n  calls.append(1)\n  if len(calls) == 2: os.kill(os.getpid(), {int(number)})\n"
+    code += "  return original(*a)\n"
+    code += "loop.train_step = train_step; from unconceal.__main__ import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", str(recipe_file)],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert done.returncode == 128 + number, done.stderr
+    assert f"stopped by {number.name}; the run is saved, and --resume goes on with it" in done.stdout
+    assert "Traceback" not in done.stderr
+    progress = json.loads((tmp_path / "run" / "reconstruction" / "last" / "progress.json").read_text())
+    assert progress["batches"] == 2
+    stop_after(-1, load_recipe(recipe_file), resume=True)
+    assert len(history(tmp_path / "run" / "segmentation" / "last")) == 2
 
 
 @pytest.mark.thorough  # the test before interrupts and resumes in this process
@@ -450,7 +623,7 @@ def test_output_folder_is_not_overwritten(recipe_file, tmp_path, monkeypatch):
     assert len(history(tmp_path / "run" / "segmentation" / "last")) == 2
 
 
-def test_full_disk_and_damaged_state_keep_what_is_there(recipe_file, tmp_path, monkeypatch):
+def test_full_disk_and_damaged_state_keep_what_is_there(recipe_file, tmp_path, monkeypatch, caplog, capsys):
     recipe = load_recipe(recipe_file)
     best, original = tmp_path / "run" / "reconstruction" / "best", loop.train_epoch
 
@@ -470,12 +643,25 @@ def test_full_disk_and_damaged_state_keep_what_is_there(recipe_file, tmp_path, m
     train(recipe, resume=True)
 
     last = tmp_path / "run" / "segmentation" / "last"
-    optimizer = last / "training_state" / "optimizer.bin"
-    optimizer.write_bytes(optimizer.read_bytes()[:1000])
-    progress = json.loads((last / "progress.json").read_text())
-    (last / "progress.json").write_text(json.dumps(progress | {"epoch": 1}))
-    with rejected("cannot resume from .*last"):
+    for folder, epoch in ((last, 2), (last.with_name("last-1"), 1)):
+        assert len(history(folder)) == epoch
+        optimizer = folder / "training_state" / "optimizer.bin"
+        optimizer.write_bytes(optimizer.read_bytes()[:1000])
+        if folder == last:
+            shutil.copytree(best.parent.parent, tmp_path / "half")
+    with rejected(
+        "cannot resume: .*last-1/training_state/optimizer.bin is damaged or missing; remove .*last to train"
+    ):
         train(recipe, resume=True)
+
+    # The one before is whole: the run goes on from there, and ends as if nothing had happened.
+    half = tmp_path / "half"
+    caplog.clear()
+    train(load_recipe(recipe_file, [f"output_dir={half}"]), resume=True)
+    assert "half/segmentation/last/training_state/optimizer.bin is damaged or missing; the checkpoint" in caplog.text
+    assert "segmentation: resumed after epoch 1\n" in capsys.readouterr().out
+    assert history(half / "segmentation" / "last") == history(last)
+    assert_equal_weights(half / "segmentation" / "last", last)
 
 
 def test_images_that_do_not_fit_into_batches_are_refused_at_the_start(recipe_file, tmp_path, scenes):

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("recipe", help="YAML file, see configs/")
     settings = "settings to change: data.path=data/sirst"
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=settings)
-    parser.add_argument("--resume", action="store_true", help="continue after the last finished epoch")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, also within an epoch")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in the output folder")
     seeds = "train once per seed, each on its own random split; print mean and deviation; put it last"
     parser.add_argument("--seeds", nargs="+", type=seed, metavar="N", help=seeds)

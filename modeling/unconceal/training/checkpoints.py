@@ -7,7 +7,9 @@ training loop.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,17 +18,20 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from ..utils.errors import UserError, one_line
-from ..utils.files import replacing, restore
+from ..utils.files import is_folder, replacing, restore
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 RECIPE_FILE = "recipe.yaml"
 PROGRESS_FILE = "progress.json"  # the record of a training
 CONVERSION_FILE = "conversion.json"  # the record of a conversion
 STATE_FOLDER = "training_state"
+MOST_CHECKPOINTS = 100  # that a run keeps
 # What the file system, safetensors and `torch.save` raise.
 WRITING_ERRORS = (OSError, SafetensorError, RuntimeError)
 
@@ -46,6 +51,11 @@ class Progress:
     recipe: dict[str, Any] | None = None  # all settings
     data: list[dict[str, Any]] = field(default_factory=list)  # the data sets, as `describe_set` describes them
     weights: str | None = None  # SHA-256 of the weights beside this record
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files beside this record
+    batches: int = 0  # batches of the next epoch that are done, in each process
+    epoch_rate: float | None = None  # learning rate at the start of that epoch
+    batch_losses: list[list[float]] = field(default_factory=list)  # their losses, a list for each process
+    batch_seconds: tuple[float, float] = (0.0, 0.0)  # time that they took, and time that they waited for data
 
 
 @dataclass
@@ -67,11 +77,12 @@ def save_checkpoint(
     processor: Any,
     progress: Progress,
     with_state: bool,
+    total_limit: int = 1,
 ):
     """Write model, processor and progress; all processes call it.
 
     With `with_state` it also holds what resuming needs. An older checkpoint at `folder` stays until the new one is
-    whole.
+    whole. With a `total_limit` above 1 it then stays as `FOLDER-1`, the one before as `FOLDER-2`, and so on.
 
     Raises:
         UserError: If it cannot be written, for example on a full disk.
@@ -87,18 +98,101 @@ def save_checkpoint(
             accelerator.save_state(str(state))
             accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            with replacing(folder) as beside:
+            with replacing(next_of(folder)) as beside:
                 model.save_pretrained(beside)
                 processor.save_pretrained(beside)
                 if with_state:
                     state.rename(beside / STATE_FOLDER)
                 progress.weights = weights_digest(model)
+                progress.files = {name: file_digest(beside / name) for name in files_of(beside)}
                 (beside / PROGRESS_FILE).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+            rotate(folder, total_limit)
     except WRITING_ERRORS as error:
         shutil.rmtree(state, ignore_errors=True)
         kept = "the checkpoint before it is kept" if folder.exists() else "there is none before it"
         raise UserError(f"cannot write {folder}: {one_line(error)}; {kept}; free space and start again") from error
     accelerator.wait_for_everyone()
+
+
+def next_of(folder: Path) -> Path:
+    """Return where a whole checkpoint lies before it becomes `folder`."""
+    return folder.with_name(f".{folder.name}.next")
+
+
+def numbered(folder: Path, number: int) -> Path:
+    """Return where the checkpoint before, or before that one, lies."""
+    return folder.with_name(f"{folder.name}-{number}") if number else folder
+
+
+def rotate(folder: Path, total_limit: int):
+    """Put a new checkpoint in its place, if there is one, and keep others before it.
+
+    After a kill at any moment, the next call goes on.
+    """
+    removed = folder.with_name(f".{folder.name}.removed")
+    if not is_folder(next_of(folder)):
+        return
+    places = [numbered(folder, number) for number in range(total_limit)]
+    shutil.rmtree(removed, ignore_errors=True)
+    free = next((number for number, place in enumerate(places) if not is_folder(place)), None)
+    if free is None:
+        places[-1].rename(removed)
+        free = total_limit - 1
+    for number in range(free, 0, -1):
+        places[number - 1].rename(places[number])
+    next_of(folder).rename(folder)
+    shutil.rmtree(removed, ignore_errors=True)
+    while is_folder(numbered(folder, total_limit)):  # of an earlier, higher limit
+        shutil.rmtree(numbered(folder, total_limit))
+        total_limit += 1
+
+
+def files_of(folder: Path) -> list[str]:
+    """List the files of a checkpoint but its record."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [name for name in names if name != PROGRESS_FILE]
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_checkpoint(folder: Path, total_limit: int = 1) -> tuple[Path, Progress] | None:
+    """Return the newest whole checkpoint at `folder`, or before it.
+
+    A damaged one is named in the log. Returns None if there is none at all.
+
+    Raises:
+        UserError: If there are checkpoints, but none is whole.
+    """
+    rotate(folder, total_limit)
+    places = (numbered(folder, number) for number in range(MOST_CHECKPOINTS))
+    found = [place for place in places if is_folder(place)]
+    problems = []
+    for path in found:
+        try:
+            progress = read_progress(path)
+            damaged = [name for name, digest in progress.files.items() if not is_whole(path / name, digest)]
+            if not damaged:
+                return path, progress
+            problems.append(f"{path / damaged[0]} is damaged or missing")
+        except UserError as error:
+            problems.append(str(error))
+        if path != found[-1]:
+            logger.warning("%s; the checkpoint before it is tried", problems[-1])
+    if problems:
+        raise UserError(f"cannot resume: {problems[-1]}; remove {folder} to train from scratch")
+    return None
+
+
+def is_whole(path: Path, digest: str) -> bool:
+    """Return whether a file has a digest."""
+    try:
+        return file_digest(path) == digest
+    except OSError:
+        return False
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
@@ -119,13 +213,15 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
 def read_progress(folder: Path) -> Progress | None:
     """Return a checkpoint's progress, or None without a checkpoint.
 
-    If the program was killed while it replaced this checkpoint or the best one, the old one is restored.
+    If the program was killed while it replaced this checkpoint or the best one, they are put in place.
 
     Raises:
         UserError: If it cannot be read.
     """
-    for name in (folder, folder.with_name("best")):
-        restore(name)
+    for place in (folder, folder.with_name("best")):
+        restore(place)
+        if is_folder(next_of(place)) and not place.exists():
+            next_of(place).rename(place)
     path = folder / PROGRESS_FILE
     if not path.exists():
         return None

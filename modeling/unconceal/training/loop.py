@@ -5,6 +5,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, gather_object, send_to_device, set_seed
 from datasets import Dataset
@@ -36,9 +37,10 @@ from ..models.networks import NETWORKS
 from ..utils.commits import git_commit
 from ..utils.errors import UserError
 from ..utils.loading_errors import loading_explained
-from .checkpoints import STATE_FOLDER, Progress, read_progress, save_checkpoint
+from .checkpoints import STATE_FOLDER, Progress, find_checkpoint, save_checkpoint
 from .earlier_run import alone_in, bring_back, forget, holds_run
 from .recipe import OptimizerRecipe, PhaseRecipe, Recipe, ScheduleRecipe, flatten
+from .saving import SaveSchedule, StopRequest, stop_on_signals
 from .start import (
     build_config,
     build_processor,
@@ -86,7 +88,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
 
     Args:
         recipe: The recipe.
-        resume: Continue after the last finished epoch. The result equals that of an unbroken run.
+        resume: Go on from the last checkpoint, also within an epoch. The result equals that of an unbroken run.
         overwrite: Replace another run in the output folder. It stands aside until the new run has a checkpoint, and
             comes back if the new run fails before.
         command: Command line to keep in the record of the run.
@@ -94,15 +96,18 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
     Raises:
         UserError: If the output folder holds another run, the data or a checkpoint cannot be used, or the loss is not
             finite, or another process trains in the output folder.
+        Stopped: If SIGTERM or Ctrl-C came; the run is saved first. A second signal ends it at once.
     """
     transformers_logging.disable_progress_bar()
     # Without this, Accelerate treats several processes without an accelerator as one.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    with alone_in(recipe.output_dir) if state.is_main_process else nullcontext():
-        return run_phases(recipe, state, resume, overwrite, command)
+    with alone_in(recipe.output_dir) if state.is_main_process else nullcontext(), stop_on_signals() as request:
+        return run_phases(recipe, state, resume, overwrite, command, request)
 
 
-def run_phases(recipe: Recipe, state: PartialState, resume: bool, overwrite: bool, command: str | None) -> Path:
+def run_phases(
+    recipe: Recipe, state: PartialState, resume: bool, overwrite: bool, command: str | None, request: StopRequest
+) -> Path:
     """Check everything, then run the phases, as `train` says."""
     output_dir = Path(recipe.output_dir)
     resume = resume and holds_run(output_dir)
@@ -136,7 +141,9 @@ def run_phases(recipe: Recipe, state: PartialState, resume: bool, overwrite: boo
             claim_folder(output_dir, recipe, resume)
         state.wait_for_everyone()
         for task in tasks:
-            best = run_phase(recipe, task, splits, mixture, data, recipe.phases[task].init_from or best, command)
+            best = run_phase(
+                recipe, task, splits, mixture, data, recipe.phases[task].init_from or best, command, request
+            )
     except BaseException:
         if state.is_main_process:
             bring_back(output_dir)
@@ -229,9 +236,10 @@ def run_phase(
     mixture: Mixture | None,
     data: list[dict[str, Any]],
     init_from: str | Path | None,
-    command: str | None = None,
+    command: str | None,
+    request: StopRequest,
 ) -> Path:
-    """Train a phase from its last epoch; return its best checkpoint.
+    """Train a phase from its last checkpoint; return its best one.
 
     Raises:
         UserError: If it cannot start, cannot be resumed, or diverges.
@@ -245,13 +253,14 @@ def run_phase(
     best, last = folder / "best", folder / "last"
     accelerator = make_accelerator(recipe, phase)
     with accelerator.main_process_first():
-        progress = read_progress(last) or Progress(task, num_processes=accelerator.num_processes)
+        found = find_checkpoint(last, recipe.total_limit)
+    saved, progress = found or (last, Progress(task, num_processes=accelerator.num_processes))
     if progress.num_processes != accelerator.num_processes:
         raise UserError(
             f"the run in {folder} was started with {progress.num_processes} processes, "
             f"got {accelerator.num_processes}; resume it with the same number"
         )
-    if len(set(gather_object([progress.epoch]))) > 1:
+    if len(set(gather_object([(progress.epoch, progress.batches)]))) > 1:
         raise UserError(f"the processes see different checkpoints in {last}; use an output_dir that all of them share")
     if progress.epoch >= phase.epochs:
         accelerator.print(f"{task}: already finished, best {metric} {progress.best:.4f}")
@@ -259,9 +268,9 @@ def run_phase(
 
     # 1. Model, data, optimizer, schedule.
     set_seed(recipe.seed)
-    if progress.epoch:
+    if found:
         # It keeps its network, even if defaults have changed since. The weights come with the rest of its state.
-        network = NETWORKS[recipe.network].tasks[task](build_config(recipe, last))
+        network = NETWORKS[recipe.network].tasks[task](build_config(recipe, saved))
     else:
         network, progress.start = load_start(recipe, task, init_from)
     progress.recipe = asdict(recipe)
@@ -271,10 +280,22 @@ def run_phase(
     processor = build_processor(recipe, init_from)
     samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed, mixture)
     parts = prepare_phase(recipe, phase, accelerator, network, samples)
-    if progress.epoch:
-        with loading_explained(f"cannot resume from {last}", "if its files are whole"):
-            accelerator.load_state(str(last / STATE_FOLDER))
-        accelerator.print(f"{task}: resumed after epoch {progress.epoch}")
+    if found:
+        with loading_explained(f"cannot resume from {saved}", "if its files are whole"):
+            accelerator.load_state(str(saved / STATE_FOLDER))
+        inside = f" and {progress.batches} batches" if progress.batches else ""
+        accelerator.print(f"{task}: resumed after epoch {progress.epoch}{inside}")
+    schedule = SaveSchedule(recipe.save_every, request, accelerator)
+
+    def save(name: str):
+        kept = parts.averaged.module if parts.averaged is not None else network
+        synchronize_buffers(kept)
+        is_last = name == "last"
+        limit = recipe.total_limit if is_last else 1
+        save_checkpoint(folder / name, accelerator, kept, processor, progress, is_last, limit)
+        if is_last and accelerator.is_main_process:
+            forget(Path(recipe.output_dir))
+
     settings = flatten(asdict(recipe)).items()  # trackers accept simple values only
     config = {key: value if isinstance(value, int | float | str) else str(value) for key, value in settings}
     accelerator.init_trackers(task, config=config)
@@ -284,12 +305,14 @@ def run_phase(
         began = time.perf_counter()
         samples.set_epoch(epoch)
         parts.batches.set_epoch(epoch)
-        row = {"epoch": epoch + 1, "learning_rate": parts.scheduler.get_last_lr()[0]}
+        if not progress.batches:
+            progress.epoch_rate = parts.scheduler.get_last_lr()[0]
+        row = {"epoch": epoch + 1, "learning_rate": progress.epoch_rate}
         parts.model.train()
         parts.frozen = freeze_encoder(network, phase, epoch)
-        row |= train_epoch(recipe, phase, accelerator, parts, row["epoch"])
-        progress.step += parts.steps_per_epoch
-        progress.epoch = epoch + 1
+        row |= train_epoch(recipe, phase, accelerator, parts, progress, schedule, lambda: save("last"))
+        progress.epoch, progress.step = epoch + 1, (epoch + 1) * parts.steps_per_epoch
+        progress.batches, progress.batch_losses, progress.batch_seconds = 0, [], (0.0, 0.0)
         kept = parts.averaged.module if parts.averaged is not None else network
         synchronize_buffers(kept)
         is_best = False
@@ -311,10 +334,9 @@ def run_phase(
         accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
         accelerator.print(_report(task, row, phase.epochs, metric, is_best))
         if is_best:
-            save_checkpoint(best, accelerator, kept, processor, progress, with_state=False)
-        save_checkpoint(last, accelerator, kept, processor, progress, with_state=True)
-        if accelerator.is_main_process:
-            forget(Path(recipe.output_dir))
+            save("best")
+        save("last")
+        schedule.saved()
 
     for tracker in accelerator.trackers:  # `end_training` would also end the process group, which later phases need
         tracker.finish()
@@ -330,20 +352,36 @@ def describe_session(command: str | None) -> dict[str, Any]:
 
 
 def train_epoch(
-    recipe: Recipe, phase: PhaseRecipe, accelerator: Accelerator, parts: PhaseParts, epoch: int
+    recipe: Recipe,
+    phase: PhaseRecipe,
+    accelerator: Accelerator,
+    parts: PhaseParts,
+    progress: Progress,
+    schedule: SaveSchedule,
+    save: Callable[[], None],
 ) -> dict[str, float]:
-    """Train on the whole split once; return mean loss and times."""
-    started, waited, losses, num_samples, first = time.perf_counter(), 0.0, [], 0, 0.0
+    """Train on the split once, or on what is left of it.
+
+    Returns the mean loss and the times of the whole epoch.
+    """
+    started, waited, num_samples, first = time.perf_counter(), 0.0, 0, 0.0
+    epoch, done = progress.epoch + 1, progress.batches
+    seconds_before, waited_before = progress.batch_seconds
+    losses = list(torch.tensor(progress.batch_losses[accelerator.process_index])) if done else []
+    losses = [loss.to(accelerator.device) for loss in losses]
     hidden = not accelerator.is_local_main_process
     name = f"epoch {epoch}/{phase.epochs}"
-    bar = tqdm(total=len(parts.batches), desc=name, unit="batch", leave=False, disable=hidden)
-    iterator = readable(parts.batches, "the training data")
+    bar = tqdm(total=len(parts.batches), initial=done, desc=name, unit="batch", leave=False, disable=hidden)
+    batches = skip_first_batches(parts.batches, done) if done else parts.batches
+    iterator, random_state = readable(batches, "the training data"), torch.get_rng_state()
     while True:
         asked = time.perf_counter()
         batch = next(iterator, None)
         waited += time.perf_counter() - asked
         if batch is None:
             break
+        if len(losses) == done:
+            torch.set_rng_state(random_state)  # a loader draws a number when it starts its processes
         if recipe.channels_last:
             batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
         parts.network.training_progress = (epoch - 1 + len(losses) / len(parts.batches)) / phase.epochs
@@ -351,22 +389,40 @@ def train_epoch(
         first = first or time.perf_counter() - started
         num_samples += len(batch["pixel_values"])
         bar.update()
+        if accelerator.sync_gradients and len(losses) < len(parts.batches) and schedule.is_due():
+            mean_of(losses, accelerator, epoch)  # weights of a run that diverged are not saved
+            progress.batches = len(losses)
+            progress.step = progress.epoch * parts.steps_per_epoch + len(losses) // phase.gradient_accumulation_steps
+            progress.batch_losses = gather_object([torch.stack(losses).float().tolist()])
+            progress.batch_seconds = seconds_before + time.perf_counter() - started, waited_before + waited
+            save()
+            schedule.saved()
     bar.close()
-    mean_loss = accelerator.reduce(torch.stack(losses).float().mean(), "mean").item()
-    if not math.isfinite(mean_loss):
-        raise UserError(
-            f"the loss is {mean_loss} in epoch {epoch}; lower phases.*.optimizer.learning_rate or set max_grad_norm "
-            "(the checkpoint of the previous epoch is kept)"
-        )
+    mean_loss = mean_of(losses, accelerator, epoch)
     seconds = time.perf_counter() - started
     compiled = {"first_step_seconds": first} if recipe.compile else {}
     return {
         "train_loss": mean_loss,
-        "seconds": seconds,
+        "seconds": seconds_before + seconds,
         "samples_per_second": num_samples * accelerator.num_processes / seconds,
-        "data_wait_share": waited / seconds,
+        "data_wait_share": (waited_before + waited) / (seconds_before + seconds),
         **compiled,
     }
+
+
+def mean_of(losses: list[torch.Tensor], accelerator: Accelerator, epoch: int) -> float:
+    """Return the mean loss of all processes.
+
+    Raises:
+        UserError: If it is not finite.
+    """
+    mean_loss = accelerator.reduce(torch.stack(losses).float().mean(), "mean").item()
+    if not math.isfinite(mean_loss):
+        raise UserError(
+            f"the loss is {mean_loss} in epoch {epoch}; lower phases.*.optimizer.learning_rate or set max_grad_norm "
+            "(the checkpoint before is kept)"
+        )
+    return mean_loss
 
 
 def train_step(phase: PhaseRecipe, accelerator: Accelerator, parts: PhaseParts, batch: dict) -> torch.Tensor:

@@ -25,6 +25,8 @@ from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..models.networks import NETWORKS
 from ..utils.errors import UserError
 from ..utils.files import is_folder, with_home
+from .checkpoints import MOST_CHECKPOINTS
+from .saving import parse_interval
 
 
 @dataclass
@@ -148,6 +150,9 @@ class Recipe:
         seed: Seed of the weights, of the order of the samples and of their random changes.
         mixed_precision: no, fp16, bf16 or auto. auto is bf16 where the device has instructions for it, otherwise no;
             a resumed run keeps what it began with. None leaves it to `accelerate launch`.
+        save_every: How often to save within an epoch, such as 10min, 2h or 500steps. None saves after epochs only.
+        total_limit: Newest checkpoints to keep with all that resuming needs. If the newest is damaged, the run resumes
+            from the one before.
         channels_last: Store weights and images channels-last, which nearly all processors convolve faster.
         compile: Compile the network by `torch.compile`. The first steps then take minutes.
         trackers: Loggers, by Accelerate's names.
@@ -163,6 +168,8 @@ class Recipe:
     processor: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     mixed_precision: str | None = None
+    save_every: str | None = "10min"
+    total_limit: int = 2
     channels_last: bool = True
     compile: bool = False
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
@@ -316,7 +323,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 _ABOVE_0 = ("epochs", "batch_size", "gradient_accumulation_steps", "max_grad_norm", "evaluate_every", "learning_rate")
-_ABOVE_0 += ("min_zoom", "max_zoom")
+_ABOVE_0 += ("min_zoom", "max_zoom", "max_pastes")
 _FROM_0 = ("num_workers", "weight_decay", "momentum", "warmup_steps")
 _FROM_0 += ("brightness", "contrast", "saturation", "sharpness", "encoder_lr_ratio", "freeze_encoder_epochs")
 _FROM_0 += ("freeze_norms_epochs", "max_blur", "noise")
@@ -327,6 +334,7 @@ _LIMITS = (
     ("0 or more", lambda value: 0 <= value < math.inf, _FROM_0),
     ("from 0 to below 2^32", lambda value: 0 <= value < 2**32, ["seed", "split_seed"]),
     ("from 0 to 1", lambda value: 0 <= value <= 1, _SHARES),
+    ("from 1 to 100", lambda value: 1 <= value <= MOST_CHECKPOINTS, ["total_limit"]),
     ("between 0 and 1", lambda value: 0 < value < 1, ["ema_decay"]),
     ("from 0 to below 1", lambda value: 0 <= value < 1, ["max_crop_ratio"]),
     ("1 or more", lambda value: 1 <= value < math.inf, ["max_stretch"]),
@@ -405,6 +413,11 @@ def _check(recipe: Recipe, path: Path):
         for expected, is_allowed, names in _LIMITS:
             if key.rpartition(".")[2] in names and value is not None and not is_allowed(value):
                 refuse(key, value, expected)
+    if recipe.save_every is not None:
+        try:
+            parse_interval(recipe.save_every)
+        except ValueError as error:
+            refuse("save_every", recipe.save_every, str(error))
     transforms = recipe.data.transforms
     if transforms.min_zoom > transforms.max_zoom:
         refuse("data.transforms.min_zoom", transforms.min_zoom, f"at most max_zoom, {transforms.max_zoom}")

@@ -17,8 +17,10 @@ from ..data.masks import encode_mask
 from ..data.synthetic import generate
 from ..data.transforms import TrainingSet
 from ..data.write import FEATURES, make_row
+from .checkpoints import Progress
 from .loop import make_accelerator, prepare_phase, train_epoch, train_step
 from .recipe import Recipe
+from .saving import SaveSchedule, StopRequest
 from .start import build_model, build_processor, choose_precision
 
 
@@ -61,7 +63,7 @@ def measure_recipe(
     batch = send_to_device(next(iter(DataLoader(samples, phase.batch_size))), device)
     if recipe.channels_last:
         batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
-    model_rates, epochs = [], []
+    model_rates, epochs, never = [], [], SaveSchedule(None, StopRequest(), accelerator)
     for epoch in range(rounds + 1):
         _wait(device)
         started = time.perf_counter()
@@ -70,7 +72,8 @@ def measure_recipe(
         _wait(device)
         model_rates.append(steps * phase.batch_size / (time.perf_counter() - started))
         samples.set_epoch(epoch)
-        epochs.append(train_epoch(recipe, phase, accelerator, parts, epoch + 1))
+        progress = Progress(task, epoch=epoch)
+        epochs.append(train_epoch(recipe, phase, accelerator, parts, progress, never, lambda: None))
     model_rate = median(model_rates[1:])
     loop_rate, waiting = (median(row[key] for row in epochs[1:]) for key in ("samples_per_second", "data_wait_share"))
     return {

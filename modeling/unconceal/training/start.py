@@ -38,7 +38,7 @@ from .recipe import DataRecipe, PhaseRecipe, Recipe, drop_old_keys, drop_old_swi
 logger = logging.getLogger(__name__)
 
 # Keys that may differ when a run is resumed. They do not change its result.
-FREE_KEYS = {"output_dir", "data.num_workers", "trackers"}
+FREE_KEYS = {"output_dir", "data.num_workers", "trackers", "save_every", "total_limit"}
 CHECK_RECIPE = "check these values in the recipe; if they are right"
 
 
