@@ -125,9 +125,9 @@ def numbered(folder: Path, number: int) -> Path:
 
 
 def rotate(folder: Path, total_limit: int):
-    """Put a new checkpoint in its place, if there is one, and keep others before it.
+    """Put a new checkpoint, if there is one, in its place.
 
-    After a kill at any moment, the next call goes on.
+    The others move on to make room. After a kill at any moment, the next call goes on.
     """
     removed = folder.with_name(f".{folder.name}.removed")
     if not is_folder(next_of(folder)):

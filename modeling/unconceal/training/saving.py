@@ -1,4 +1,4 @@
-"""Decide when a run saves within an epoch, and stop it on a signal."""
+"""Save a run within an epoch; stop it on a signal."""
 
 import re
 import signal
@@ -32,7 +32,10 @@ def parse_interval(text: str) -> tuple[float, str]:
 
 
 class Stopped(SystemExit):
-    """End of a run by a signal, after it was saved; the exit code is 128 and the signal's number."""
+    """End of a saved run by a signal.
+
+    The exit code is 128 and the signal's number.
+    """
 
     def __init__(self, number: int):
         super().__init__(128 + number)
@@ -99,7 +102,7 @@ class SaveSchedule:
         return bool(number or due)
 
     def saved(self):
-        """Start the next interval; end the run if a signal asked for it.
+        """Start the next interval, or end the run.
 
         Raises:
             Stopped: If a signal asked to stop.
