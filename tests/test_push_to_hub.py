@@ -444,7 +444,7 @@ def write_progress(checkpoint: Path, recipe: str, **facts):
     (checkpoint / "wanted.yaml").write_text(recipe)
     recipe = load_recipe(checkpoint / "wanted.yaml")
     sets = [describe_set(path, {"train": range(3), "val": range(2)}) for path in recipe.data.paths]
-    progress = Progress("segmentation", recipe=asdict(recipe), data=sets, epoch=6, step=60, **facts)
+    progress = Progress("segmentation", recipe=asdict(recipe), epoch=6, step=60, **{"data": sets, **facts})
     (checkpoint / "progress.json").write_text(json.dumps(asdict(progress)))
 
 
@@ -642,3 +642,22 @@ def test_dry_run_lists_and_sends_nothing(models, tmp_path, capsys):
     assert card.read_text() == written
     with refuse("--write-card without --dry-run"):
         main([*command, "--write-card", str(card)])
+
+
+def test_card_names_the_data_of_earlier_trainings(models, tmp_path):
+    def describe(title: str, number: int, path: str) -> dict:
+        return {"path": path, "from_hub": False, "images": {"train": number, "val": 2}, "title": title}
+
+    recipe = "network: run\noutput_dir: x\ndata: {path: x}\nphases: {segmentation: {epochs: 1}}\n"
+    first, second = (shutil.copytree(models["run"], tmp_path / name) for name in ("first", "second"))
+    write_progress(first, recipe, data=[describe("Animals", 30, "old/animals"), describe("Polyps", 9, "old/polyps")])
+    start = {"part": "network", "source": str(first), "sha256": "a" * 64, "before": read_record(first)}
+    write_progress(second, recipe, start=start, data=[describe("Polyps", 9, "new/polyps")])
+    out = tmp_path / "out"
+    out.mkdir()
+    stage_model(second, "org/net", out)
+    training = (out / "README.md").read_text().split("## Training data")[1].split("## Training\n")[0]
+    assert training.count("Polyps") == 1  # the same set in another folder
+    own, earlier = training.split("Seen in an earlier training only:")
+    assert "Polyps" in own and "9 in `train`" in own
+    assert "Animals" in earlier and "30 in `train`" in earlier

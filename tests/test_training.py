@@ -46,7 +46,6 @@ from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.training import loop
 from unconceal.training.checkpoints import (
     Progress,
-    file_digest,
     find_checkpoint,
     next_of,
     read_progress,
@@ -70,6 +69,7 @@ from unconceal.training.start import (
 )
 from unconceal.utils.digests import weights_digest
 from unconceal.utils.errors import UserError
+from unconceal.utils.files import file_sha256
 
 
 ROOT = Path(__file__).parents[1]
@@ -296,7 +296,7 @@ def test_checkpoints_survive_a_kill_while_they_are_moved(tmp_path):
     def make(path, epoch):
         path.mkdir(parents=True)
         (path / "weights").write_text(str(epoch))
-        progress = Progress("segmentation", epoch=epoch, files={"weights": file_digest(path / "weights")})
+        progress = Progress("segmentation", epoch=epoch, digests={"weights": file_sha256(path / "weights")})
         (path / "progress.json").write_text(json.dumps(asdict(progress)))
 
     last = tmp_path / "last"

@@ -51,6 +51,12 @@ class Training:
         """Return this training and those before it, the first one last."""
         return [self, *(self.before.chain() if isinstance(self.before, Training) else [])]
 
+    def data(self) -> list[dict[str, Any]]:
+        """Return the data sets of this training, then those that only an earlier one saw."""
+        sets = {_set_key(one): one for training in reversed(self.chain()) for one in training.progress.data}
+        own = {_set_key(one): one for one in self.progress.data}
+        return list((own | sets | own).values())
+
     def conversion(self) -> Conversion | None:
         """Return the conversion of the weights that the first training began with."""
         return self.chain()[-1].before
@@ -58,6 +64,11 @@ class Training:
     def starts(self) -> list[dict[str, Any]]:
         """Return the weights that the trainings of the chain began with."""
         return [one.progress.start for one in self.chain() if one.progress.start]
+
+
+def _set_key(recorded: Mapping[str, Any]) -> tuple:
+    """Return what tells a data set from others, wherever its folder lies."""
+    return recorded.get("title") or Path(recorded["path"]).name, *sorted(recorded["images"].items())
 
 
 def from_record(record: Mapping[str, Any] | None, whole: Progress | None = None) -> Training | Conversion | None:
@@ -150,7 +161,7 @@ def make_model_card(
     recipe = training.recipe if training else None
     starts = training.starts() if training else []
     bases = {start["source"] for start in starts if start.get("from_hub", True)}
-    sets = training.progress.data if training else []
+    sets = training.data() if training else []
     rows = [row for result in results for row in _result_rows(result)]
     if shipment and shipment.false_alarms:
         found, empty = shipment.false_alarms
@@ -211,7 +222,8 @@ def use_on_hub(repo_id: str) -> str:
 def _data_facts(training: Training) -> dict[str, Any]:
     data = training.recipe.data
     facts = {name: getattr(data, name) for name in ("train_split", "eval_split", "split_seed")}
-    sets = [_set_facts(one) for one in training.progress.data]
+    own = len(training.progress.data)
+    sets = [{**_set_facts(one), "is_earlier": number >= own} for number, one in enumerate(training.data())]
     shares = ""
     if data.weights:
         names = {each["path"]: each["name"] for each in sets}

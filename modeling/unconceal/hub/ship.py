@@ -210,7 +210,7 @@ def _facts(
 ) -> dict[str, Any]:
     """Return the facts for the header of the card."""
     encoder = [Path(start["source"]).name for start in training.starts() if start["part"] == "encoder"]
-    titles = [one.get("title") or Path(one["path"]).name for one in training.progress.data]
+    titles = [one.get("title") or Path(one["path"]).name for one in training.data()]
     size = segmenter.processor.size
     return {
         "name": name,

@@ -7,7 +7,6 @@ training loop.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from ..utils.errors import UserError, one_line
-from ..utils.files import is_folder, replacing, restore
+from ..utils.files import file_sha256, is_folder, replacing, restore
 
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Progress:
     recipe: dict[str, Any] | None = None  # all settings
     data: list[dict[str, Any]] = field(default_factory=list)  # the data sets, as `describe_set` describes them
     weights: str | None = None  # SHA-256 of the weights beside this record
-    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files beside this record
+    digests: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file beside this record
     batches: int = 0  # batches of the next epoch that are done, in each process
     epoch_rate: float | None = None  # learning rate at the start of that epoch
     batch_losses: list[list[float]] = field(default_factory=list)  # their losses, a list for each process
@@ -104,7 +103,7 @@ def save_checkpoint(
                 if with_state:
                     state.rename(beside / STATE_FOLDER)
                 progress.weights = weights_digest(model)
-                progress.files = {name: file_digest(beside / name) for name in files_of(beside)}
+                progress.digests = {name: file_sha256(beside / name) for name in files_of(beside)}
                 (beside / PROGRESS_FILE).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
             rotate(folder, total_limit)
     except WRITING_ERRORS as error:
@@ -153,12 +152,6 @@ def files_of(folder: Path) -> list[str]:
     return [name for name in names if name != PROGRESS_FILE]
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def find_checkpoint(folder: Path, total_limit: int = 1) -> tuple[Path, Progress] | None:
     """Return the newest whole checkpoint at `folder`, or before it.
 
@@ -174,7 +167,7 @@ def find_checkpoint(folder: Path, total_limit: int = 1) -> tuple[Path, Progress]
     for path in found:
         try:
             progress = read_progress(path)
-            damaged = [name for name, digest in progress.files.items() if not is_whole(path / name, digest)]
+            damaged = [name for name, digest in progress.digests.items() if not is_whole(path / name, digest)]
             if not damaged:
                 return path, progress
             problems.append(f"{path / damaged[0]} is damaged or missing")
@@ -190,7 +183,7 @@ def find_checkpoint(folder: Path, total_limit: int = 1) -> tuple[Path, Progress]
 def is_whole(path: Path, digest: str) -> bool:
     """Return whether a file has a digest."""
     try:
-        return file_digest(path) == digest
+        return file_sha256(path) == digest
     except OSError:
         return False
 
