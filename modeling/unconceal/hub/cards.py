@@ -52,7 +52,7 @@ class Training:
         return [self, *(self.before.chain() if isinstance(self.before, Training) else [])]
 
     def data(self) -> list[dict[str, Any]]:
-        """Return the data sets of this training, then those that only an earlier one saw."""
+        """Return the data sets of this training, then those of earlier ones."""
         sets = {_set_key(one): one for training in reversed(self.chain()) for one in training.progress.data}
         own = {_set_key(one): one for one in self.progress.data}
         return list((own | sets | own).values())
