@@ -756,6 +756,27 @@ def test_unusable_rows_are_named(recipe_file, scenes, tmp_path, change, message,
         train(load_recipe(recipe_file, [f"data.path={tmp_path / 'bad'}", f"data.num_workers={num_workers}"]))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_few_unreadable_images_are_named_and_replaced(recipe_file, scenes, tmp_path, caplog, num_workers):
+    damage = {"train-000000": damage_image, "train-000004": drop_mask}
+    for split, rows in datasets.load_dataset(str(scenes)).items():
+        rows = rows.cast_column("image", datasets.Image(decode=False))
+        rows = rows.map(lambda row: damage.get(row["id"], lambda row: {})(row), load_from_cache_file=False)
+        rows.cast_column("image", datasets.Image()).to_parquet(
+            tmp_path / "bad" / "data" / f"{split}-00000-of-00001.parquet"
+        )
+    settings = [f"data.path={tmp_path / 'bad'}", f"data.num_workers={num_workers}"]
+    best = train(load_recipe(recipe_file, [*settings, "data.max_unreadable=0.2"]))
+    lines = [line for line in caplog.messages if "cannot be read" in line]
+    named = "2 of 10 training images cannot be read, and the next takes their place: train-000000, train-000004"
+    assert lines == [named] * 2  # once in each phase
+    progress = json.loads((best.with_name("last") / "progress.json").read_text())
+    assert progress["unreadable"] == ["train-000000", "train-000004"]
+    with rejected(r"train-00000[04]: .* \(2 of 10 images, more than data.max_unreadable allows\)"):
+        few = ["data.max_unreadable=0.1", f"output_dir={tmp_path / 'few'}"]
+        train(load_recipe(recipe_file, [*settings, *few]))
+
+
 @pytest.mark.parametrize("error", [ValueError, OSError])
 def test_defects_of_the_transforms_are_not_blamed_on_the_data(recipe_file, monkeypatch, error):
     def defect(*arguments):

@@ -154,8 +154,10 @@ def read_pair(dataset: Dataset, index: int) -> tuple[dict[str, Any], Image, Imag
         raise UnreadableSample(f"{row_name(dataset, index)}: {one_line(error)}") from error
 
 
-def only_value(dataset: Dataset) -> str | None:
+def only_value(dataset: Dataset, max_unreadable: float = 0.0) -> str | None:
     """Return what `one_value` says of the masks of a split.
+
+    Up to a share of `max_unreadable` masks are left out if they cannot be read.
 
     Raises:
         UserError: If one of the masks that decide it cannot be read.
@@ -163,10 +165,14 @@ def only_value(dataset: Dataset) -> str | None:
     masks = dataset.select_columns(["mask"])  # otherwise the images are decoded, too
 
     def read() -> Iterator[np.ndarray]:
+        left = int(max_unreadable * len(masks))
         for index in range(len(masks)):
             try:
                 yield is_object(to_mask(_held(masks[index], "mask")))
             except (ValueError, OSError, DecompressionBombError) as error:
+                left -= 1
+                if left >= 0:
+                    continue
                 raise UserError(f"cannot read the data: {row_name(dataset, index)}: {one_line(error)}") from error
 
     return one_value(read())

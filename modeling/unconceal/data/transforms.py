@@ -214,15 +214,24 @@ def crop(
 class TrainingSet(torch.utils.data.Dataset):
     """One split with `image` and `mask`, changed at random for training.
 
-    A mixture chooses the rows of an epoch; without one an epoch has each row once.
+    A mixture chooses the rows of an epoch; without one an epoch has each row once. Up to a share of `max_unreadable`
+    rows may be unreadable. The next readable row takes their place, and `unreadable` marks them.
     """
 
     def __init__(
-        self, dataset: Dataset, processor: Any, recipe: TransformRecipe, seed: int, mixture: Mixture | None = None
+        self,
+        dataset: Dataset,
+        processor: Any,
+        recipe: TransformRecipe,
+        seed: int,
+        mixture: Mixture | None = None,
+        max_unreadable: float = 0.0,
     ):
         self.dataset = dataset.select_columns([name for name in ("image", "mask", "id") if name in dataset.features])
         self.processor, self.recipe, self.seed, self.mixture = processor, recipe, seed, mixture
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader processes outlive an epoch
+        self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
+        self.limit = int(max_unreadable * len(dataset))
 
     def set_epoch(self, epoch: int):
         """Select the random numbers of an epoch; call it before iterating."""
@@ -235,16 +244,10 @@ class TrainingSet(torch.utils.data.Dataset):
         """Return `pixel_values` (3, H, W) and `labels` (H, W) in [0, 1].
 
         Raises:
-            UnreadableSample: If the row cannot be decoded, or mask and image differ in size.
+            UnreadableSample: If too many rows cannot be decoded, or have masks of another size than their images.
         """
         row = index if self.mixture is None else self.mixture.row(index, self.epoch.item())
-        _, image, mask = read_pair(self.dataset, row)
-        if image.size != mask.size:
-            name = row_name(self.dataset, row)
-            raise UnreadableSample(
-                f"the mask of {name} is {size_text(mask.size)}, its image {size_text(image.size)}; "
-                "build the data set again by unconceal prepare, which reports such pairs"
-            )
+        image, mask = self.read(row)
         rng = np.random.default_rng([self.seed, self.epoch.item(), index])
         image, mask = turn_and_flip(image, mask, self.recipe, rng)
         # Separate numbers for the later changes: older recipes keep theirs.
@@ -270,8 +273,40 @@ class TrainingSet(torch.utils.data.Dataset):
     def paste(self, image: Image.Image, mask: Image.Image, rng: Rng) -> ImageAndMask:
         """Paste targets of other rows onto an image."""
         for _ in range(rng.integers(self.recipe.max_pastes) + 1):
-            _, *pair = read_pair(self.dataset, int(rng.integers(len(self.dataset))))
-            target = find_target(*pair, rng)
+            target = find_target(*self.read(int(rng.integers(len(self.dataset)))), rng)
             if target:
                 image, mask = paste_target(image, mask, target, rng)
+        return image, mask
+
+    def read(self, row: int) -> ImageAndMask:
+        """Return image and mask of a row, or of the next one that can be read.
+
+        Raises:
+            UnreadableSample: If more rows than allowed cannot be read.
+        """
+        for chosen in (*range(row, len(self.dataset)), *range(row)):
+            try:
+                return self.read_row(chosen)
+            except UnreadableSample as error:
+                self.unreadable[chosen] = True
+                number = int(self.unreadable.sum())
+                if number <= self.limit:
+                    continue
+                counted = f" ({number} of {len(self.dataset)} images, more than data.max_unreadable allows)"
+                raise UnreadableSample(f"{error}{counted * (self.limit > 0)}") from error
+        raise AssertionError("the limit is below the number of rows")
+
+    def read_row(self, row: int) -> ImageAndMask:
+        """Return image and mask of a row.
+
+        Raises:
+            UnreadableSample: If they cannot be decoded, or differ in size.
+        """
+        _, image, mask = read_pair(self.dataset, row)
+        if image.size != mask.size:
+            name = row_name(self.dataset, row)
+            raise UnreadableSample(
+                f"the mask of {name} is {size_text(mask.size)}, its image {size_text(image.size)}; "
+                "build the data set again by unconceal prepare, which reports such pairs"
+            )
         return image, mask

@@ -51,6 +51,7 @@ class Progress:
     data: list[dict[str, Any]] = field(default_factory=list)  # the data sets, as `describe_set` describes them
     weights: str | None = None  # SHA-256 of the weights beside this record
     digests: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file beside this record
+    unreadable: list[str] = field(default_factory=list)  # training images that could not be read
     batches: int = 0  # batches of the next epoch that are done, in each process
     epoch_rate: float | None = None  # learning rate at the start of that epoch
     batch_losses: list[list[float]] = field(default_factory=list)  # their losses, a list for each process

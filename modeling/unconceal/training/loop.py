@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, get_scheduler
 from transformers.utils import logging as transformers_logging
 
 from ..data.cards import describe_set
-from ..data.loading import readable
+from ..data.loading import readable, row_name
 from ..data.mixing import Mixture, join_sets
 from ..data.transforms import TrainingSet, TransformRecipe
 from ..evaluation.networks import evaluate_model
@@ -278,7 +278,8 @@ def run_phase(
     progress.data = [one for one in progress.data if one["path"] not in paths] + data
     progress.sessions.append({**describe_session(command), "mixed_precision": accelerator.mixed_precision})
     processor = build_processor(recipe, init_from)
-    samples = TrainingSet(splits[recipe.data.train_split], processor, recipe.data.transforms, recipe.seed, mixture)
+    rows, limit = splits[recipe.data.train_split], recipe.data.max_unreadable
+    samples = TrainingSet(rows, processor, recipe.data.transforms, recipe.seed, mixture, limit)
     parts = prepare_phase(recipe, phase, accelerator, network, samples)
     if found:
         with loading_explained(f"cannot resume from {saved}", "if its files are whole"):
@@ -313,6 +314,7 @@ def run_phase(
         row |= train_epoch(recipe, phase, accelerator, parts, progress, schedule, lambda: save("last"))
         progress.epoch, progress.step = epoch + 1, (epoch + 1) * parts.steps_per_epoch
         progress.batches, progress.batch_losses, progress.batch_seconds = 0, [], (0.0, 0.0)
+        report_unreadable(samples, accelerator, progress)
         kept = parts.averaged.module if parts.averaged is not None else network
         synchronize_buffers(kept)
         is_best = False
@@ -408,6 +410,19 @@ def train_epoch(
         "data_wait_share": (waited_before + waited) / (seconds_before + seconds),
         **compiled,
     }
+
+
+def report_unreadable(samples: TrainingSet, accelerator: Accelerator, progress: Progress):
+    """Name the images that this epoch was the first to find unreadable."""
+    marks = accelerator.reduce(samples.unreadable.to(accelerator.device, torch.int32), "sum")
+    names = [row_name(samples.dataset, row) for row in marks.nonzero().flatten().tolist()]
+    new = [name for name in names if name not in progress.unreadable]
+    progress.unreadable += new
+    if new and accelerator.is_main_process:
+        logger.warning(
+            "%d of %d training images cannot be read, and the next takes their place: %s",
+            *(len(progress.unreadable), len(samples.dataset), ", ".join(new)),
+        )
 
 
 def mean_of(losses: list[torch.Tensor], accelerator: Accelerator, epoch: int) -> float:

@@ -42,6 +42,8 @@ class DataRecipe:
         eval_split: Split that chooses the best checkpoint, of all data sets together. A set of a list may lack it.
         split_seed: Seed that splits the images of both splits again at random, each data set by itself. Sizes and
             shares of each source stay. None keeps the splits as they are.
+        max_unreadable: Largest share of the training images that may be unreadable. A line names them, and the next
+            image takes their place. Beyond this share training stops; with 0 it stops at the first.
         num_workers: Loader processes for each training process.
         transforms: Random changes of the training samples.
     """
@@ -51,6 +53,7 @@ class DataRecipe:
     train_split: str = "train"
     eval_split: str = "val"
     split_seed: int | None = None
+    max_unreadable: float = 0.01
     num_workers: int = 2
     transforms: TransformRecipe = field(default_factory=TransformRecipe)
 
@@ -336,7 +339,7 @@ _LIMITS = (
     ("from 0 to 1", lambda value: 0 <= value <= 1, _SHARES),
     ("from 1 to 100", lambda value: 1 <= value <= MOST_CHECKPOINTS, ["total_limit"]),
     ("between 0 and 1", lambda value: 0 < value < 1, ["ema_decay"]),
-    ("from 0 to below 1", lambda value: 0 <= value < 1, ["max_crop_ratio"]),
+    ("from 0 to below 1", lambda value: 0 <= value < 1, ["max_crop_ratio", "max_unreadable"]),
     ("1 or more", lambda value: 1 <= value < math.inf, ["max_stretch"]),
     ("from 0 to 0.5", lambda value: 0 <= value <= 0.5, ["hue"]),
     ("from 0 to 180 degrees", lambda value: 0 <= value <= 180, ["max_rotation"]),

@@ -38,7 +38,7 @@ from .recipe import DataRecipe, PhaseRecipe, Recipe, drop_old_keys, drop_old_swi
 logger = logging.getLogger(__name__)
 
 # Keys that may differ when a run is resumed. They do not change its result.
-FREE_KEYS = {"output_dir", "data.num_workers", "trackers", "save_every", "total_limit"}
+FREE_KEYS = {"output_dir", "data.num_workers", "data.max_unreadable", "trackers", "save_every", "total_limit"}
 CHECK_RECIPE = "check these values in the recipe; if they are right"
 
 
@@ -68,7 +68,7 @@ def check_masks(splits: dict[str, Dataset], recipe: DataRecipe, tasks: list[str]
     """
     if "segmentation" not in tasks:
         return
-    if problem := only_value(splits[recipe.train_split]):
+    if problem := only_value(splits[recipe.train_split], recipe.max_unreadable):
         raise UserError(
             f"split {recipe.train_split} of {', '.join(recipe.paths)}: {problem}, so there is nothing to learn; "
             "check its masks"
