@@ -279,7 +279,7 @@ class TrainingSet(torch.utils.data.Dataset):
         return image, mask
 
     def read(self, row: int) -> ImageAndMask:
-        """Return image and mask of a row, or of the next one that can be read.
+        """Return image and mask of a row or the next readable one.
 
         Raises:
             UnreadableSample: If more rows than allowed cannot be read.
