@@ -693,9 +693,23 @@ def test_unwritable_output_folder_is_reported(recipe_file, tmp_path):
 
 
 def test_diverging_training_stops(recipe_file, tmp_path):
-    with pytest.raises(UserError, match="the loss is (nan|inf)"):
-        train(load_recipe(recipe_file, ["phases.reconstruction.optimizer={name: sgd, learning_rate: 1e30}"]))
+    recipe = load_recipe(recipe_file, ["phases.reconstruction.optimizer={name: sgd, learning_rate: 1e30}"])
+    with pytest.raises(
+        UserError, match=r"the loss is (nan|inf) in epoch 1, batch 2 \((train-\d+(, )?){4}, saved in"
+    ) as caught:
+        train(recipe)
     assert not (tmp_path / "run" / "reconstruction" / "last").exists()
+    batch = torch.load(tmp_path / "run" / "diverged_batch.pt", weights_only=True)
+    assert all(name in str(caught.value) for name in batch["ids"])
+    # The ids are those of the images: each image in the file is that of its row, turned or flipped.
+    rows = {
+        row["id"]: row["image"].convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+        for row in load_data(recipe.data)["train"]
+    }
+    for name, pixels in zip(batch["ids"], batch["pixel_values"], strict=True):
+        expected = build_processor(recipe, None)(rows[name]).pixel_values
+        assert pixels.mean().item() == pytest.approx(expected.mean().item(), abs=1e-3)
+    assert len({round(pixels.mean().item(), 4) for pixels in batch["pixel_values"]}) == 4
 
 
 def test_unusable_checkpoint_is_rejected(recipe_file, tmp_path):

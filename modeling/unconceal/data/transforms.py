@@ -240,14 +240,21 @@ class TrainingSet(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def row(self, index: int) -> int:
+        """Return the row of a sample."""
+        return index if self.mixture is None else self.mixture.row(index, self.epoch.item())
+
+    def name(self, index: int) -> str:
+        """Return the id of a sample, for messages."""
+        return row_name(self.dataset, self.row(index))
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """Return `pixel_values` (3, H, W) and `labels` (H, W) in [0, 1].
 
         Raises:
             UnreadableSample: If too many rows cannot be decoded, or have masks of another size than their images.
         """
-        row = index if self.mixture is None else self.mixture.row(index, self.epoch.item())
-        image, mask = self.read(row)
+        image, mask = self.read(self.row(index))
         rng = np.random.default_rng([self.seed, self.epoch.item(), index])
         image, mask = turn_and_flip(image, mask, self.recipe, rng)
         # Separate numbers for the later changes: older recipes keep theirs.

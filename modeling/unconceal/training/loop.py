@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ from .start import (
 
 logger = logging.getLogger(__name__)
 
+DIVERGED_FILE = "diverged_batch.pt"
 UNCHANGED = TransformRecipe(rotate90_probability=0, flip_probability=0)
 
 
@@ -291,6 +293,11 @@ def run_phase(
     def save(name: str):
         kept = parts.averaged.module if parts.averaged is not None else network
         synchronize_buffers(kept)
+        if not all(weight.isfinite().all() for weight in network.state_dict().values()):
+            raise UserError(
+                f"the weights are not finite in epoch {progress.epoch + 1}; lower phases.*.optimizer.learning_rate or "
+                "set max_grad_norm (the checkpoint before is kept)"
+            )
         is_last = name == "last"
         limit = recipe.total_limit if is_last else 1
         save_checkpoint(folder / name, accelerator, kept, processor, progress, is_last, limit)
@@ -388,11 +395,13 @@ def train_epoch(
             batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
         parts.network.training_progress = (epoch - 1 + len(losses) / len(parts.batches)) / phase.epochs
         losses.append(train_step(phase, accelerator, parts, batch))
+        if not losses[-1].isfinite():
+            place = Path(recipe.output_dir) / DIVERGED_FILE
+            raise UserError(describe_divergence(losses[-1].item(), batch, parts, epoch, len(losses), place))
         first = first or time.perf_counter() - started
         num_samples += len(batch["pixel_values"])
         bar.update()
         if accelerator.sync_gradients and len(losses) < len(parts.batches) and schedule.is_due():
-            mean_of(losses, accelerator, epoch)  # weights of a run that diverged are not saved
             progress.batches = len(losses)
             progress.step = progress.epoch * parts.steps_per_epoch + len(losses) // phase.gradient_accumulation_steps
             progress.batch_losses = gather_object([torch.stack(losses).float().tolist()])
@@ -400,7 +409,7 @@ def train_epoch(
             save()
             schedule.saved()
     bar.close()
-    mean_loss = mean_of(losses, accelerator, epoch)
+    mean_loss = accelerator.reduce(torch.stack(losses).float().mean(), "mean").item()
     seconds = time.perf_counter() - started
     compiled = {"first_step_seconds": first} if recipe.compile else {}
     return {
@@ -410,6 +419,21 @@ def train_epoch(
         "data_wait_share": (waited_before + waited) / (seconds_before + seconds),
         **compiled,
     }
+
+
+def describe_divergence(loss: float, batch: dict, parts: PhaseParts, epoch: int, number: int, place: Path) -> str:
+    """Save the batch whose loss is not finite; return what to say."""
+    samples = parts.batches.dataset
+    parts.batches.set_epoch(epoch - 1)
+    names = [samples.name(index) for index in next(islice(parts.batches.batch_sampler, number - 1, None))]
+    saved = ""
+    with suppress(OSError, RuntimeError):  # a full disk must not hide the error
+        torch.save({**{name: values.cpu() for name, values in batch.items()}, "ids": names}, place)
+        saved = f", saved in {place}"
+    return (
+        f"the loss is {loss} in epoch {epoch}, batch {number} ({', '.join(names)}{saved}); lower "
+        "phases.*.optimizer.learning_rate or set max_grad_norm (the checkpoint before is kept)"
+    )
 
 
 def report_unreadable(samples: TrainingSet, accelerator: Accelerator, progress: Progress):
@@ -423,21 +447,6 @@ def report_unreadable(samples: TrainingSet, accelerator: Accelerator, progress: 
             "%d of %d training images cannot be read, and the next takes their place: %s",
             *(len(progress.unreadable), len(samples.dataset), ", ".join(new)),
         )
-
-
-def mean_of(losses: list[torch.Tensor], accelerator: Accelerator, epoch: int) -> float:
-    """Return the mean loss of all processes.
-
-    Raises:
-        UserError: If it is not finite.
-    """
-    mean_loss = accelerator.reduce(torch.stack(losses).float().mean(), "mean").item()
-    if not math.isfinite(mean_loss):
-        raise UserError(
-            f"the loss is {mean_loss} in epoch {epoch}; lower phases.*.optimizer.learning_rate or set max_grad_norm "
-            "(the checkpoint before is kept)"
-        )
-    return mean_loss
 
 
 def train_step(phase: PhaseRecipe, accelerator: Accelerator, parts: PhaseParts, batch: dict) -> torch.Tensor:
