@@ -692,6 +692,22 @@ def test_unwritable_output_folder_is_reported(recipe_file, tmp_path):
         train(load_recipe(recipe_file, [f"output_dir={tmp_path / 'file' / 'run'}"]))
 
 
+def test_dry_run_tries_each_phase_and_writes_nothing(recipe_file, tmp_path, capsys):
+    main(["train", str(recipe_file), "--dry-run"])
+    said = capsys.readouterr().out
+    for phase, epochs in (("reconstruction", 1), ("segmentation", 2)):
+        (row,) = re.findall(rf"\| {phase} \| 10 \| {epochs} \| 4 of 32x32 \| (.+) \| (.+) \| (.+) GiB \|", said)
+        rate, hours, memory = map(float, row)
+        assert hours == pytest.approx(10 * epochs / rate / 3600, rel=0.1)
+        assert 0.1 < memory < 20
+    assert "Nothing was written." in said
+    assert not (tmp_path / "run").exists()
+    with rejected("the loss is"):
+        main(
+            ["train", str(recipe_file), "--dry-run", "phases.segmentation.optimizer={name: sgd, learning_rate: 1e30}"]
+        )
+
+
 def test_diverging_training_stops(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file, ["phases.reconstruction.optimizer={name: sgd, learning_rate: 1e30}"])
     with pytest.raises(

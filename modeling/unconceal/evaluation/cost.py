@@ -206,12 +206,12 @@ def measure(case: Measurement) -> dict[str, Any]:
     if case.task in WHOLE_TASKS:
         return WHOLE_TASKS[case.task](case)
     step = STEPS[case.task](case)
-    held = _reset_peak(case.device)
+    held = reset_peak(case.device)
     start = time.perf_counter()
     with _timed_scans(case) as scans:
         first, seconds = _seconds(step, case)
     scan_share = sum(scans) / (time.perf_counter() - start)
-    peak = _peak_bytes(case.device)
+    peak = peak_bytes(case.device)
     result = {"seconds": seconds, "first_seconds": first, "peak_gib": peak / 2**30, "own_gib": (peak - held) / 2**30}
     if case.task in ("inference", "training"):
         num_pixels = case.batch_size * case.image_size**2
@@ -421,7 +421,7 @@ def _timed_scans(case: Measurement) -> Iterator[list[float]]:
         RunScan2d.scan = scan
 
 
-def _reset_peak(device: str) -> int:
+def reset_peak(device: str) -> int:
     """Forget the peak memory so far; return the bytes in use."""
     if device != "cpu":
         backend = torch.get_device_module(device)
@@ -432,7 +432,8 @@ def _reset_peak(device: str) -> int:
     return psutil.Process().memory_info().rss
 
 
-def _peak_bytes(device: str) -> int:
+def peak_bytes(device: str) -> int:
+    """Return the peak memory of this process, or of the tensors on an accelerator."""
     if device != "cpu":
         return torch.get_device_module(device).max_memory_allocated()
     status = Path("/proc/self/status")
