@@ -92,12 +92,12 @@ def run_child(recipe: Path, kill_after: int):
     """Train in this process, and kill it after some steps."""
     original, steps = loop.train_step, 0
 
-    def train_step(*arguments):
+    def train_step(*arguments, **options):
         nonlocal steps
         steps += 1
         if steps == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments)
+        return original(*arguments, **options)
 
     loop.train_step = train_step
     loop.train(load_recipe(recipe), resume=True)

@@ -201,12 +201,12 @@ def stop_after(steps, recipe, **options):
     """Train until a step is asked for; return how many were done."""
     original, done = loop.train_step, 0
 
-    def train_step(*arguments):
+    def train_step(*arguments, **options):
         nonlocal done
         if done == steps:
             raise KeyboardInterrupt
         done += 1
-        return original(*arguments)
+        return original(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", train_step)
@@ -342,8 +342,8 @@ def test_a_run_that_diverges_within_an_epoch_is_not_saved(recipe_file, tmp_path)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_stop(number, recipe_file, tmp_path):
     code = "import os, sys; from unconceal.training import loop; original = loop.train_step; calls = []\n"
-    code += f"def train_step(*a):\n  calls.append(1)\n  if len(calls) == 2: os.kill(os.getpid(), {int(number)})\n"
-    code += "  return original(*a)\n"
+    code += f"def train_step(*a, **k):\n  calls.append(1)\n  if len(calls) == 2: os.kill(os.getpid(), {int(number)})\n"
+    code += "  return original(*a, **k)\n"
     code += "loop.train_step = train_step; from unconceal.__main__ import main; main(sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, "train", str(recipe_file)],
@@ -690,6 +690,22 @@ def test_unwritable_output_folder_is_reported(recipe_file, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
         train(load_recipe(recipe_file, [f"output_dir={tmp_path / 'file' / 'run'}"]))
+
+
+def test_last_group_of_batches_has_its_full_weight(recipe_file, tmp_path):
+    """An epoch of one batch is one step, however many batches a step has otherwise."""
+    settings = ["phases.reconstruction={epochs: 2, batch_size: 10, optimizer: {name: sgd, learning_rate: 0.1}}"]
+    settings += ["phases.segmentation={epochs: 1, batch_size: 5}"]
+    folders = []
+    for steps in (1, 3):
+        folders.append(tmp_path / str(steps))
+        changed = [f"phases.reconstruction.gradient_accumulation_steps={steps}", f"output_dir={folders[-1]}"]
+        train(load_recipe(recipe_file, [*settings, *changed]))
+    one, three = (weights_of(folder / "reconstruction" / "last") for folder in folders)
+    start = SrsForReconstruction(AutoModel.from_pretrained(folders[0] / "reconstruction" / "last").config).state_dict()
+    for name, weight in one.items():
+        torch.testing.assert_close(three[name], weight, rtol=1e-5, atol=1e-6)
+    assert any((one[name] - start[name]).abs().max() > 1e-3 for name in start if start[name].is_floating_point())
 
 
 def test_dry_run_tries_each_phase_and_writes_nothing(recipe_file, tmp_path, capsys):

@@ -394,7 +394,10 @@ def train_epoch(
         if recipe.channels_last:
             batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
         parts.network.training_progress = (epoch - 1 + len(losses) / len(parts.batches)) / phase.epochs
-        losses.append(train_step(phase, accelerator, parts, batch))
+        # The last group of an epoch may have fewer batches; the mean is over those.
+        group = phase.gradient_accumulation_steps
+        size = min(group, len(parts.batches) - len(losses) // group * group)
+        losses.append(train_step(phase, accelerator, parts, batch, weight=group / size))
         if not losses[-1].isfinite():
             place = Path(recipe.output_dir) / DIVERGED_FILE
             raise UserError(describe_divergence(losses[-1].item(), batch, parts, epoch, len(losses), place))
@@ -449,11 +452,13 @@ def report_unreadable(samples: TrainingSet, accelerator: Accelerator, progress: 
         )
 
 
-def train_step(phase: PhaseRecipe, accelerator: Accelerator, parts: PhaseParts, batch: dict) -> torch.Tensor:
-    """Train on one batch; return its loss."""
+def train_step(
+    phase: PhaseRecipe, accelerator: Accelerator, parts: PhaseParts, batch: dict, weight: float = 1.0
+) -> torch.Tensor:
+    """Train on one batch, whose gradients have a weight; return its loss."""
     with accelerator.accumulate(parts.model):
         loss = parts.model(**batch).loss
-        accelerator.backward(loss)
+        accelerator.backward(loss if weight == 1 else weight * loss)
         for parameter in parts.frozen:
             parameter.grad = None
         if accelerator.sync_gradients and phase.max_grad_norm is not None:
