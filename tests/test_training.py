@@ -501,6 +501,33 @@ def test_two_processes_train_and_evaluate(recipe_file, scenes, tmp_path):
     assert history(folder)[-1]["eval_loss"] == pytest.approx(float(sum(losses)) / len(losses), rel=1e-6)
 
 
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    """The encoder's batch norms are frozen, and the decoder has none."""
+    build_synthetic("ultrasound", tmp_path / "data", {"train": 12, "val": 2}, size=48)
+    backbone = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8] * 4, "depths": [1] * 4}
+    phase = {"epochs": 3, "batch_size": 4, "freeze_norms_epochs": 3, "max_grad_norm": 0.5, "ema_decay": 0.9}
+    recipe = {
+        "network": "opds",
+        "model": {"backbone_config": backbone, "decoder_hidden_sizes": [8] * 4, "num_bases": 2},
+        "output_dir": str(tmp_path / "run"),
+        "data": {"path": str(tmp_path / "data"), "num_workers": 0, "transforms": {"brightness": 0.5}},
+        "processor": {"size": {"height": 32, "width": 32}},
+        "mixed_precision": "no",
+        "phases": {"segmentation": {**phase, "optimizer": {"name": "sgd", "learning_rate": 0.05}}},
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    one, two = (tmp_path / name / "segmentation" / "last" for name in ("one", "two"))
+    train(load_recipe(file, [f"output_dir={tmp_path / 'one'}"]))
+    half = [f"output_dir={tmp_path / 'two'}", "phases.segmentation.batch_size=2"]
+    run_train(*TWO_PROCESSES, ROOT / "scripts/train.py", file, *half)
+    losses = [[row["train_loss"] for row in history(folder)] for folder in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert max(losses[0]) - min(losses[0]) > 1e-3
+    for name, weight in weights_of(one).items():
+        torch.testing.assert_close(weights_of(two)[name], weight, rtol=1e-4, atol=1e-5)
+
+
 def test_metric_of_the_protocol_chooses_the_best_checkpoint(recipe_file, tmp_path):
     settings = ["protocol=cod", "best_metric=mae", "phases.segmentation.epochs=3"]
     best = train(load_recipe(recipe_file, settings))
