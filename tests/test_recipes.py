@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from common import rejected
 
 from unconceal.__main__ import main
@@ -20,7 +21,7 @@ from unconceal.utils.errors import UserError
 
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(ROOT.glob("configs/*/*.yaml"))
+RECIPES = sorted(path for name in NETWORKS for path in ROOT.glob(f"configs/{name}/*.yaml"))
 SMOKE = ROOT / "configs/srs/smoke.yaml"
 
 
@@ -266,3 +267,13 @@ def test_home_folder_of_a_recipe_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     recipe = load_recipe(ROOT / "configs/run/smoke.yaml", ["output_dir=~/run", "data.path=[~/a,owner/~b]"])
     assert (recipe.output_dir, recipe.data.path) == (f"{tmp_path}/run", [f"{tmp_path}/a", "owner/~b"])
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "machines"), [("one_gpu", 1, 1), ("one_node", 4, 1), ("several_nodes", 8, 2)]
+)
+def test_examples_for_accelerate_launch(name, processes, machines):
+    config = load_config_from_file(str(ROOT / f"configs/accelerate/{name}.yaml"))
+    assert (config.num_processes, config.num_machines) == (processes, machines)
+    assert (config.distributed_type == "MULTI_GPU") == (processes > 1)
+    assert config.mixed_precision == "no" and not config.use_cpu
