@@ -179,7 +179,8 @@ def check_large_images(name: str, find: Pipeline, image: Image.Image, refined: t
         found = find(large, cutout=True)
         pixels = np.asarray(found["cutout"])
         assert (found["cutout"].mode, found["cutout"].size) == ("RGBA", large.size), found["cutout"]
-        assert np.array_equal(pixels[..., 3], np.asarray(found["mask"]))
+        opacity = ((np.asarray(found["mask"]) / 255 - 0.3) / 0.6).clip(0, 1)
+        assert np.abs(pixels[..., 3] / 255 - opacity).max() < 0.01
         changed = (pixels[..., :3] != np.asarray(large)).any(-1)
         assert changed.any() == estimates
         for mask in (found["mask"], found["probs"], found["probs"].numpy()):

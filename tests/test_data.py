@@ -1149,8 +1149,8 @@ def test_crop_is_placed_on_objects():
         found = 0
         for seed in range(40):
             pixel_values, cut = crop(labels[None], labels, TransformRecipe(**fields), np.random.default_rng(seed))
-            assert torch.equal(pixel_values[0], cut)
-            assert cut.shape == (min(fields["crop_size"], 48),) * 2
+            assert torch.equal(pixel_values[0] > 0.5, cut > 0.5)
+            assert cut.shape == (fields["crop_size"],) * 2
             found += int(cut.sum())
         return found
 

@@ -53,8 +53,8 @@ def check(found, expected):
         assert np.abs(np.asarray(one["mask"]) - 255 * one["probs"].numpy()).max() <= 0.5 + 1e-3
 
 
-def test_all_kinds_of_inputs(find, model, images, tmp_path):
-    expected = masks_of(model, images)
+def test_all_kinds_of_inputs(model, images, tmp_path):
+    find, expected = make_pipeline(model, refine="never"), masks_of(model, images)
     path = tmp_path / "image.png"
     images[0].save(path)
     array = np.asarray(images[0])

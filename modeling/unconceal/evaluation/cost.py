@@ -433,7 +433,7 @@ def reset_peak(device: str) -> int:
 
 
 def peak_bytes(device: str) -> int:
-    """Return the peak memory of this process, or of the tensors on an accelerator."""
+    """Return the peak memory of this process, or of an accelerator's tensors."""
     if device != "cpu":
         return torch.get_device_module(device).max_memory_allocated()
     status = Path("/proc/self/status")

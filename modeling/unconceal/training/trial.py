@@ -1,4 +1,4 @@
-"""Try a recipe: a few steps of each phase, and what the whole would cost."""
+"""Try a recipe for a few steps, and estimate its cost."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ STEPS = 2
 
 
 def try_recipe(recipe: Recipe) -> list[dict[str, Any]]:
-    """Train each phase for a few steps on its data; estimate its cost.
+    """Train each phase for a few steps; estimate its cost.
 
     Nothing is written. Phases start from random weights, and evaluations are not counted.
 
