@@ -770,6 +770,16 @@ def test_what_counts_as_object(image, expected, changed, tmp_path):
     assert is_object(to_mask(Image.open(tmp_path / "mask.png"))).tolist() == [expected]
 
 
+def test_cutouts_and_maps_of_classes_with_a_palette(tmp_path):
+    colors = [(9 * i, 120, 255 - 9 * i) for i in range(20)]
+    photo = palette_image(*colors)
+    photo.save(tmp_path / "cutout.png", transparency=bytes([0] * 10 + [255] * 10))
+    assert read_mask(tmp_path / "cutout.png").mask.tolist() == [[False] * 10 + [True] * 10]
+    classes = palette_image((0, 0, 0), (255, 0, 0), (0, 255, 0))
+    classes.save(tmp_path / "classes.png", transparency=0)  # a clear background
+    assert read_mask(tmp_path / "classes.png", foreground=[2]).mask.tolist() == [[False, False, True]]
+
+
 def write_levels(root, levels):
     """Write images with masks of these values, each for a part of the mask."""
     for i, values in enumerate(levels):

@@ -16,8 +16,10 @@ from hub_server import HubServer
 from PIL import Image as PilImage
 
 from unconceal.api import load
+from unconceal.data.loading import load_splits
 from unconceal.data.write import FEATURES
 from unconceal.segmenting import Job, Runner, plan_jobs
+from unconceal.segmenting_data import shards_of_data
 from unconceal.utils.errors import UserError
 from unconceal.utils.threads import map_ahead
 
@@ -199,7 +201,7 @@ def test_a_data_set_becomes_a_data_set(rows, segment, tmp_path):
     made = load_dataset(str(target), split="test", cache_dir=tmp_path / "cache")
     assert made.features == FEATURES
     assert made["id"][:] == [f"case/{i}" for i in range(9) if i != 4]
-    assert set(made["source"]) == {str(rows)}
+    assert set(made["source"]) == {"rows"}
     # The same masks as files.
     segment("--data", rows, "--split", "test", "--out", tmp_path / "out")
     for row in made:
@@ -212,6 +214,23 @@ def test_a_data_set_becomes_a_data_set(rows, segment, tmp_path):
     (rows / "test-00002-of-00003.parquet").unlink()
     with rejected("which is not of this data"):
         segment("--data", rows, "--split", "test", "--to-data", target)
+
+
+def test_rows_without_ids_have_the_names_that_evaluation_gives_them(segment, tmp_path):
+    noise().save(tmp_path / "one.png")
+    image = {"bytes": (tmp_path / "one.png").read_bytes()}
+    data = Dataset.from_dict(
+        {"image": [image] * 7, "mask": [image] * 7}, Features({"image": Image(), "mask": Image()})
+    )
+    for number, rows in enumerate(([0, 1], [2, 3, 4], [5, 6])):
+        data.select(rows).to_parquet(tmp_path / "rows" / f"test-{number:05d}-of-00003.parquet")
+    loaded = load_splits(str(tmp_path / "rows"), ["test"])["test"]
+    assert segment("--data", tmp_path / "rows", "--split", "test", "--to-data", tmp_path / "masks")[0] == 0
+    made = load_dataset(str(tmp_path / "masks"), split="test", cache_dir=tmp_path / "cache")
+    assert made["id"][:] == loaded["id"][:] == [f"test-{row}" for row in range(7)]
+    assert made["source"][:] == loaded["source"][:] == ["rows"] * 7
+    jobs = shards_of_data(str(tmp_path / "rows"), "test")[2].jobs()  # as another process would read it
+    assert [job.row["id"] for job in jobs] == ["test-5", "test-6"]
 
 
 def test_other_settings_do_not_mix_in_a_data_set(rows, segment, tmp_path, caplog):
@@ -282,6 +301,36 @@ def test_ids_are_no_way_out_of_the_folder(segment, tmp_path):
 
 
 @pytest.mark.slow
+def test_mark_of_a_network_on_the_hub_names_its_weights(checkpoint, tmp_path):
+    """Its weights can change under one id."""
+    hub = HubServer()
+    hub.start()
+    code = """
+import pathlib, sys
+from huggingface_hub import HfApi
+from unconceal.segmenting import describe_settings
+folder, api = pathlib.Path(sys.argv[1]), HfApi()
+api.create_repo("org/net")
+for text in ("one", "two"):
+    (folder / "note.txt").write_text(text)
+    api.upload_folder(repo_id="org/net", folder_path=folder)
+    print(describe_settings("org/net", None, refine="auto"))
+print(describe_settings("org/net", "main", refine="auto"))
+print(describe_settings("org/absent", None))
+"""
+    shutil.copytree(checkpoint, tmp_path / "net")
+    command = [sys.executable, "-c", code, str(tmp_path / "net")]
+    try:
+        done = subprocess.run(command, env=hub.environment(tmp_path / "home"), capture_output=True, text=True)
+    finally:
+        hub.stop()
+    marks = done.stdout.splitlines()
+    assert len(marks) == 4, done.stderr
+    assert all(re.fullmatch(r"org/net \(commit [0-9a-f]{12}\), refine auto", mark) for mark in marks[:3]), marks
+    assert marks[0] != marks[1] == marks[2] and marks[3] == "org/absent"
+
+
+@pytest.mark.slow
 def test_shards_go_to_the_hub_and_are_not_sent_again(checkpoint, rows, tmp_path):
     hub = HubServer()
     hub.start()
@@ -289,7 +338,7 @@ def test_shards_go_to_the_hub_and_are_not_sent_again(checkpoint, rows, tmp_path)
     command += ["--to-data", "org/masks", "--model", str(checkpoint), "--device", "cpu"]
     options = {"env": hub.environment(tmp_path / "home"), "cwd": tmp_path, "capture_output": True, "text": True}
     try:
-        first, second = (subprocess.run(command, **options) for _ in range(2))
+        first, second, other = (subprocess.run(command + more, **options) for more in ([], [], ["--threshold", "0.4"]))
         files = hub.files("org/masks", "dataset")
         loaded = "from datasets import load_dataset; print(len(load_dataset('org/masks', split='test')))"
         reader = subprocess.run([sys.executable, "-c", loaded], **options)
@@ -298,5 +347,6 @@ def test_shards_go_to_the_hub_and_are_not_sent_again(checkpoint, rows, tmp_path)
     assert (first.returncode, second.returncode) == (1, 0), first.stderr + second.stderr
     assert "9 images: 8 segmented into org/masks" in first.stdout
     assert "3 shards skipped" in second.stdout
+    assert other.returncode == 2 and "other settings: " in other.stderr and "now " in other.stderr, other.stderr
     assert sum(name.startswith("data/test-") for name in files) == 3
     assert reader.stdout == "8\n", reader.stderr

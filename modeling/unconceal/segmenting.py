@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .utils.errors import UserError
-from .utils.files import file_sha256, is_folder, make_folder, replacing
+from .utils.files import file_sha256, is_folder, is_hub_id, make_folder, replacing
 from .utils.images import IMAGE_SUFFIXES, MAX_PIXELS, open_image
 from .utils.threads import map_ahead
 
@@ -90,7 +90,23 @@ def describe_settings(model: str, revision: str | None, **options: Any) -> str:
             if path.suffix in WEIGHTS or path.name in (CONFIG, PROCESSOR):
                 digest.update(bytes.fromhex(file_sha256(path)))
         name = f"{Path(model).resolve().name} ({digest.hexdigest()[:12]})"
+    elif is_hub_id(model):
+        with suppress(OSError):  # loading it reports the reason
+            name = f"{model} (commit {commit_of(model, revision)[:12]})"
     return ", ".join([name, *(f"{key} {value}" for key, value in options.items() if value is not None)])
+
+
+def commit_of(repo_id: str, revision: str | None) -> str:
+    """Return the commit of a network on the Hub.
+
+    Raises:
+        OSError: If there is none, on the Hub or in the cache.
+    """
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    from .hub.shipped import CONFIG
+
+    return extract_commit_hash(cached_file(repo_id, CONFIG, revision=revision), None)
 
 
 def unfinished(job: Job, settings: str, overwrite: bool, settings_of: Callable[[Path], str | None]) -> Job | None:

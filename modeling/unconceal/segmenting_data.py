@@ -85,24 +85,36 @@ def shards_of_data(data: str, split: str) -> list[Shard]:
     rows = rows.decode(False)
     rows = rows.reshard() if hasattr(rows, "reshard") else rows  # one part for each row group
     number = min(rows.num_shards, max(MANY_SHARDS, -(-rows.num_shards // GROUPS_PER_SHARD)))
+    has_ids, counts = "id" in rows.column_names, {}
+
+    def rows_before(i: int) -> int:
+        """Count the rows of earlier shards, by which `load_splits` names rows too."""
+        for j in set(range(i)) - counts.keys():
+            batches = rows.shard(num_shards=number, index=j).with_format("arrow").iter(batch_size=1000)
+            counts[j] = sum(batch.num_rows for batch in batches)
+        return sum(counts[j] for j in range(i))
 
     def read(i: int) -> Iterator[Job]:
         try:
+            first = 0 if has_ids else rows_before(i)
             for number_in_shard, row in enumerate(rows.shard(num_shards=number, index=i)):
-                yield _row_job(row, f"{split}-{i:05d}-{number_in_shard:06d}", data)
+                default_id = (
+                    f"{split}-{i:05d}-{number_in_shard:06d}" if has_ids else f"{split}-{first + number_in_shard}"
+                )
+                yield _row_job(row, default_id, Path(data).name)
         except (OSError, ValueError, DatasetsError, pa.ArrowException) as error:
             raise UserError(f"cannot read {data}: {one_line(error)}; run the command again to go on") from error
 
     return [Shard(_shard_name(split, i, number), lambda i=i: read(i)) for i in range(number)]
 
 
-def _row_job(row: dict, default_id: str, data: str) -> Job:
+def _row_job(row: dict, default_id: str, default_source: str) -> Job:
     id = str(row.get("id") or default_id)
     image = row["image"] or {}
     path = image.get("path")
     source = image.get("bytes") or (Path(path) if path else UserError("the row has no image"))
     name = PurePosixPath(path or f"{id}.png").name
-    return Job(id, source, row={"id": id, "source": str(row.get("source") or data), "path": name})
+    return Job(id, source, row={"id": id, "source": str(row.get("source") or default_source), "path": name})
 
 
 def _shard_name(split: str, i: int, number: int) -> str:
@@ -154,7 +166,7 @@ class DataTarget:
 
         Raises:
             UserError: If the place cannot be used, or holds something else. Without `overwrite`, also if a shard of
-                this split in a folder has other settings; those on the Hub are not read.
+                this split has other settings. Of those on the Hub one is read.
         """
         folder = Path(self.name)
         if self.on_hub:
@@ -176,13 +188,21 @@ class DataTarget:
         for name in sorted(names - ours):
             if not SHARD_NAME.fullmatch(name) or name.startswith(f"{self.split}-"):
                 raise UserError(f"{self.name} holds {name}, which is not of this data; choose another --to-data")
-        if not self.on_hub and not overwrite:
-            for name in sorted(names & ours):
-                self._check_settings(folder / "data" / name)
+        there = [] if overwrite else sorted(names & ours)
+        for name in there[:1] if self.on_hub else there:
+            self._check_settings(name)
         return names
 
-    def _check_settings(self, shard: Path):
-        found = (pq.read_schema(shard).metadata or {}).get(SETTINGS_KEY, b"").decode(errors="replace")
+    def _check_settings(self, name: str):
+        shard = Path(self.name) / "data" / name
+        if self.on_hub:
+            from .hub.push import open_file
+
+            with open_file(self.name, "dataset", f"data/{name}") as file:
+                schema = pq.read_schema(file)
+        else:
+            schema = pq.read_schema(shard)
+        found = (schema.metadata or {}).get(SETTINGS_KEY, b"").decode(errors="replace")
         if found != self.settings:
             raise other_settings(shard, found or "unknown", self.settings, "--to-data")
 

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace):
         raise UserError("got no token of the Hub; log in with `hf auth login`, or set HF_TOKEN")
     logging.disable_progress_bar()
     with TemporaryDirectory() as folder:
-        # A dry run does without the Hub.
+        # A dry run needs no repository. The Hub is asked only for what the card links to.
         asks = not args.dry_run and args.kind != "space"
         present = read_card(args.repo_id, args.kind, args.revision) if asks else None
         upload = _stage(args, Path(folder), present)

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import BinaryIO
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, RepoCard
 from huggingface_hub.constants import DEFAULT_REVISION
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
@@ -162,6 +163,18 @@ def list_files(repo_id: str, repo_type: str) -> list[str]:
         if not api.repo_exists(repo_id, repo_type=repo_type):
             return []
         return api.list_repo_files(repo_id, repo_type=repo_type)
+
+
+@contextmanager
+def open_file(repo_id: str, repo_type: str, path: str) -> Iterator[BinaryIO]:
+    """Open a file in a repository without downloading all of it.
+
+    Raises:
+        UserError: If the Hub cannot be reached, or there is no such file.
+    """
+    api = HfApi()
+    with _explained(repo_id, api.endpoint), HfFileSystem().open(f"{repo_type}s/{repo_id}/{path}", "rb") as file:
+        yield file
 
 
 def _check_card(upload: Upload):
