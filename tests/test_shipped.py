@@ -322,6 +322,22 @@ def test_card_names_the_training_before(run, made_up, tmp_path, monkeypatch):
     assert "network: RUN with efficientnet-lite0" in now and before.count("## Results") == 1
 
 
+def test_card_of_a_network_that_keeps_the_size_of_images(run, made_up, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "pretrained")
+    own = Path(shutil.copytree(run, tmp_path / "own"))
+    for name in ("best", "last"):
+        file = own / "segmentation" / name / "preprocessor_config.json"
+        if file.exists():
+            file.write_text(json.dumps({**json.loads(file.read_text()), "do_resize": False}))
+    text = (ship.ship_model(own, "polyp") / "README.md").read_text()
+    resized = (made_up / "polyp" / "README.md").read_text()
+    sizes = "images keep their size, and larger ones than 64x64 are cut into overlapping tiles."
+    assert sizes in text and "images are resized to" not in text and "Every image is resized" not in text
+    assert sizes not in resized and "images are resized to 64x64." in resized
+    assert ".\n- It tells one kind" in text and ".\n- It tells one kind" in resized  # no gap in the list
+    assert shipped.describe("polyp").input_size == "as it is"
+
+
 def test_false_alarms_are_counted_apart(run, made_up, tmp_path, monkeypatch):
     monkeypatch.setattr(shipped, "FOLDER", tmp_path / "pretrained")
     split = ship.load_data(load_recipe(run / "recipe.yaml").data)["val"]

@@ -189,6 +189,7 @@ def make_model_card(
         version=__version__,
         parameters=f"{segmenter.model.num_parameters() / 1e6:.2f}",
         size=size_text((segmenter.processor.size.width, segmenter.processor.size.height)),
+        resizes=segmenter.processor.do_resize,
         smallest=size_text((segmenter.model.min_image_size,) * 2),
         data=_data_facts(training) if training else None,
         recipe=recipe,

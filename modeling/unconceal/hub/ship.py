@@ -218,7 +218,7 @@ def _facts(
         "network": " with ".join([network_name(segmenter.model.config).upper(), *encoder]),
         "parameters": segmenter.model.num_parameters(),
         "megabytes": round((folder / WEIGHTS).stat().st_size / 1e6, 2),
-        "input_size": size_text((size.width, size.height)),
+        "input_size": size_text((size.width, size.height)) if segmenter.processor.do_resize else "as it is",
         "data": ", ".join(title.partition(":")[0] for title in titles),
         "terms": text["terms"],
         "headline": list(text["headline"]),

@@ -30,7 +30,7 @@ class Shipped:
     network: str  # such as RUN
     parameters: int
     megabytes: float  # of the weights' file
-    input_size: str  # to which images are resized, such as 352x352
+    input_size: str  # to which images are resized, such as 352x352, or "as it is"
     data: str  # that it was trained on
     terms: str  # under which it may be used
     numbers: dict[str, float]  # title -> value on the validation split, the most telling ones
