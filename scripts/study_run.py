@@ -125,11 +125,11 @@ class RunWithLastStep(RunForImageSegmentation):
         logits = self.last_step(1, energy, maps["share_logits"][-1], last, before)
         return maps | {"logits": logits}
 
-    def compute_loss(self, labels, image, logits, mask_logits, *maps):
+    def loss_terms(self, labels, image, logits, mask_logits, *maps):
         config, last = self.config, upsample(mask_logits[-1], FINEST_STRIDE)
         weights = contour_weights(labels)
         last = structure_loss(last, labels, weights, config.bce_weight, config.iou_weight)
-        return super().compute_loss(labels, image, logits, mask_logits, *maps) + last
+        return {**super().loss_terms(labels, image, logits, mask_logits, *maps), "last": last}
 
 
 class PlainDecoder(RunForImageSegmentation):

@@ -353,13 +353,20 @@ class ModelTester(PretrainedTester):
         else:
             assert torch.equal(loss, model(**inputs).loss)
 
+    def test_terms_add_up_to_the_loss(self):
+        output = self.make_model()(**self.make_inputs())
+        if self.needs_labels:
+            assert len(output.loss_dict) > 1 and not any(term.requires_grad for term in output.loss_dict.values())
+            torch.testing.assert_close(sum(output.loss_dict.values()), output.loss.detach())
+
     def test_images_of_a_batch_are_independent(self):
         model, inputs = self.make_lively_model(), self.make_inputs(batch_size=3)
 
         def run(images: slice):
             with torch.no_grad():
                 output = model(**{name: value[images] for name, value in inputs.items()}, output_hidden_states=True)
-            return output.loss, output[self.main_output], tree_leaves(output.to_tuple()[1:])
+            maps = [value for name, value in output.items() if name not in ("loss", "loss_dict")]
+            return output.loss, output[self.main_output], tree_leaves(maps)
 
         loss, prediction, together = run(slice(3))
         assert (prediction[0] - prediction[1]).abs().max() > 1e-2, "too similar for this test"

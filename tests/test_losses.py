@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from unconceal.models.losses import (
+    add_terms,
     ambiguity_coefficient,
     ambiguity_loss,
-    bce_dice_loss,
+    bce_dice_terms,
     contour_weights,
     dice_loss,
     edge_dice_loss,
@@ -24,6 +25,11 @@ SURE = 40.0  # a logit whose sigmoid is 0 or 1 in float32
 def mask(*values: float) -> torch.Tensor:
     """One image of one row, (1, 1, 1, W)."""
     return torch.tensor(values, dtype=torch.float32).reshape(1, 1, 1, -1)
+
+
+def bce_dice_loss(*args) -> torch.Tensor:
+    """Add both terms."""
+    return add_terms(bce_dice_terms(*args))[0]
 
 
 @pytest.mark.parametrize(

@@ -341,7 +341,7 @@ class TestRunForImageSegmentation(ModelTester):
         maps = {name: list(getattr(output, name)) for name in names}
 
         def loss():
-            return model.compute_loss(labels, image, output.logits, **maps)
+            return sum(model.loss_terms(labels, image, output.logits, **maps).values())
 
         expected = loss()
         for name in names:

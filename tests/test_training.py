@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -1045,6 +1045,33 @@ def test_frozen_parts_do_not_move_in_the_first_epochs(start_phase, key):
             assert {name.removeprefix("backbone.").rpartition(".")[0] for name in stays} == norms
 
 
+def test_batch_norms_that_learn_can_normalize_over_all_processes(recipe_file, checkpoint, tmp_path):
+    """The frozen encoder of SRS keeps its statistics. The real thing needs two GPUs."""
+    network = AutoModelForImageSegmentation.from_pretrained(checkpoint)
+    names = list(network.state_dict())
+    loop.share_statistics(network)
+    norms = {name: type(module) for name, module in network.named_modules() if "BatchNorm" in type(module).__name__}
+    shared = {name for name, kind in norms.items() if kind is torch.nn.SyncBatchNorm}
+    assert shared == {name for name in norms if not name.startswith("reconstruction_encoder.")} != set(norms)
+    assert list(network.state_dict()) == names
+    network.save_pretrained(tmp_path / "saved")
+    assert_equal_weights(tmp_path / "saved", checkpoint)
+    images = torch.randn(2, 3, 40, 32)
+    with torch.no_grad():
+        one, other = network.eval()(images).logits, AutoModel.from_pretrained(checkpoint)(images).logits
+        torch.testing.assert_close(network.for_inference()(images).logits, one, atol=1e-4, rtol=0)
+    assert torch.equal(one, other)
+
+
+def test_common_batch_norms_on_a_cpu_are_refused_before_anything_is_written(recipe_file, tmp_path):
+    state = SimpleNamespace(
+        num_processes=2, device=torch.device("cpu"), is_main_process=True, main_process_first=nullcontext
+    )
+    with rejected("sync_batch_norm needs GPUs"):
+        loop.run_phases(load_recipe(recipe_file, ["sync_batch_norm=true"]), state, False, False, None, None)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
 def test_mean_of_the_weights_follows_the_first_weights_closely(start_phase):
     *_, parts = start_phase(ema_decay=0.5)
     averaged, network = parts.averaged, parts.network
@@ -1132,3 +1159,122 @@ def test_one_process_instead_of_several_is_reported(monkeypatch, caplog, option)
     assert not caplog.text
     loop.report_processes(SimpleNamespace(num_processes=1))
     assert "one process trains, not 2: on a CPU, start them with torchrun --nproc-per-node 2" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_that_loses_a_process_ends_with_one_line(recipe_file, tmp_path):
+    """The second process is killed in its fourth step."""
+    code = """
+import os, signal, sys
+from unconceal.training import loop
+original, calls = loop.train_step, []
+def train_step(*args, **options):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **options)
+loop.train_step = train_step
+from unconceal.__main__ import entry
+sys.argv[0] = "unconceal"
+entry()
+"""
+    (tmp_path / "dying.py").write_text(code)
+    command = [sys.executable, *TWO_PROCESSES, tmp_path / "dying.py", "train", recipe_file]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode not in (0, 2)
+    lines = [line for line in done.stderr.splitlines() if "another process of this run ended" in line]
+    assert len(lines) == 1 and lines[0].endswith("--resume goes on from the last checkpoint"), done.stderr
+    assert "loop.py" not in done.stderr  # no traceback of ours
+    assert (tmp_path / "run" / "reconstruction" / "last").is_dir()
+    run_train(*TWO_PROCESSES, "-m", "unconceal", "train", recipe_file, "--resume")
+
+
+# ---- what a run tells -----------------------------------------------------------------------------------------------
+
+
+def log_of(folder, kind):
+    rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [row for row in rows if row["kind"] == kind]
+
+
+def test_log_tells_losses_by_term_speed_and_memory(recipe_file, tmp_path):
+    train(load_recipe(recipe_file, ["log_every=2"]))
+    folder = tmp_path / "run" / "segmentation"
+    epochs, steps = log_of(folder, "epoch"), log_of(folder, "steps")
+    record = json.loads((folder / "last" / "progress.json").read_text())["history"]
+    assert [{key: row[key] for key in record[0]} for row in epochs] == record
+    assert [row["step"] for row in epochs] == [3, 6] and [row["step"] for row in steps] == [2, 5]
+    for row in [*epochs, *steps]:
+        assert row["losses"].keys() == {"cross_entropy", "dice"}
+        assert sum(row["losses"].values()) == pytest.approx(row.get("loss", row.get("train_loss")), abs=1e-5)
+    assert all(row["samples_per_second"] > 0 and 0.1 < row["memory_gib"] < 100 for row in steps)
+    assert steps[0]["learning_rate"] > steps[1]["learning_rate"] > 0
+    assert not log_of(tmp_path / "run" / "reconstruction", "epoch")[0]["losses"]
+
+
+def test_trackers_get_losses_by_term_and_sample_images(recipe_file, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(load_recipe(recipe_file, ["log_every=1"]))
+    folder = tmp_path / "run" / "segmentation"
+    events = event_accumulator.EventAccumulator(str(folder.parent / "segmentation")).Reload()
+    scalars = events.Tags()["scalars"]
+    assert {"losses/dice", "steps/loss", "steps/losses/cross_entropy", "eval_iou", "steps/memory_gib"} <= set(scalars)
+    assert len(events.Scalars("steps/loss")) == 6 and len(events.Scalars("train_loss")) == 2
+    assert [image.step for image in events.Images("samples")] == [3, 6]
+    with Image.open(folder / "samples.png") as sheet:
+        assert sheet.width > 1000 and sheet.height > 3 * 320  # rows of three images
+
+
+def test_resumed_log_has_each_step_once(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file, ["log_every=1", "save_every=2steps"])
+    stop_after(3 + 3 + 2, recipe)  # two steps into the second epoch, saved after the first of them
+    log = tmp_path / "run" / "segmentation" / "log.jsonl"
+    log.write_text(log.read_text() + '{"kind": "st')  # a kill can leave half a line
+    train(recipe, resume=True)
+    folder = tmp_path / "run" / "segmentation"
+    assert [row["step"] for row in log_of(folder, "steps")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in log_of(folder, "epoch")] == [3, 6]
+
+
+def test_log_that_cannot_be_written_does_not_end_the_run(recipe_file, tmp_path, monkeypatch, caplog):
+    (tmp_path / "run" / "segmentation").mkdir(parents=True)
+    log = tmp_path / "run" / "segmentation" / "log.jsonl"
+    original = Path.open
+
+    def open_file(path, *args, **kwargs):
+        if path == log:
+            raise OSError(28, "No space left on device")
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_file)
+    assert train(load_recipe(recipe_file)).is_dir()
+    assert f"cannot write the log {log}" in caplog.text and not log.exists()
+
+
+def test_report_has_the_numbers_of_the_record(recipe_file, tmp_path):
+    recipe = load_recipe(recipe_file)
+    train(recipe, command="unconceal train RECIPE")
+    folder = tmp_path / "run"
+    progress = json.loads((folder / "segmentation" / "last" / "progress.json").read_text())
+    text = (folder / "report.md").read_text()
+    best = next(row for row in progress["history"] if row["eval_iou"] == progress["best"])
+    assert f"| segmentation | 2 of 2 | 6 | {sum(r['total_seconds'] for r in progress['history']) / 60:.1f} |" in text
+    assert (
+        f"| iou {progress['best']:.4f} | {best['epoch']} |" in text
+        and f"| niou | {round(best['eval_niou'], 4)} |" in text
+    )
+    assert f"| dice | {progress['history'][-1]['losses']['dice']:.4f} |" in text
+    assert "`unconceal train RECIPE`" in text and "10 in `train`, 3 in `val`" in text
+    shown = re.findall(r"\]\((.*?\.png)\)", text)
+    assert shown == ["reconstruction/curves.png", "segmentation/curves.png", "segmentation/samples.png"]
+    for name in shown:
+        with Image.open(folder / name) as image:
+            assert image.width > 1000 and len(image.convert("RGB").getcolors(1 << 24)) > 4
+
+
+def test_report_without_matplotlib_says_so(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    train(load_recipe(recipe_file))
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert text.count("No curves: curves need matplotlib") == 2 and "| iou |" in text

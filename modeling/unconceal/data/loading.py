@@ -2,13 +2,13 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from datasets import Dataset, Features, load_dataset
+from datasets import Dataset, Features, IterableDataset, load_dataset
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from PIL.Image import DecompressionBombError, Image
@@ -17,6 +17,7 @@ from .. import __version__
 from ..models.reading import to_mask, to_rgb
 from ..utils.errors import UserError, explained, one_line
 from ..utils.files import data_set_path, is_folder, is_hub_id
+from ..utils.images import size_text
 from .finders import find_folder
 from .masks import is_object, one_value
 from .names import list_images
@@ -24,6 +25,8 @@ from .write import FEATURES
 
 
 logger = logging.getLogger(__name__)
+
+ADVICE = "make it by unconceal prepare, or give the id of a data set on the Hub"
 
 
 def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> dict[str, Dataset]:
@@ -35,39 +38,48 @@ def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> d
     Raises:
         UserError: If the data set, a split, or the column `image` or `mask` is missing.
     """
-    advice = "make it by unconceal prepare, or give the id of a data set on the Hub"
     if not Path(path).exists() and not is_hub_id(path):
-        raise UserError(f"data set {path} does not exist; {advice}")
+        raise UserError(f"data set {path} does not exist; {ADVICE}")
     folder = prepare_raw(Path(path)) if is_raw(Path(path)) else data_set_path(path)
     try:
         available = load_dataset(folder)
     except DatasetNotFoundError as error:
-        raise UserError(f"data set {path} does not exist or is private; {advice}") from error
+        raise UserError(f"data set {path} does not exist or is private; {ADVICE}") from error
     except (OSError, ValueError, DatasetsError) as error:
         if error.__cause__ is not None and (reason := explained(error.__cause__)):
             raise UserError(f"cannot open data set {path}: {reason}") from error
-        raise UserError(f"cannot open data set {path}: {one_line(error)}; {advice}") from error
+        raise UserError(f"cannot open data set {path}: {one_line(error)}; {ADVICE}") from error
     absent = [split for split in splits if split not in available and split not in optional]
     if absent:
         raise UserError(f"data set {path} has no split {', '.join(absent)}; it has {', '.join(available)}")
     opened = {split: available[split] for split in splits if split in available}
     for split, dataset in opened.items():
-        missing = [column for column in ("image", "mask") if column not in dataset.column_names]
-        if missing:
-            held = ", ".join(dataset.column_names)
-            raise UserError(
-                f"split {split} of data set {path} has no column {', '.join(missing)}, but {held}; rename its columns"
-            )
-        for column in ("image", "mask"):
-            if not isinstance(dataset.features[column], datasets.Image):
-                got = f"the column {column} of split {split} of data set {path} is {dataset.features[column]}"
-                raise UserError(f"{got}, expected images; {advice}")
+        check_columns(dataset, split, path)
         if len(dataset) == 0:
-            raise UserError(f"split {split} of data set {path} is empty, expected at least one pair; {advice}")
-        names = {"id": [f"{split}-{row}" for row in range(len(dataset))], "source": [Path(path).name] * len(dataset)}
-        for column in names.keys() - set(dataset.column_names):
-            opened[split] = opened[split].add_column(column, names[column])
-    return opened
+            raise UserError(f"split {split} of data set {path} is empty, expected at least one pair; {ADVICE}")
+    return {split: with_names(dataset, split, path) for split, dataset in opened.items()}
+
+
+def check_columns(dataset: Dataset | IterableDataset, split: str, path: str):
+    """Raise `UserError` if a split has no images and masks."""
+    missing = [column for column in ("image", "mask") if column not in dataset.column_names]
+    if missing:
+        held = ", ".join(dataset.column_names)
+        raise UserError(
+            f"split {split} of data set {path} has no column {', '.join(missing)}, but {held}; rename its columns"
+        )
+    for column in ("image", "mask"):
+        if not isinstance(dataset.features[column], datasets.Image):
+            got = f"the column {column} of split {split} of data set {path} is {dataset.features[column]}"
+            raise UserError(f"{got}, expected images; {ADVICE}")
+
+
+def with_names(dataset: Dataset, split: str, path: str) -> Dataset:
+    """Add the columns `id` and `source` that are missing."""
+    names = {"id": [f"{split}-{row}" for row in range(len(dataset))], "source": [Path(path).name] * len(dataset)}
+    for column in names.keys() - set(dataset.column_names):
+        dataset = dataset.add_column(column, names[column])
+    return dataset
 
 
 def is_raw(folder: Path) -> bool:
@@ -149,9 +161,30 @@ def read_pair(dataset: Dataset, index: int) -> tuple[dict[str, Any], Image, Imag
     """
     try:
         row = dataset[index]
-        return row, to_rgb(_held(row, "image")), to_mask(_held(row, "mask"))
     except (ValueError, OSError, DecompressionBombError) as error:
         raise UnreadableSample(f"{row_name(dataset, index)}: {one_line(error)}") from error
+    return row, *open_pair(row, lambda: row_name(dataset, index))
+
+
+def open_pair(row: dict[str, Any], name: Callable[[], str]) -> tuple[Image, Image]:
+    """Return RGB image and gray mask of a decoded row.
+
+    Raises:
+        UnreadableSample: If one is missing or cannot be read.
+    """
+    try:
+        return to_rgb(_held(row, "image")), to_mask(_held(row, "mask"))
+    except (ValueError, OSError, DecompressionBombError) as error:
+        raise UnreadableSample(f"{name()}: {one_line(error)}") from error
+
+
+def check_pair(image: Image, mask: Image, name: Callable[[], str]):
+    """Raise `UnreadableSample` if image and mask differ in size."""
+    if image.size != mask.size:
+        raise UnreadableSample(
+            f"the mask of {name()} is {size_text(mask.size)}, its image {size_text(image.size)}; "
+            "build the data set again by unconceal prepare, which reports such pairs"
+        )
 
 
 def only_value(dataset: Dataset, max_unreadable: float = 0.0) -> str | None:

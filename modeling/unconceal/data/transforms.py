@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from PIL import Image, ImageEnhance, ImageFilter, ImageStat
 
-from ..utils.images import size_text
-from .loading import UnreadableSample, read_pair, row_name
+from .loading import UnreadableSample, check_pair, read_pair, row_name
 from .mixing import Mixture
 from .targets import find_target, paste_target
 
@@ -254,7 +253,10 @@ class TrainingSet(torch.utils.data.Dataset):
         Raises:
             UnreadableSample: If too many rows cannot be decoded, or have masks of another size than their images.
         """
-        image, mask = self.read(self.row(index))
+        return self.change(*self.read(self.row(index)), index)
+
+    def change(self, image: Image.Image, mask: Image.Image, index: int) -> dict[str, torch.Tensor]:
+        """Return a changed sample; its index decides the random numbers."""
         rng = np.random.default_rng([self.seed, self.epoch.item(), index])
         image, mask = turn_and_flip(image, mask, self.recipe, rng)
         # Separate numbers for the later changes: older recipes keep theirs.
@@ -295,13 +297,20 @@ class TrainingSet(torch.utils.data.Dataset):
             try:
                 return self.read_row(chosen)
             except UnreadableSample as error:
-                self.unreadable[chosen] = True
-                number = int(self.unreadable.sum())
-                if number <= self.limit:
-                    continue
-                counted = f" ({number} of {len(self.dataset)} images, more than data.max_unreadable allows)"
-                raise UnreadableSample(f"{error}{counted * (self.limit > 0)}") from error
+                self.count_unreadable(chosen, error)
         raise AssertionError("the limit is below the number of rows")
+
+    def count_unreadable(self, place: int, error: UnreadableSample):
+        """Mark a row; raise its error if there are too many."""
+        self.unreadable[place] = True
+        number = int(self.unreadable.sum())
+        if number > self.limit:
+            counted = f" ({number} of {len(self)} images, more than data.max_unreadable allows)"
+            raise UnreadableSample(f"{error}{counted * (self.limit > 0)}") from error
+
+    def unreadable_names(self) -> list[str]:
+        """Return the ids of the rows that were unreadable."""
+        return [row_name(self.dataset, row) for row in self.unreadable.nonzero().flatten().tolist()]
 
     def read_row(self, row: int) -> ImageAndMask:
         """Return image and mask of a row.
@@ -310,10 +319,5 @@ class TrainingSet(torch.utils.data.Dataset):
             UnreadableSample: If they cannot be decoded, or differ in size.
         """
         _, image, mask = read_pair(self.dataset, row)
-        if image.size != mask.size:
-            name = row_name(self.dataset, row)
-            raise UnreadableSample(
-                f"the mask of {name} is {size_text(mask.size)}, its image {size_text(image.size)}; "
-                "build the data set again by unconceal prepare, which reports such pairs"
-            )
+        check_pair(image, mask, lambda: row_name(self.dataset, row))
         return image, mask

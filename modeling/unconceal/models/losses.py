@@ -6,6 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def add_terms(terms: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the sum of scalars, and the scalars without gradients."""
+    return sum(terms.values()), {name: term.detach() for name, term in terms.items()}
+
+
 def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1e-5) -> Tensor:
     """Return one minus the soft Dice coefficient, averaged over images.
 
@@ -19,10 +24,12 @@ def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1e-5) -> Tensor:
     return 1 - dice.mean()
 
 
-def bce_dice_loss(logits: Tensor, labels: Tensor, bce_weight: float = 0.5, dice_weight: float = 1.0) -> Tensor:
-    """Return the weighted sum of cross-entropy and `dice_loss`; shapes as there."""
+def bce_dice_terms(
+    logits: Tensor, labels: Tensor, bce_weight: float = 0.5, dice_weight: float = 1.0
+) -> dict[str, Tensor]:
+    """Return weighted cross-entropy and `dice_loss` by name; shapes as there."""
     bce = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-    return bce_weight * bce + dice_weight * dice_loss(logits, labels)
+    return {"cross_entropy": bce_weight * bce, "dice": dice_weight * dice_loss(logits, labels)}
 
 
 def contour_weights(labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ Decomposition?", ICLR 2021, https://arxiv.org/abs/2109.04553.
 | features with convolutional attention | `features` of a level, from `MscanBackbone` | (B, C, H / s, W / s) |
 | hamburger head | `OpdsHamburger` in each `OpdsDecoderLevel` | (B, decoder_hidden_sizes[i], H / s, W / s) |
 | maps, refined level by level | `level_logits` before the sigmoid | (B, 1, H / s, W / s) |
-| multi-scale supervision loss | `compute_loss` | scalar |
+| multi-scale supervision loss | `loss_terms` | scalars |
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones import COARSEST_STRIDE, FINEST_STRIDE, UnconcealBackboneModel
 from .configuration_opds import OpdsConfig
-from .losses import structure_loss
+from .losses import add_terms, structure_loss
 from .modeling_unconceal import pad_edges, upsample, without_autocast
 
 
@@ -45,12 +45,14 @@ class OpdsSegmentationOutput(ModelOutput):
             4. They cover the image, padded at the right and bottom to multiples of 32.
         hidden_states: Present on request. First the features of the encoder, (B, C, h, w), strides 4 to 32. Then the
             features behind each mask, (B, decoder_hidden_sizes[i], h, w), coarse to fine.
+        loss_dict: The weighted terms of the loss by name, without gradients: `mask_stride_4` and so on.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     level_logits: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    loss_dict: dict[str, Tensor] | None = None
 
 
 class OpdsConvNormAct(nn.Sequential):
@@ -229,27 +231,31 @@ class OpdsForImageSegmentation(OpdsPreTrainedModel):
         # 3. The finest mask at the input size.
         logits = F.pad(upsample(level_logits[-1], FINEST_STRIDE), cropping)
 
-        loss = None
+        loss = loss_dict = None
         if labels is not None:
-            loss = self.compute_loss(self.match_labels(labels, logits), logits, level_logits, cropping)
+            terms = self.loss_terms(self.match_labels(labels, logits), logits, level_logits, cropping)
+            loss, loss_dict = add_terms(terms)
         return OpdsSegmentationOutput(
             loss,
             logits,
             tuple(level_logits) if output_levels else None,  # on request: Pipeline cannot unbatch tuples
             self.keep_hidden_states(output_hidden_states, all_hidden_states),
+            loss_dict,
         )
 
-    def compute_loss(self, labels: Tensor, logits: Tensor, level_logits: list[Tensor], cropping: list[int]) -> Tensor:
-        """Return the weighted sum of the losses of all levels."""
+    def loss_terms(
+        self, labels: Tensor, logits: Tensor, level_logits: list[Tensor], cropping: list[int]
+    ) -> dict[str, Tensor]:
+        """Return the weighted loss of each level."""
         config, weights = self.config, self.config.level_weights
-        total = 0
+        terms = {}
         for i, level_map in enumerate(reversed(level_logits)):
             if weights[i]:
                 enlarged = logits if i == 0 else F.pad(upsample(level_map, FINEST_STRIDE * 2**i), cropping)
-                total = total + weights[i] * structure_loss(
+                terms[f"mask_stride_{FINEST_STRIDE * 2**i}"] = weights[i] * structure_loss(
                     enlarged, labels, torch.ones_like(labels), config.bce_weight, config.iou_weight
                 )
-        return total
+        return terms
 
 
 __all__ = ["OpdsConfig", "OpdsForImageSegmentation", "OpdsPreTrainedModel"]

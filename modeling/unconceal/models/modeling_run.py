@@ -41,7 +41,15 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones import COARSEST_STRIDE, FINEST_STRIDE, NUM_LEVELS, UnconcealBackboneModel
 from .configuration_run import RunConfig
-from .losses import ambiguity_coefficient, ambiguity_loss, contour_weights, edge_dice_loss, mask_edges, structure_loss
+from .losses import (
+    add_terms,
+    ambiguity_coefficient,
+    ambiguity_loss,
+    contour_weights,
+    edge_dice_loss,
+    mask_edges,
+    structure_loss,
+)
 from .modeling_unconceal import pad_edges, upsample, without_autocast
 from .run_correction import CorrectedBackgroundStep, CorrectedMaskStep, run_corrected_stages
 from .run_layers import (
@@ -84,6 +92,7 @@ class RunSegmentationOutput(ModelOutput):
         reconstructions: K + 1 tensors (B, 3, h, w), RGB in the same range: C^_0 to C^_K.
         hidden_states: Present on request. First the features of the encoder, (B, C, h, w), strides 4 to 32. Then the
             features behind M_0 to M_K, K + 1 tensors (B, hidden_size, h, w).
+        loss_dict: The weighted terms of the loss by name and stage, without gradients: `mask_0`, `edges_1` and so on.
     """
 
     loss: Tensor | None = None
@@ -94,6 +103,7 @@ class RunSegmentationOutput(ModelOutput):
     backgrounds: tuple[Tensor, ...] | None = None
     reconstructions: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    loss_dict: dict[str, Tensor] | None = None
 
 
 def mean_logit(logits: Sequence[Tensor], weights: Sequence[Tensor | float]) -> Tensor:
@@ -410,17 +420,18 @@ class RunForImageSegmentation(RunPreTrainedModel):
         stages = self.run_stages(image, self.neck(features), full=labels is not None or output_stages)
         logits = F.pad(upsample(stages.pop("logits"), FINEST_STRIDE), cropping)
 
-        loss = None
+        loss = loss_dict = None
         if labels is not None:
             labels = self.match_labels(labels, logits)
             names = ("mask_logits", "edge_logits", "share_logits", "reconstructions")
-            loss = self.compute_loss(labels, image, logits, *(stages[name] for name in names))
+            loss, loss_dict = add_terms(self.loss_terms(labels, image, logits, *(stages[name] for name in names)))
         all_hidden_states = [*features, *stages.pop("hidden_states")]
         return RunSegmentationOutput(
             loss=loss,
             logits=logits,
             **{name: tuple(maps) for name, maps in stages.items() if output_stages},  # Pipeline cannot unbatch tuples
             hidden_states=self.keep_hidden_states(output_hidden_states, all_hidden_states),
+            loss_dict=loss_dict,
         )
 
     def run_stages(self, full_image: Tensor, pyramid: list[Tensor], full: bool) -> dict[str, Any]:
@@ -487,7 +498,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
         )
         return (pixel_values.float() * std + mean).clamp(0, 1)
 
-    def compute_loss(
+    def loss_terms(
         self,
         labels: Tensor,
         image: Tensor,
@@ -496,8 +507,8 @@ class RunForImageSegmentation(RunPreTrainedModel):
         edge_logits: list[Tensor],
         share_logits: list[Tensor],
         reconstructions: list[Tensor],
-    ) -> Tensor:
-        """Return the loss of masks, edges, shares and reconstructions.
+    ) -> dict[str, Tensor]:
+        """Return the weighted losses of masks, edges, shares and reconstructions.
 
         The arguments are maps as in the output, and C. M_K is compared at full size.
 
@@ -522,26 +533,28 @@ class RunForImageSegmentation(RunPreTrainedModel):
             maps = maps[inside(FINEST_STRIDE, height, width)]
             return structure_loss(maps, small, small_weights, config.bce_weight, config.iou_weight)
 
-        total = 0
+        terms = {}
         for k in range(num_stages + 1):
+            weight = config.stage_weight_decay ** (num_stages - k)
             if k < num_stages:
-                stage = loss_of(mask_logits[k])
+                terms[f"mask_{k}"] = weight * loss_of(mask_logits[k])
             else:
                 weights = contour_weights(labels)
                 stage = structure_loss(logits, labels, weights, config.bce_weight, config.iou_weight)
+                terms[f"mask_{k}"] = weight * stage
             stride = image.shape[-1] // mask_logits[k].shape[-1]
             cells = inside(stride, height, width)
             if k > 0:
                 stage_edges = F.max_pool2d(edges, stride)[cells]
-                stage = stage + config.edge_weight * edge_dice_loss(edge_logits[k - 1][cells], stage_edges)
+                error = edge_dice_loss(edge_logits[k - 1][cells], stage_edges)
+                terms[f"edges_{k}"] = weight * config.edge_weight * error
             if share_logits:
-                stage = stage + config.background_weight * loss_of(-share_logits[k])
+                terms[f"background_{k}"] = weight * config.background_weight * loss_of(-share_logits[k])
             if reconstructions[k] is not None:
                 error = F.mse_loss(reconstructions[k][cells], F.avg_pool2d(image, stride)[cells])
-                stage = stage + config.reconstruction_weight * error
-            total = total + config.stage_weight_decay ** (num_stages - k) * stage
+                terms[f"reconstruction_{k}"] = weight * config.reconstruction_weight * error
         coefficient = config.ambiguity_weight * ambiguity_coefficient(self.training_progress)
-        return total + coefficient * ambiguity_loss(logits)
+        return {**terms, "ambiguity": coefficient * ambiguity_loss(logits)}
 
 
 def inside(stride: int, height: int, width: int) -> tuple:

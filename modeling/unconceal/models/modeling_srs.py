@@ -31,7 +31,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_srs import SrsConfig
 from .inference import channel_mean, scale_pixels
-from .losses import bce_dice_loss
+from .losses import add_terms, bce_dice_terms
 from .modeling_unconceal import UnconcealPreTrainedModel, pad_edges
 
 
@@ -65,11 +65,13 @@ class SrsSegmentationOutput(ModelOutput):
         hidden_states: Present on request, for the image padded at the right and bottom to multiples of 8. First the
             features of the encoder, (B, C_i, H / 2^i, W / 2^i), strides 1 to 8. Then the fused features of the
             decoder, strides 4 to 1, and those behind the output, (B, C_0, H, W).
+        loss_dict: The weighted terms of the loss by name, without gradients.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    loss_dict: dict[str, Tensor] | None = None
 
 
 def spatial_peak(hidden_states: Tensor) -> Tensor:
@@ -483,12 +485,13 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
         decoded = self.decoder(features)
         logits = F.pad(self.head(decoded[-1]), cropping)
 
-        loss = None
+        loss = loss_dict = None
         if labels is not None:
             labels = self.match_labels(labels, logits)
-            loss = bce_dice_loss(logits, labels, self.config.bce_weight, self.config.dice_weight)
+            terms = bce_dice_terms(logits, labels, self.config.bce_weight, self.config.dice_weight)
+            loss, loss_dict = add_terms(terms)
         hidden_states = self.keep_hidden_states(output_hidden_states, (*features, *decoded))
-        return SrsSegmentationOutput(loss, logits, hidden_states)
+        return SrsSegmentationOutput(loss, logits, hidden_states, loss_dict)
 
 
 __all__ = ["SrsConfig", "SrsForImageSegmentation", "SrsForReconstruction", "SrsPreTrainedModel"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ class Progress:
     batches: int = 0  # batches of the next epoch that are done, in each process
     epoch_rate: float | None = None  # learning rate at the start of that epoch
     batch_losses: list[list[float]] = field(default_factory=list)  # their losses, a list for each process
+    batch_terms: list[dict[str, float]] = field(default_factory=list)  # sums of the terms of these losses, likewise
     batch_seconds: tuple[float, float] = (0.0, 0.0)  # time that they took, and time that they waited for data
 
 
@@ -197,11 +199,16 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     """
     for path in (Path(folder) / PROGRESS_FILE, Path(folder) / CONVERSION_FILE):
         if path.is_file():
-            try:
-                return dict(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError) as error:
-                raise UserError(f"{path} is damaged ({one_line(error)}); restore it, or remove it") from error
+            return _parse(path, dict, "restore it, or remove it")
     return None
+
+
+def _parse(path: Path, kind: Callable[..., Any], advice: str) -> Any:
+    """Make something from the JSON object in a file."""
+    try:
+        return kind(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}); {advice}") from error
 
 
 def read_progress(folder: Path) -> Progress | None:
@@ -217,10 +224,4 @@ def read_progress(folder: Path) -> Progress | None:
         if is_folder(next_of(place)) and not place.exists():
             next_of(place).rename(place)
     path = folder / PROGRESS_FILE
-    if not path.exists():
-        return None
-    try:
-        return Progress(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        advice = f"remove {folder} to train from scratch"
-        raise UserError(f"cannot resume: {path} is damaged ({error}); {advice}") from error
+    return _parse(path, Progress, f"remove {folder} to train from scratch") if path.exists() else None

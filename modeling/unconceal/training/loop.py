@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,20 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
+from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, gather_object, send_to_device, set_seed
 from datasets import Dataset
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_scheduler
 from transformers.utils import logging as transformers_logging
 
 from ..data.cards import describe_set
-from ..data.loading import readable, row_name
+from ..data.loading import readable
 from ..data.mixing import Mixture, join_sets
+from ..data.streaming import Stream, StreamedTrainingSet
 from ..data.transforms import TrainingSet, TransformRecipe
 from ..evaluation.networks import evaluate_model
 from ..evaluation.protocols import PROTOCOLS
@@ -36,11 +37,13 @@ from ..evaluation.workers import num_cores
 from ..models.memory import keep_freed_memory
 from ..models.networks import NETWORKS
 from ..utils.commits import git_commit
-from ..utils.errors import UserError
+from ..utils.errors import UserError, one_line
 from ..utils.loading_errors import loading_explained
 from .checkpoints import STATE_FOLDER, Progress, find_checkpoint, save_checkpoint
 from .earlier_run import alone_in, bring_back, forget, holds_run
+from .logs import EpochMeter, RunLog
 from .recipe import OptimizerRecipe, PhaseRecipe, Recipe, ScheduleRecipe, flatten
+from .report import write_report
 from .saving import SaveSchedule, StopRequest, stop_on_signals
 from .start import (
     build_config,
@@ -59,6 +62,10 @@ from .start import (
 logger = logging.getLogger(__name__)
 
 DIVERGED_FILE = "diverged_batch.pt"
+# What gloo and NCCL say if another process is gone.
+LOST_PROCESS = re.compile(
+    "closed by peer|reset by peer|remote process exited|socket.*closed|broken pipe", re.IGNORECASE
+)
 UNCHANGED = TransformRecipe(rotate90_probability=0, flip_probability=0)
 
 
@@ -97,14 +104,22 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
 
     Raises:
         UserError: If the output folder holds another run, the data or a checkpoint cannot be used, or the loss is not
-            finite, or another process trains in the output folder.
+            finite, or another run trains in the output folder, or another process of this run ended.
         Stopped: If SIGTERM or Ctrl-C came; the run is saved first. A second signal ends it at once.
     """
     transformers_logging.disable_progress_bar()
     # Without this, Accelerate treats several processes without an accelerator as one.
     state = PartialState(cpu=not torch.accelerator.is_available())
     with alone_in(recipe.output_dir) if state.is_main_process else nullcontext(), stop_on_signals() as request:
-        return run_phases(recipe, state, resume, overwrite, command, request)
+        try:
+            return run_phases(recipe, state, resume, overwrite, command, request)
+        except RuntimeError as error:
+            if state.num_processes == 1 or not LOST_PROCESS.search(str(error)):
+                raise
+            raise UserError(
+                f"another process of this run ended ({one_line(error)}); its own message says why, and --resume goes "
+                "on from the last checkpoint"
+            ) from error
 
 
 def run_phases(
@@ -134,6 +149,8 @@ def run_phases(
         check_start(recipe, tasks[0], resume, splits)
         if recipe.compile:
             check_compiler(state.device)
+        if recipe.sync_batch_norm and state.num_processes > 1 and state.device.type != "cuda":
+            raise UserError(f"sync_batch_norm needs GPUs, got several processes on {state.device}; set it to false")
     recipe = replace(recipe, mixed_precision=broadcast_object_list([precision])[0])
     report_threads(state)
     report_processes(state)
@@ -150,6 +167,8 @@ def run_phases(
         if state.is_main_process:
             bring_back(output_dir)
         raise
+    if state.is_main_process:
+        write_report(recipe)
     return best
 
 
@@ -198,16 +217,27 @@ def prepare_phase(
     if recipe.data.num_workers:
         # Started once: an epoch can be short, and a large process is slow to fork.
         options |= {"persistent_workers": True, "worker_init_fn": _start_worker}
-    # Batch normalization can fail on a last batch of one.
-    drop_last = len(samples) > phase.batch_size and len(samples) % phase.batch_size == 1
-    batches = DataLoader(samples, phase.batch_size, shuffle=True, drop_last=drop_last, **options)
+    if isinstance(samples, StreamedTrainingSet):
+        shares = samples.batches(phase.batch_size, accelerator.process_index, accelerator.num_processes)
+        batches = DataLoader(samples, batch_sampler=shares, **options)
+        # Each process has its own batches already.
+        own = {"num_processes": 1, "process_index": 0, "put_on_device": True, "non_blocking": True}
+        batches = prepare_data_loader(batches, accelerator.device, **own)
+    else:
+        # Batch normalization can fail on a last batch of one.
+        drop_last = len(samples) > phase.batch_size and len(samples) % phase.batch_size == 1
+        batches = accelerator.prepare(
+            DataLoader(samples, phase.batch_size, shuffle=True, drop_last=drop_last, **options)
+        )
+    if recipe.sync_batch_norm and accelerator.num_processes > 1:
+        share_statistics(network)
     network.train()
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)
     if phase.gradient_checkpointing:
         network.activation_checkpointing_enable()
     optimizer = make_optimizer(network, phase.optimizer, accelerator.device, accelerator.scaler is not None)
-    model, optimizer, batches = accelerator.prepare(network, optimizer, batches)
+    model, optimizer = accelerator.prepare(network, optimizer)
     steps_per_epoch = math.ceil(len(batches) / phase.gradient_accumulation_steps)
     # Not prepared, because Accelerate would step it once for every process.
     scheduler = make_scheduler(optimizer, phase.schedule, steps_per_epoch * phase.epochs)
@@ -225,6 +255,13 @@ def prepare_phase(
     if recipe.compile:
         network.compile()  # unlike a wrapper, it keeps the names of the weights
     return PhaseParts(network, model, batches, optimizer, scheduler, averaged, steps_per_epoch)
+
+
+def share_statistics(network: PreTrainedModel):
+    """Let the batch norms that learn normalize over all processes."""
+    for name, part in network.named_children():
+        if any(parameter.requires_grad for parameter in part.parameters()):
+            setattr(network, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))
 
 
 def _start_worker(_):
@@ -281,7 +318,11 @@ def run_phase(
     progress.sessions.append({**describe_session(command), "mixed_precision": accelerator.mixed_precision})
     processor = build_processor(recipe, init_from)
     rows, limit = splits[recipe.data.train_split], recipe.data.max_unreadable
-    samples = TrainingSet(rows, processor, recipe.data.transforms, recipe.seed, mixture, limit)
+    given = (processor, recipe.data.transforms, recipe.seed)
+    if isinstance(rows, Stream):
+        samples = StreamedTrainingSet(rows, *given, limit, recipe.data.shuffle_buffer)
+    else:
+        samples = TrainingSet(rows, *given, mixture, limit)
     parts = prepare_phase(recipe, phase, accelerator, network, samples)
     if found:
         with loading_explained(f"cannot resume from {saved}", "if its files are whole"):
@@ -307,6 +348,7 @@ def run_phase(
     settings = flatten(asdict(recipe)).items()  # trackers accept simple values only
     config = {key: value if isinstance(value, int | float | str) else str(value) for key, value in settings}
     accelerator.init_trackers(task, config=config)
+    log = RunLog(folder, accelerator, progress.step)
 
     # 2. Epochs.
     for epoch in range(progress.epoch, phase.epochs):
@@ -318,9 +360,9 @@ def run_phase(
         row = {"epoch": epoch + 1, "learning_rate": progress.epoch_rate}
         parts.model.train()
         parts.frozen = freeze_encoder(network, phase, epoch)
-        row |= train_epoch(recipe, phase, accelerator, parts, progress, schedule, lambda: save("last"))
+        row |= train_epoch(recipe, phase, accelerator, parts, progress, schedule, log, lambda: save("last"))
         progress.epoch, progress.step = epoch + 1, (epoch + 1) * parts.steps_per_epoch
-        progress.batches, progress.batch_losses, progress.batch_seconds = 0, [], (0.0, 0.0)
+        progress.batches, progress.batch_losses, progress.batch_terms, progress.batch_seconds = 0, [], [], (0.0, 0.0)
         report_unreadable(samples, accelerator, progress)
         kept = parts.averaged.module if parts.averaged is not None else network
         synchronize_buffers(kept)
@@ -332,6 +374,7 @@ def run_phase(
                 dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
                 options |= {"accelerator": accelerator, "protocol": protocol, "dtype": dtype, "progress": False}
                 measured = protocol.summarize(evaluate_model(*given, **options))
+                log.draw_samples(progress.step, *given, dtype)
             else:
                 measured = {"loss": evaluate_loss(*given, accelerator, **options)}
             row |= {f"eval_{name}": value for name, value in measured.items()}
@@ -340,8 +383,8 @@ def run_phase(
             progress.best = value if is_best else progress.best
         row["total_seconds"] = time.perf_counter() - began  # with the evaluation
         progress.history.append(row)
-        accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
-        accelerator.print(_report(task, row, phase.epochs, metric, is_best))
+        log.write("epoch", progress.step, row)
+        accelerator.print(_report(task, row, progress.history, phase.epochs, metric, is_best))
         if is_best:
             save("best")
         save("last")
@@ -367,27 +410,24 @@ def train_epoch(
     parts: PhaseParts,
     progress: Progress,
     schedule: SaveSchedule,
+    log: RunLog | None,
     save: Callable[[], None],
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train on the split once, or on what is left of it.
 
-    Returns the mean loss and the times of the whole epoch.
+    Returns the mean losses and the times of the whole epoch.
     """
-    started, waited, num_samples, first = time.perf_counter(), 0.0, 0, 0.0
-    epoch, done = progress.epoch + 1, progress.batches
-    seconds_before, waited_before = progress.batch_seconds
-    losses = list(torch.tensor(progress.batch_losses[accelerator.process_index])) if done else []
-    losses = [loss.to(accelerator.device) for loss in losses]
-    hidden = not accelerator.is_local_main_process
-    name = f"epoch {epoch}/{phase.epochs}"
-    bar = tqdm(total=len(parts.batches), initial=done, desc=name, unit="batch", leave=False, disable=hidden)
+    epoch, done, group = progress.epoch + 1, progress.batches, phase.gradient_accumulation_steps
+    meter = EpochMeter(accelerator, progress, len(parts.batches), phase.epochs)
+    losses = meter.losses
     batches = skip_first_batches(parts.batches, done) if done else parts.batches
     iterator, random_state = readable(batches, "the training data"), torch.get_rng_state()
     while True:
         asked = time.perf_counter()
         batch = next(iterator, None)
-        waited += time.perf_counter() - asked
+        waited = time.perf_counter() - asked
         if batch is None:
+            meter.waited += waited
             break
         if len(losses) == done:
             torch.set_rng_state(random_state)  # a loader draws a number when it starts its processes
@@ -395,33 +435,23 @@ def train_epoch(
             batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
         parts.network.training_progress = (epoch - 1 + len(losses) / len(parts.batches)) / phase.epochs
         # The last group of an epoch may have fewer batches; the mean is over those.
-        group = phase.gradient_accumulation_steps
         size = min(group, len(parts.batches) - len(losses) // group * group)
-        losses.append(train_step(phase, accelerator, parts, batch, weight=group / size))
+        loss, terms = train_step(phase, accelerator, parts, batch, weight=group / size)
+        rate = parts.scheduler.get_last_lr()[0]
+        meter.add(loss, terms, len(batch["pixel_values"]), waited, rate)
         if not losses[-1].isfinite():
             place = Path(recipe.output_dir) / DIVERGED_FILE
             raise UserError(describe_divergence(losses[-1].item(), batch, parts, epoch, len(losses), place))
-        first = first or time.perf_counter() - started
-        num_samples += len(batch["pixel_values"])
-        bar.update()
+        step = progress.epoch * parts.steps_per_epoch + math.ceil(len(losses) / group)
+        if log and len(losses) % recipe.log_every == 0:
+            log.write("steps", step, {"epoch": epoch, **meter.close_window(rate)})
         if accelerator.sync_gradients and len(losses) < len(parts.batches) and schedule.is_due():
-            progress.batches = len(losses)
-            progress.step = progress.epoch * parts.steps_per_epoch + len(losses) // phase.gradient_accumulation_steps
-            progress.batch_losses = gather_object([torch.stack(losses).float().tolist()])
-            progress.batch_seconds = seconds_before + time.perf_counter() - started, waited_before + waited
+            progress.step = step
+            meter.keep(progress)
             save()
             schedule.saved()
-    bar.close()
-    mean_loss = accelerator.reduce(torch.stack(losses).float().mean(), "mean").item()
-    seconds = time.perf_counter() - started
-    compiled = {"first_step_seconds": first} if recipe.compile else {}
-    return {
-        "train_loss": mean_loss,
-        "seconds": seconds_before + seconds,
-        "samples_per_second": num_samples * accelerator.num_processes / seconds,
-        "data_wait_share": (waited_before + waited) / (seconds_before + seconds),
-        **compiled,
-    }
+    compiled = {"first_step_seconds": meter.first_step} if recipe.compile else {}
+    return {**meter.close(), **compiled}
 
 
 def describe_divergence(loss: float, batch: dict, parts: PhaseParts, epoch: int, number: int, place: Path) -> str:
@@ -441,23 +471,23 @@ def describe_divergence(loss: float, batch: dict, parts: PhaseParts, epoch: int,
 
 def report_unreadable(samples: TrainingSet, accelerator: Accelerator, progress: Progress):
     """Name the images that this epoch was the first to find unreadable."""
-    marks = accelerator.reduce(samples.unreadable.to(accelerator.device, torch.int32), "sum")
-    names = [row_name(samples.dataset, row) for row in marks.nonzero().flatten().tolist()]
+    names = dict.fromkeys(gather_object(samples.unreadable_names()))
     new = [name for name in names if name not in progress.unreadable]
     progress.unreadable += new
     if new and accelerator.is_main_process:
         logger.warning(
             "%d of %d training images cannot be read, and the next takes their place: %s",
-            *(len(progress.unreadable), len(samples.dataset), ", ".join(new)),
+            *(len(progress.unreadable), len(samples), ", ".join(new)),
         )
 
 
 def train_step(
     phase: PhaseRecipe, accelerator: Accelerator, parts: PhaseParts, batch: dict, weight: float = 1.0
-) -> torch.Tensor:
-    """Train on one batch, whose gradients have a weight; return its loss."""
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Train on one batch with weighted gradients; return loss and terms."""
     with accelerator.accumulate(parts.model):
-        loss = parts.model(**batch).loss
+        output = parts.model(**batch)
+        loss = output.loss
         accelerator.backward(loss if weight == 1 else weight * loss)
         for parameter in parts.frozen:
             parameter.grad = None
@@ -469,7 +499,7 @@ def train_step(
             if parts.averaged is not None:
                 parts.averaged.update_parameters(parts.network)
         parts.optimizer.zero_grad()
-    return loss.detach()
+    return loss.detach(), output.get("loss_dict") or {}
 
 
 def synchronize_buffers(model: nn.Module):
@@ -553,7 +583,9 @@ def make_scheduler(optimizer, schedule: ScheduleRecipe, num_steps: int):
     return get_scheduler(name, optimizer, schedule.warmup_steps, num_steps, specific)
 
 
-def _report(task: str, row: dict[str, Any], epochs: int, metric: str, is_best: bool) -> str:
+def _report(
+    task: str, row: dict[str, Any], history: list[dict[str, Any]], epochs: int, metric: str, is_best: bool
+) -> str:
     """Describe an epoch in one line."""
     parts = [f"{task} epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
     if f"eval_{metric}" in row:
@@ -562,4 +594,7 @@ def _report(task: str, row: dict[str, Any], epochs: int, metric: str, is_best: b
     parts.append(f"{row['data_wait_share']:.0%} waiting for data")
     if "first_step_seconds" in row:
         parts.append(f"first step {row['first_step_seconds']:.0f} s (compiling)")
+    seconds = sum(each["total_seconds"] for each in history) / len(history) * (epochs - len(history))
+    if seconds:
+        parts.append(f"about {timedelta(seconds=round(seconds))} left")
     return ", ".join(parts)

@@ -44,6 +44,9 @@ class DataRecipe:
             shares of each source stay. None keeps the splits as they are.
         max_unreadable: Largest share of the training images that may be unreadable. A line names them, and the next
             image takes their place. Beyond this share training stops; with 0 it stops at the first.
+        streaming: Read the training split as a stream, without a download of all of it. For one data set of Parquet
+            files. Each process reads its own files.
+        shuffle_buffer: Images of a stream among which the next one is drawn, in undecoded form.
         num_workers: Loader processes for each training process.
         transforms: Random changes of the training samples.
     """
@@ -54,6 +57,8 @@ class DataRecipe:
     eval_split: str = "val"
     split_seed: int | None = None
     max_unreadable: float = 0.01
+    streaming: bool = False
+    shuffle_buffer: int = 1000
     num_workers: int = 2
     transforms: TransformRecipe = field(default_factory=TransformRecipe)
 
@@ -157,8 +162,11 @@ class Recipe:
         total_limit: Newest checkpoints to keep with all that resuming needs. If the newest is damaged, the run resumes
             from the one before.
         channels_last: Store weights and images channels-last, which nearly all processors convolve faster.
+        sync_batch_norm: With several GPUs, normalize over the batches of all. Otherwise each process normalizes over
+            its own batch, and the running statistics of the first are saved.
         compile: Compile the network by `torch.compile`. The first steps then take minutes.
         trackers: Loggers, by Accelerate's names.
+        log_every: Batches between two rows of `log.jsonl` and of the trackers.
         protocol: Protocol that scores a segmentation.
         best_metric: Number of that protocol that chooses the best checkpoint of a segmentation.
     """
@@ -174,8 +182,10 @@ class Recipe:
     save_every: str | None = "10min"
     total_limit: int = 2
     channels_last: bool = True
+    sync_batch_norm: bool = False
     compile: bool = False
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    log_every: int = 50
     protocol: str = "segmentation"
     best_metric: str = "iou"
 
@@ -326,7 +336,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 _ABOVE_0 = ("epochs", "batch_size", "gradient_accumulation_steps", "max_grad_norm", "evaluate_every", "learning_rate")
-_ABOVE_0 += ("min_zoom", "max_zoom", "max_pastes")
+_ABOVE_0 += ("min_zoom", "max_zoom", "max_pastes", "log_every", "shuffle_buffer")
 _FROM_0 = ("num_workers", "weight_decay", "momentum", "warmup_steps")
 _FROM_0 += ("brightness", "contrast", "saturation", "sharpness", "encoder_lr_ratio", "freeze_encoder_epochs")
 _FROM_0 += ("freeze_norms_epochs", "max_blur", "noise")
@@ -406,6 +416,15 @@ def _check(recipe: Recipe, path: Path):
     data, paths = recipe.data, recipe.data.paths
     if not paths or not all(isinstance(one, str) and one.strip() for one in paths):
         refuse("data.path", data.path, "a folder, the id of a data set on the Hub, or a list of them")
+    if data.streaming:
+        for key, value, expected in (
+            ("path", data.path if len(paths) > 1 else None, "one data set"),
+            ("weights", data.weights, "null"),
+            ("split_seed", data.split_seed, "null"),
+            ("transforms.paste_probability", data.transforms.paste_probability or None, "0"),
+        ):
+            if value is not None:
+                refuse(f"data.{key}", value, f"{expected} with data.streaming")
     if len(set(paths)) < len(paths):
         refuse("data.path", data.path, "different data sets; set data.weights to see one more often")
     if data.weights is not None and not (

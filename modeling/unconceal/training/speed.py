@@ -73,7 +73,7 @@ def measure_recipe(
         model_rates.append(steps * phase.batch_size / (time.perf_counter() - started))
         samples.set_epoch(epoch)
         progress = Progress(task, epoch=epoch)
-        epochs.append(train_epoch(recipe, phase, accelerator, parts, progress, never, lambda: None))
+        epochs.append(train_epoch(recipe, phase, accelerator, parts, progress, never, None, lambda: None))
     model_rate = median(model_rates[1:])
     loop_rate, waiting = (median(row[key] for row in epochs[1:]) for key in ("samples_per_second", "data_wait_share"))
     return {

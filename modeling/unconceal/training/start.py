@@ -20,6 +20,7 @@ from yaml import YAMLError
 
 from ..data.loading import only_value, row_name
 from ..data.mixing import join_sets, load_sets
+from ..data.streaming import Stream, open_streams
 from ..hub.encoders import PACKAGED, packaged_encoder
 from ..hub.shipped import resolve
 from ..models.image_processing_unconceal import UnconcealImageProcessor
@@ -57,7 +58,14 @@ def open_sets(recipe: DataRecipe) -> list[dict[str, Dataset]]:
     Raises:
         UserError: If one cannot be used.
     """
+    if recipe.streaming:
+        return [open_streams(recipe.path, recipe.train_split, recipe.eval_split)]
     return load_sets(recipe.paths, recipe.train_split, recipe.eval_split, recipe.split_seed)
+
+
+def first_rows(rows: Dataset | Stream) -> Dataset:
+    """Return all rows, or those of a stream that can be checked."""
+    return rows.head if isinstance(rows, Stream) else rows
 
 
 def check_masks(splits: dict[str, Dataset], recipe: DataRecipe, tasks: list[str]):
@@ -68,7 +76,7 @@ def check_masks(splits: dict[str, Dataset], recipe: DataRecipe, tasks: list[str]
     """
     if "segmentation" not in tasks:
         return
-    if problem := only_value(splits[recipe.train_split], recipe.max_unreadable):
+    if problem := only_value(first_rows(splits[recipe.train_split]), recipe.max_unreadable):
         raise UserError(
             f"split {recipe.train_split} of {', '.join(recipe.paths)}: {problem}, so there is nothing to learn; "
             "check its masks"
@@ -193,7 +201,7 @@ def check_start(recipe: Recipe, task: str, resume: bool, splits: dict[str, Datas
         model(pixel_values.to("meta"))
     check_batch(model.train(), phase, recipe.data.transforms.crop_size, pixel_values)
     if splits and not processor.do_resize and phase.batch_size > 1 and not recipe.data.transforms.crop_size:
-        check_sizes(recipe.data.train_split, splits[recipe.data.train_split])
+        check_sizes(recipe.data.train_split, first_rows(splits[recipe.data.train_split]))
     plain = model.denormalize(pixel_values)
     if plain is not None:
         seen = plain.mean(dim=(0, 2, 3)) * 255

@@ -9,7 +9,7 @@ from ..data.mixing import join_sets
 from ..evaluation.cost import peak_bytes, reset_peak
 from .recipe import Recipe
 from .speed import measure_recipe
-from .start import check_masks, check_start, open_sets
+from .start import check_masks, check_start, first_rows, open_sets
 
 
 STEPS = 2
@@ -35,7 +35,7 @@ def try_recipe(recipe: Recipe) -> list[dict[str, Any]]:
     device = PartialState(cpu=not torch.accelerator.is_available()).device.type
     for task in tasks:
         reset_peak(device)
-        measured = measure_recipe(recipe, task, steps=STEPS, rounds=1, rows=rows)
+        measured = measure_recipe(recipe, task, steps=STEPS, rounds=1, rows=first_rows(rows))
         rate = measured["loop_images_per_second"] * PartialState().num_processes
         found.append(
             {
