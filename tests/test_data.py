@@ -771,13 +771,16 @@ def test_what_counts_as_object(image, expected, changed, tmp_path):
 
 
 def test_cutouts_and_maps_of_classes_with_a_palette(tmp_path):
-    colors = [(9 * i, 120, 255 - 9 * i) for i in range(20)]
-    photo = palette_image(*colors)
-    photo.save(tmp_path / "cutout.png", transparency=bytes([0] * 10 + [255] * 10))
-    assert read_mask(tmp_path / "cutout.png").mask.tolist() == [[False] * 10 + [True] * 10]
-    classes = palette_image((0, 0, 0), (255, 0, 0), (0, 255, 0))
-    classes.save(tmp_path / "classes.png", transparency=0)  # a clear background
-    assert read_mask(tmp_path / "classes.png", foreground=[2]).mask.tolist() == [[False, False, True]]
+    photo = palette_image(*((2 * i, 120, 255 - 2 * i) for i in range(100)))
+    photo.save(tmp_path / "cutout.png", transparency=bytes([0] * 40 + [255] * 60))
+    assert read_mask(tmp_path / "cutout.png").mask.tolist() == [[False] * 40 + [True] * 60]
+    for number in (3, 12, 40):
+        classes = palette_image(*((6 * i, 0, 250 - 6 * i) for i in range(number)))
+        classes.save(tmp_path / "classes.png", transparency=0)  # a clear background
+        mask = read_mask(tmp_path / "classes.png", foreground=[2]).mask
+        assert mask.tolist() == [[False, False, True] + [False] * (number - 3)]
+        with pytest.raises(UnusablePair, match="a map of classes"):
+            read_mask(tmp_path / "classes.png")
 
 
 def write_levels(root, levels):

@@ -331,7 +331,7 @@ def test_card_of_a_network_that_keeps_the_size_of_images(run, made_up, tmp_path,
             file.write_text(json.dumps({**json.loads(file.read_text()), "do_resize": False}))
     text = (ship.ship_model(own, "polyp") / "README.md").read_text()
     resized = (made_up / "polyp" / "README.md").read_text()
-    sizes = "images keep their size, and larger ones than 64x64 are cut into overlapping tiles."
+    sizes = "images keep their size; images larger than 64x64 are cut into overlapping tiles."
     assert sizes in text and "images are resized to" not in text and "Every image is resized" not in text
     assert sizes not in resized and "images are resized to 64x64." in resized
     assert ".\n- It tells one kind" in text and ".\n- It tells one kind" in resized  # no gap in the list

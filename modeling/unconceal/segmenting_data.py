@@ -85,13 +85,13 @@ def shards_of_data(data: str, split: str) -> list[Shard]:
     rows = rows.decode(False)
     rows = rows.reshard() if hasattr(rows, "reshard") else rows  # one part for each row group
     number = min(rows.num_shards, max(MANY_SHARDS, -(-rows.num_shards // GROUPS_PER_SHARD)))
-    has_ids, counts = "id" in rows.column_names, {}
+    has_ids = "id" in rows.column_names
+    counts = {} if has_ids else dict(enumerate(count_shards(data, split, rows.num_shards, number)))
 
     def rows_before(i: int) -> int:
-        """Count the rows of earlier shards, by which `load_splits` names rows too."""
-        for j in set(range(i)) - counts.keys():
-            batches = rows.shard(num_shards=number, index=j).with_format("arrow").iter(batch_size=1000)
-            counts[j] = sum(batch.num_rows for batch in batches)
+        """Count the rows of earlier shards: `load_splits` names rows by their number."""
+        for j in set(range(i)) - counts.keys():  # no Parquet
+            counts[j] = sum(1 for _ in rows.shard(num_shards=number, index=j))
         return sum(counts[j] for j in range(i))
 
     def read(i: int) -> Iterator[Job]:
@@ -106,6 +106,27 @@ def shards_of_data(data: str, split: str) -> list[Shard]:
             raise UserError(f"cannot read {data}: {one_line(error)}; run the command again to go on") from error
 
     return [Shard(_shard_name(split, i, number), lambda i=i: read(i)) for i in range(number)]
+
+
+def count_shards(data: str, split: str, num_parts: int, num_shards: int) -> list[int]:
+    """Return the rows of each shard by the files' metadata, or nothing.
+
+    Args:
+        data: The data set.
+        split: The split.
+        num_parts: Parts that `datasets` sees: files or row groups.
+        num_shards: Shards, which are as even runs of parts as possible.
+    """
+    import numpy as np
+
+    from .data.streaming import count_rows, parquet_files
+
+    files = (parquet_files(data) or {}).get(split, [])
+    groups = [count_rows(file) for file in files]
+    for parts in (sum(groups, []), list(map(sum, groups))):
+        if len(parts) == num_parts:
+            return [int(run.sum()) for run in np.array_split(parts, num_shards)]
+    return []
 
 
 def _row_job(row: dict, default_id: str, default_source: str) -> Job:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,9 @@ def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> d
     Raises:
         UserError: If the data set, a split, or the column `image` or `mask` is missing.
     """
-    if not Path(path).exists() and not is_hub_id(path):
-        raise UserError(f"data set {path} does not exist; {ADVICE}")
-    folder = prepare_raw(Path(path)) if is_raw(Path(path)) else data_set_path(path)
-    try:
+    with opening(path):
+        folder = prepare_raw(Path(path)) if is_raw(Path(path)) else data_set_path(path)
         available = load_dataset(folder)
-    except DatasetNotFoundError as error:
-        raise UserError(f"data set {path} does not exist or is private; {ADVICE}") from error
-    except (OSError, ValueError, DatasetsError) as error:
-        if error.__cause__ is not None and (reason := explained(error.__cause__)):
-            raise UserError(f"cannot open data set {path}: {reason}") from error
-        raise UserError(f"cannot open data set {path}: {one_line(error)}; {ADVICE}") from error
     absent = [split for split in splits if split not in available and split not in optional]
     if absent:
         raise UserError(f"data set {path} has no split {', '.join(absent)}; it has {', '.join(available)}")
@@ -58,6 +51,25 @@ def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> d
         if len(dataset) == 0:
             raise UserError(f"split {split} of data set {path} is empty, expected at least one pair; {ADVICE}")
     return {split: with_names(dataset, split, path) for split, dataset in opened.items()}
+
+
+@contextmanager
+def opening(path: str) -> Iterator[None]:
+    """Explain why a data set cannot be opened.
+
+    Raises:
+        UserError: If it does not exist or cannot be read.
+    """
+    if not Path(path).exists() and not is_hub_id(path):
+        raise UserError(f"data set {path} does not exist; {ADVICE}")
+    try:
+        yield
+    except DatasetNotFoundError as error:
+        raise UserError(f"data set {path} does not exist or is private; {ADVICE}") from error
+    except (OSError, ValueError, DatasetsError) as error:
+        if error.__cause__ is not None and (reason := explained(error.__cause__)):
+            raise UserError(f"cannot open data set {path}: {reason}") from error
+        raise UserError(f"cannot open data set {path}: {one_line(error)}; {ADVICE}") from error
 
 
 def check_columns(dataset: Dataset | IterableDataset, split: str, path: str):

@@ -5,7 +5,9 @@ number of loader processes, and after a resume.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -307,6 +309,10 @@ class TrainingSet(torch.utils.data.Dataset):
         if number > self.limit:
             counted = f" ({number} of {len(self)} images, more than data.max_unreadable allows)"
             raise UnreadableSample(f"{error}{counted * (self.limit > 0)}") from error
+
+    def batch_names(self, batches: Iterable, number: int) -> list[str]:
+        """Return the ids of a batch of this epoch, counted from 0."""
+        return [self.name(index) for index in next(islice(batches, number, None))]
 
     def unreadable_names(self) -> list[str]:
         """Return the ids of the rows that were unreadable."""

@@ -1,5 +1,6 @@
 """Draw how losses and metrics of a training went."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -20,7 +21,7 @@ def draw_training(
     Args:
         history: Rows of the finished epochs: `epoch`, `train_loss`, `losses` by name, and `eval_METRIC` where there
             was an evaluation.
-        steps: Rows of steps within the epochs: `epoch`, which counts from 1, and `loss`. They can be missing.
+        steps: Rows of steps, maybe none: `loss`, and `epoch`, such as 1.5 in the middle of the second one.
         metric: The number that chooses the best checkpoint.
 
     Raises:
@@ -32,10 +33,13 @@ def draw_training(
     from matplotlib.ticker import MaxNLocator
 
     middles = [row["epoch"] - 0.5 for row in history]  # a mean over an epoch
-    terms = {name: [row["losses"].get(name) for row in history] for name in history[-1].get("losses", {})}
+    names = history[-1].get("losses", {})
+    terms = {name: [row.get("losses", {}).get(name, math.nan) for row in history] for name in names}
     figure = Figure((12, 4), 200, layout="constrained", facecolor="white")
     panels = list(figure.subplots(1, 3 if terms else 2))
-    panels[0].plot(_spread(steps), [row["loss"] for row in steps], color="0.75", linewidth=1, label="steps")
+    panels[0].plot(
+        [row["epoch"] for row in steps], [row["loss"] for row in steps], color="0.75", linewidth=1, label="steps"
+    )
     panels[0].plot(middles, [row["train_loss"] for row in history], color=LINE_COLORS[0], marker=".", label="epochs")
     panels[0].set_title("training loss")
     panels[0].legend(frameon=False)
@@ -57,12 +61,3 @@ def draw_training(
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-
-def _spread(steps: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return the place of each row on the axis of epochs."""
-    places, numbers = [], [row["epoch"] for row in steps]
-    for index, epoch in enumerate(numbers):
-        first, count = numbers.index(epoch), numbers.count(epoch)
-        places.append(epoch - 1 + (index - first + 0.5) / count)
-    return places

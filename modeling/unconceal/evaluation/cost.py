@@ -425,6 +425,8 @@ def reset_peak(device: str) -> int:
     """Forget the peak memory so far; return the bytes in use."""
     if device != "cpu":
         backend = torch.get_device_module(device)
+        if device == "mps":  # it keeps no peak
+            return backend.current_allocated_memory()
         backend.reset_peak_memory_stats()
         return backend.memory_allocated()
     with suppress(OSError):  # Linux can do it
@@ -434,6 +436,8 @@ def reset_peak(device: str) -> int:
 
 def peak_bytes(device: str) -> int:
     """Return the peak memory of this process, or of an accelerator's tensors."""
+    if device == "mps":
+        return torch.mps.driver_allocated_memory()
     if device != "cpu":
         return torch.get_device_module(device).max_memory_allocated()
     status = Path("/proc/self/status")
@@ -445,7 +449,9 @@ def peak_bytes(device: str) -> int:
 
 
 def _max_rss(who: str) -> int:
-    import resource  # Windows has none
+    if sys.platform == "win32":  # it has no `resource`
+        return psutil.Process().memory_info().peak_wset
+    import resource
 
     return resource.getrusage(getattr(resource, who)).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

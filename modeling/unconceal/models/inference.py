@@ -35,6 +35,10 @@ def make_inference_form(model: nn.Module, dtype: torch.dtype | None = None) -> n
     if copied.dtype in (torch.float16, torch.bfloat16):
         copied.float()  # folding needs the precision
     for module in list(copied.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.SyncBatchNorm:  # of a training on several GPUs
+                setattr(module, name, plain_norm(child))
+    for module in list(copied.modules()):
         vars(module).pop("forward", None)  # a wrapper of Accelerate would call the original
         if isinstance(module, nn.Sequential):
             fuse_layers(module, list(module._modules))
@@ -48,6 +52,13 @@ def make_inference_form(model: nn.Module, dtype: torch.dtype | None = None) -> n
         if tensor.is_floating_point() and not any(part in name.split(".") for part in kept):
             tensor.data = tensor.data.to(dtype)
     return copied.to(memory_format=torch.channels_last)
+
+
+def plain_norm(norm: nn.SyncBatchNorm) -> nn.BatchNorm2d:
+    """Return a batch norm of one process with the same statistics."""
+    plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    plain.load_state_dict(norm.state_dict())
+    return plain.to(norm.running_mean.device).eval()
 
 
 def fuse_layers(module: nn.Module, names: list[str]):

@@ -172,7 +172,7 @@ def _reference(kind: type) -> str:
 
 def _checkpoint(layer: nn.Module, checkpoint: Callable, forward: Callable, *args):
     """Run a layer under `checkpoint`; recomputing does not update batch norms again."""
-    momenta = [(m, m.momentum) for m in layer.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [(m, m.momentum) for m in layer.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     has_run = False
 
     def run(*args):

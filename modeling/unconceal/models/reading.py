@@ -216,7 +216,7 @@ def mask_levels(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, bool]:
     - An image is turned upright, like its photo. Color profiles do not apply.
     - Of colors the brightest of red, green and blue counts: a mask may be drawn in pure red. A few different ones
       beside black, other than shades of one, are classes, numbered from 1 in the order of (red, green, blue).
-    - A palette of colors holds ids of classes: index 0 is background. With transparency and more than 8 colors in the
+    - A palette of colors holds ids of classes: index 0 is background. With transparency and more than 64 colors in the
       mask, it is a cut-out.
     - Transparency is the mask of a cut-out. If the visible part is drawn in black and white, transparency counts as
       black.
@@ -231,7 +231,7 @@ def mask_levels(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, bool]:
         if mask.mode == "P":
             levels, colors = np.asarray(mask), np.asarray(mask.convert("RGB"))
             # A cut-out with a palette has the many colors of a photo.
-            is_cutout = _has_alpha(mask) and np.unique(levels).size > MOST_CLASSES
+            is_cutout = _has_alpha(mask) and np.unique(levels).size > LARGEST_ID + 1
             if not is_cutout and (colors != colors[..., :1]).any():
                 return levels, True
         if _has_alpha(mask):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from ..utils.errors import UserError, one_line
+from ..utils.errors import UserError, one_line, tells_lost_process
 from ..utils.files import file_sha256, is_folder, replacing, restore
 
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
+REPORT_FILE, REPORT_TITLE = "report.md", "# Training of "
 PROGRESS_FILE = "progress.json"  # the record of a training
 CONVERSION_FILE = "conversion.json"  # the record of a conversion
 STATE_FOLDER = "training_state"
@@ -111,6 +112,8 @@ def save_checkpoint(
             rotate(folder, total_limit)
     except WRITING_ERRORS as error:
         shutil.rmtree(state, ignore_errors=True)
+        if tells_lost_process(error):
+            raise
         kept = "the checkpoint before it is kept" if folder.exists() else "there is none before it"
         raise UserError(f"cannot write {folder}: {one_line(error)}; {kept}; free space and start again") from error
     accelerator.wait_for_everyone()
@@ -147,6 +150,11 @@ def rotate(folder: Path, total_limit: int):
     while is_folder(numbered(folder, total_limit)):  # of an earlier, higher limit
         shutil.rmtree(numbered(folder, total_limit))
         total_limit += 1
+
+
+def is_report(file: Path) -> bool:
+    """Return whether a file is the report of a training."""
+    return file.is_file() and file.read_text(encoding="utf-8", errors="replace").startswith(REPORT_TITLE)
 
 
 def files_of(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from ..models.networks import NETWORKS
 from ..utils.errors import UserError
 from ..utils.files import is_folder
-from .checkpoints import RECIPE_FILE
+from .checkpoints import RECIPE_FILE, REPORT_FILE, is_report
 
 
 ASIDE = ".earlier_run"
@@ -49,8 +49,9 @@ def parts_of_run(output_dir: Path) -> list[Path]:
     tasks = sorted({task for network in NETWORKS.values() for task in network.tasks})
     phases = [output_dir / task for task in tasks]
     held = [phase for phase in phases if any(is_folder(phase / name) for name in ("best", "last"))]
-    recipe = output_dir / RECIPE_FILE
-    return [*([recipe] if recipe.exists() else []), *held]
+    recipe, report = output_dir / RECIPE_FILE, output_dir / REPORT_FILE
+    has_recipe = recipe.exists()
+    return [*[recipe] * has_recipe, *[report] * (has_recipe and is_report(report)), *held]
 
 
 def holds_run(output_dir: Path) -> bool:

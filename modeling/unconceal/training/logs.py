@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..data.loading import read_pair
 from ..data.masks import is_object
 from ..models.inference import make_inference_form
 from ..models.predict import predict_masks
-from ..utils.errors import one_line
+from ..utils.errors import UserError, one_line
 from ..utils.files import replacing
 from .checkpoints import Progress
 
@@ -48,9 +48,10 @@ class RunLog:
 
     def __init__(self, folder: Path, accelerator: Accelerator, step: int):
         self.accelerator, self.path = accelerator, folder / LOG_FILE
+        self.failed: set[str | Path] = set()
         if accelerator.is_main_process and self.path.exists():
             lines = [json.dumps(row) + "\n" for row in read_log(folder) if row["step"] <= step]
-            with replacing(self.path) as beside:
+            with self._writing(self.path), replacing(self.path) as beside:
                 beside.write_text("".join(lines), encoding="utf-8")
 
     def write(self, kind: str, step: int, row: Mapping[str, Any]):
@@ -66,13 +67,22 @@ class RunLog:
         prefix = "steps/" if kind == "steps" else ""
         numbers = {f"{prefix}{name}": value for name, value in _flat(row) if not name.endswith("epoch")}
         line = {"kind": kind, "step": step, "time": datetime.now(UTC).isoformat(timespec="seconds"), **row}
-        try:
+        with self._writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        with self._writing("the trackers' logs"):
             self.accelerator.log(numbers, step=step)
-        except OSError as error:
-            logger.warning("cannot write the log %s: %s; training goes on", self.path, one_line(error))
+
+    @contextmanager
+    def _writing(self, what: str | Path) -> Iterator[None]:
+        """Name once what cannot be written, and go on."""
+        try:
+            yield
+        except (OSError, UserError) as error:
+            if what not in self.failed:
+                logger.warning("cannot write %s: %s; training goes on", what, one_line(error))
+            self.failed.add(what)
 
     def draw_samples(self, step: int, network: nn.Module, processor: Any, rows: Dataset, dtype: torch.dtype | None):
         """Draw predictions for a few images, in `samples.png` and for the trackers.
@@ -98,17 +108,15 @@ class RunLog:
                 (probs,) = predict_masks(form, processor, [size], pixel_values, "never")
                 yield ScoredImage(row["id"], "", image, is_object(mask), probs.cpu().numpy())
 
-        sheet = draw_sheet(samples(), f"after {step} steps")
-        try:
-            with replacing(self.path.with_name(SAMPLES_FILE)) as beside:
-                sheet.save(beside)
-            for tracker in self.accelerator.trackers:
+        sheet, file = draw_sheet(samples(), f"after {step} steps"), self.path.with_name(SAMPLES_FILE)
+        with self._writing(file), replacing(file) as beside:
+            sheet.save(beside)
+        with self._writing("the trackers' logs"):
+            for tracker in self.accelerator.trackers:  # other trackers take images in other forms
                 if tracker.name == "tensorboard":
                     tracker.log_images({"samples": np.asarray(sheet)[None]}, step=step, dataformats="NHWC")
-                elif hasattr(tracker, "log_images"):
+                elif tracker.name == "wandb":
                     tracker.log_images({"samples": [sheet]}, step=step)
-        except OSError as error:
-            logger.warning("cannot write %s: %s; training goes on", self.path.parent / SAMPLES_FILE, one_line(error))
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -204,7 +212,7 @@ class EpochMeter:
         self.bar.update()
 
     def window(self, rate: float) -> dict[str, float]:
-        """Return learning rate, speed and memory since the last row."""
+        """Return learning rate, speed since the last row, and peak memory."""
         seconds = time.perf_counter() - self.window_started
         num_samples = self.num_samples - self.window_samples
         return {

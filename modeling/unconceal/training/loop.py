@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from ..evaluation.workers import num_cores
 from ..models.memory import keep_freed_memory
 from ..models.networks import NETWORKS
 from ..utils.commits import git_commit
-from ..utils.errors import UserError, one_line
+from ..utils.errors import UserError, one_line, tells_lost_process
 from ..utils.loading_errors import loading_explained
 from .checkpoints import STATE_FOLDER, Progress, find_checkpoint, save_checkpoint
 from .earlier_run import alone_in, bring_back, forget, holds_run
@@ -48,6 +47,7 @@ from .saving import SaveSchedule, StopRequest, stop_on_signals
 from .start import (
     build_config,
     build_processor,
+    check_batch_norms,
     check_compiler,
     check_folder,
     check_masks,
@@ -62,10 +62,6 @@ from .start import (
 logger = logging.getLogger(__name__)
 
 DIVERGED_FILE = "diverged_batch.pt"
-# What gloo and NCCL say if another process is gone.
-LOST_PROCESS = re.compile(
-    "closed by peer|reset by peer|remote process exited|socket.*closed|broken pipe", re.IGNORECASE
-)
 UNCHANGED = TransformRecipe(rotate90_probability=0, flip_probability=0)
 
 
@@ -114,7 +110,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, command
         try:
             return run_phases(recipe, state, resume, overwrite, command, request)
         except RuntimeError as error:
-            if state.num_processes == 1 or not LOST_PROCESS.search(str(error)):
+            if state.num_processes == 1 or not tells_lost_process(error):
                 raise
             raise UserError(
                 f"another process of this run ended ({one_line(error)}); its own message says why, and --resume goes "
@@ -149,8 +145,7 @@ def run_phases(
         check_start(recipe, tasks[0], resume, splits)
         if recipe.compile:
             check_compiler(state.device)
-        if recipe.sync_batch_norm and state.num_processes > 1 and state.device.type != "cuda":
-            raise UserError(f"sync_batch_norm needs GPUs, got several processes on {state.device}; set it to false")
+        check_batch_norms(recipe, state)
     recipe = replace(recipe, mixed_precision=broadcast_object_list([precision])[0])
     report_threads(state)
     report_processes(state)
@@ -352,7 +347,6 @@ def run_phase(
 
     # 2. Epochs.
     for epoch in range(progress.epoch, phase.epochs):
-        began = time.perf_counter()
         samples.set_epoch(epoch)
         parts.batches.set_epoch(epoch)
         if not progress.batches:
@@ -366,7 +360,7 @@ def run_phase(
         report_unreadable(samples, accelerator, progress)
         kept = parts.averaged.module if parts.averaged is not None else network
         synchronize_buffers(kept)
-        is_best = False
+        is_best, began = False, time.perf_counter()
         if progress.epoch % phase.evaluate_every == 0 or progress.epoch == phase.epochs:
             given = (kept, processor, splits[recipe.data.eval_split])
             options = {"batch_size": phase.batch_size, "num_workers": recipe.data.num_workers}
@@ -381,7 +375,7 @@ def run_phase(
             value = measured[metric]
             is_best = progress.best is None or (value > progress.best if higher_is_better else value < progress.best)
             progress.best = value if is_best else progress.best
-        row["total_seconds"] = time.perf_counter() - began  # with the evaluation
+        row["total_seconds"] = row["seconds"] + time.perf_counter() - began  # with the evaluation
         progress.history.append(row)
         log.write("epoch", progress.step, row)
         accelerator.print(_report(task, row, progress.history, phase.epochs, metric, is_best))
@@ -444,7 +438,8 @@ def train_epoch(
             raise UserError(describe_divergence(losses[-1].item(), batch, parts, epoch, len(losses), place))
         step = progress.epoch * parts.steps_per_epoch + math.ceil(len(losses) / group)
         if log and len(losses) % recipe.log_every == 0:
-            log.write("steps", step, {"epoch": epoch, **meter.close_window(rate)})
+            place = epoch - 1 + len(losses) / len(parts.batches)
+            log.write("steps", step, {"epoch": place, **meter.close_window(rate)})
         if accelerator.sync_gradients and len(losses) < len(parts.batches) and schedule.is_due():
             progress.step = step
             meter.keep(progress)
@@ -456,9 +451,8 @@ def train_epoch(
 
 def describe_divergence(loss: float, batch: dict, parts: PhaseParts, epoch: int, number: int, place: Path) -> str:
     """Save the batch whose loss is not finite; return what to say."""
-    samples = parts.batches.dataset
     parts.batches.set_epoch(epoch - 1)
-    names = [samples.name(index) for index in next(islice(parts.batches.batch_sampler, number - 1, None))]
+    names = parts.batches.dataset.batch_names(parts.batches.batch_sampler, number - 1)
     saved = ""
     with suppress(OSError, RuntimeError):  # a full disk must not hide the error
         torch.save({**{name: values.cpu() for name, values in batch.items()}, "ids": names}, place)

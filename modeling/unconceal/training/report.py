@@ -1,6 +1,7 @@
 """Write the report of a run, `report.md`, with its plots."""
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,14 @@ from typing import Any
 from ..utils.errors import UserError, one_line
 from ..utils.files import replacing
 from ..utils.markdown import markdown_table
-from .checkpoints import Progress, read_progress
+from .checkpoints import REPORT_FILE, REPORT_TITLE, Progress, is_report, read_progress
 from .logs import SAMPLES_FILE, read_log
 from .recipe import Recipe
 
 
 logger = logging.getLogger(__name__)
 
-REPORT_FILE, PLOT_FILE = "report.md", "curves.png"
+PLOT_FILE = "curves.png"
 
 
 def write_report(recipe: Recipe):
@@ -27,18 +28,22 @@ def write_report(recipe: Recipe):
     folder = Path(recipe.output_dir)
     found = {task: read_progress(folder / task / "last") for task in recipe.phases}
     phases = {task: progress for task, progress in found.items() if progress and progress.history}
+    file = folder / REPORT_FILE
     try:
+        if os.path.lexists(file) and not is_report(file):
+            logger.warning("%s was not written by a training and stays; this run has no report", file)
+            return
         text = make_report(recipe, phases)
-        with replacing(folder / REPORT_FILE) as beside:
+        with replacing(file) as beside:
             beside.write_text(text, encoding="utf-8")
-    except OSError as error:
-        logger.warning("cannot write %s: %s", folder / REPORT_FILE, one_line(error))
+    except (OSError, UserError) as error:
+        logger.warning("cannot write %s: %s", file, one_line(error))
 
 
 def make_report(recipe: Recipe, phases: Mapping[str, Progress]) -> str:
     """Return the report as Markdown, and draw the plots that it shows."""
     folder, last = Path(recipe.output_dir), list(phases.values())[-1]
-    parts = [f"# Training of {recipe.network.upper()}: {folder.name}"]
+    parts = [f"{REPORT_TITLE}{recipe.network.upper()}: {folder.name}"]
     columns = ("phase", "epochs", "steps", "minutes", "images/s", "waiting for data", "best", "its epoch")
     parts.append(markdown_table(columns, [_phase_row(recipe, *item) for item in phases.items()]))
     unread = {name for progress in phases.values() for name in progress.unreadable}
@@ -65,8 +70,12 @@ def make_report(recipe: Recipe, phases: Mapping[str, Progress]) -> str:
             parts.append(markdown_table(("term", "mean"), [(name, f"{value:.4f}") for name, value in losses.items()]))
         if (folder / task / SAMPLES_FILE).exists():
             parts.append(f"![predictions after the last evaluation]({task}/{SAMPLES_FILE})")
-    starts = [(one["date"], one["git_commit"] or "", f"`{one['command'] or ''}`") for one in last.sessions]
-    parts += ["## Starts", markdown_table(("date", "commit", "command"), starts)]
+    starts = [
+        (task, one["date"], one["git_commit"] or "", f"`{one['command'] or ''}`")
+        for task, progress in phases.items()
+        for one in progress.sessions
+    ]
+    parts += ["## Starts", markdown_table(("phase", "date", "commit", "command"), starts)]
     machine = last.sessions[-1]
     parts.append(
         f"{machine['accelerator'] or machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, "

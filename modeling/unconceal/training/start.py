@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from datasets import Image as EncodedImage
 from omegaconf import OmegaConf
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 # Keys that may differ when a run is resumed. They do not change its result.
 FREE_KEYS = {"output_dir", "data.num_workers", "data.max_unreadable", "trackers", "save_every", "total_limit"}
+FREE_KEYS |= {"log_every"}
 CHECK_RECIPE = "check these values in the recipe; if they are right"
 
 
@@ -76,7 +78,11 @@ def check_masks(splits: dict[str, Dataset], recipe: DataRecipe, tasks: list[str]
     """
     if "segmentation" not in tasks:
         return
-    if problem := only_value(first_rows(splits[recipe.train_split]), recipe.max_unreadable):
+    rows = splits[recipe.train_split]
+    if isinstance(rows, Stream):
+        if problem := only_value(rows.head, max_unreadable=1):
+            logger.warning("split %s: the first %d rows: %s", recipe.train_split, len(rows.head), problem)
+    elif problem := only_value(rows, recipe.max_unreadable):
         raise UserError(
             f"split {recipe.train_split} of {', '.join(recipe.paths)}: {problem}, so there is nothing to learn; "
             "check its masks"
@@ -153,6 +159,12 @@ def choose_precision(recipe: Recipe, resume: bool, device: torch.device) -> str 
             consequence = "the run goes on in it, slowly" if resume else "training in float32"
             logger.warning("mixed_precision: %s has no bfloat16 of its own; %s", device, consequence)
     return precision
+
+
+def check_batch_norms(recipe: Recipe, state: PartialState):
+    """Raise `UserError` if batch norms cannot be common to all processes."""
+    if recipe.sync_batch_norm and state.num_processes > 1 and state.device.type != "cuda":
+        raise UserError(f"sync_batch_norm needs GPUs, got several processes on {state.device}; set it to false")
 
 
 def check_compiler(device: torch.device):

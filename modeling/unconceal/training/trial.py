@@ -9,7 +9,7 @@ from ..data.mixing import join_sets
 from ..evaluation.cost import peak_bytes, reset_peak
 from .recipe import Recipe
 from .speed import measure_recipe
-from .start import check_masks, check_start, first_rows, open_sets
+from .start import check_batch_norms, check_masks, check_start, first_rows, open_sets
 
 
 STEPS = 2
@@ -18,7 +18,7 @@ STEPS = 2
 def try_recipe(recipe: Recipe) -> list[dict[str, Any]]:
     """Train each phase for a few steps; estimate its cost.
 
-    Nothing is written. Phases start from random weights, and evaluations are not counted.
+    Nothing is written. Phases start from random weights. Evaluations are not counted, nor the reading of a stream.
 
     Returns:
         For each phase `task`, `images`, `epochs`, `batch_size`, `image_size` (width, height), `images_per_second`,
@@ -31,6 +31,7 @@ def try_recipe(recipe: Recipe) -> list[dict[str, Any]]:
     tasks = list(recipe.phases)
     check_masks(splits, recipe.data, tasks)
     check_start(recipe, tasks[0], False, splits)
+    check_batch_norms(recipe, PartialState(cpu=not torch.accelerator.is_available()))
     rows, found = splits[recipe.data.train_split], []
     device = PartialState(cpu=not torch.accelerator.is_available()).device.type
     for task in tasks:

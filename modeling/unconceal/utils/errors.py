@@ -22,6 +22,10 @@ ERRORS_OF_PLACES = (
 )
 
 
+# What gloo and NCCL say.
+LOST_PROCESS = re.compile("(?i)(closed|reset) by peer|remote process exited|socket.*closed|broken pipe")
+
+
 class UserError(Exception):
     """Mistake of the user, explained in one line."""
 
@@ -29,6 +33,11 @@ class UserError(Exception):
 def one_line(error: Exception) -> str:
     """Return a library's message as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def tells_lost_process(error: Exception) -> bool:
+    """Return whether another training process is gone."""
+    return isinstance(error, RuntimeError) and bool(LOST_PROCESS.search(str(error)))
 
 
 def explained(error: Exception) -> str | None:
