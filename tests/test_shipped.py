@@ -119,8 +119,9 @@ def test_card_says_what_the_files_hold(folder):
     assert facts.sha256 == shipped.weights_sha256(folder)
     assert facts.megabytes == round((folder / shipped.WEIGHTS).stat().st_size / 1e6, 2)
     assert facts.parameters == model.num_parameters()
-    size = json.loads((folder / shipped.PROCESSOR).read_text())["size"]
-    assert facts.input_size == f"{size['width']}x{size['height']}"
+    processor = json.loads((folder / shipped.PROCESSOR).read_text())
+    size = f"{processor['size']['width']}x{processor['size']['height']}"
+    assert facts.input_size == (size if processor["do_resize"] else "as it is")
     assert facts.name == folder.name and facts.numbers and all(vars(facts).values())
     card, written = ModelCard.load(folder / shipped.CARD), ship.load_texts()[folder.name]
     assert (facts.task, facts.terms) == (written["task"], written["terms"]), "run scripts/ship_model.py again"

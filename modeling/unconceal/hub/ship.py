@@ -219,7 +219,7 @@ def _facts(
         "parameters": segmenter.model.num_parameters(),
         "megabytes": round((folder / WEIGHTS).stat().st_size / 1e6, 2),
         "input_size": size_text((size.width, size.height)) if segmenter.processor.do_resize else "as it is",
-        "data": ", ".join(title.partition(":")[0] for title in titles),
+        "data": ", ".join(dict.fromkeys(title.partition(":")[0] for title in titles)),
         "terms": text["terms"],
         "headline": list(text["headline"]),
         "sha256": weights_sha256(folder),
