@@ -1163,7 +1163,7 @@ def test_one_process_instead_of_several_is_reported(monkeypatch, caplog, option)
     assert "one process trains, not 2: on a CPU, start them with torchrun --nproc-per-node 2" in caplog.text
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_that_loses_a_process_ends_with_one_line(recipe_file, tmp_path):
     """The second process is killed in its fourth step."""
     code = """

@@ -16,7 +16,7 @@ def draw_training(
 ) -> Image.Image:
     """Draw loss, terms of the loss, and metric over the epochs.
 
-    The RGB image is 2400 pixels wide. A phase whose loss has one term has two panels.
+    The RGB image is 1440 pixels wide. A phase whose loss has one term has two panels.
 
     Args:
         history: Rows of the finished epochs: `epoch`, `train_loss`, `losses` by name, and `eval_METRIC` where there
@@ -35,7 +35,7 @@ def draw_training(
     middles = [row["epoch"] - 0.5 for row in history]  # a mean over an epoch
     names = history[-1].get("losses", {})
     terms = {name: [row.get("losses", {}).get(name, math.nan) for row in history] for name in names}
-    figure = Figure((12, 4), 200, layout="constrained", facecolor="white")
+    figure = Figure((12, 4), 120, layout="constrained", facecolor="white")
     panels = list(figure.subplots(1, 3 if terms else 2))
     panels[0].plot(
         [row["epoch"] for row in steps], [row["loss"] for row in steps], color="0.75", linewidth=1, label="steps"
