@@ -44,7 +44,7 @@ FENCE = re.compile(r"(?:^<!-- (check only|file): ([^\n]+) -->\n)?^```(\w*)\n(.*?
 SMALLER = {"--train 800": "--train 8", "--train 200": "--train 8", "--val 40": "--val 4"}
 SMALLER |= {f"--size {size}": "--size 48" for size in (64, 96, 128)}
 TILE = "Magnetic-tile-defect-datasets/MT_Break/Imgs/exp1_num_{}"
-FILE = re.compile(r"[\w./*-]*\.(cff|csv|jpg|json|md|mov|mp4|onnx|png|pt2|pth|py|sh|toml|txt|webm|yaml|yml)")
+FILE = re.compile(r"[\w./*-]*\.(cff|csv|jpg|jsonl|json|md|mov|mp4|onnx|png|pt2|pth|py|sh|toml|txt|webm|yaml|yml)")
 
 
 def blocks(page):
