@@ -98,10 +98,8 @@ def shards_of_data(data: str, split: str) -> list[Shard]:
         try:
             first = 0 if has_ids else rows_before(i)
             for number_in_shard, row in enumerate(rows.shard(num_shards=number, index=i)):
-                default_id = (
-                    f"{split}-{i:05d}-{number_in_shard:06d}" if has_ids else f"{split}-{first + number_in_shard}"
-                )
-                yield _row_job(row, default_id, Path(data).name)
+                place = f"{i:05d}-{number_in_shard:06d}" if has_ids else first + number_in_shard
+                yield _row_job(row, f"{split}-{place}", Path(data).name)
         except (OSError, ValueError, DatasetsError, pa.ArrowException) as error:
             raise UserError(f"cannot read {data}: {one_line(error)}; run the command again to go on") from error
 

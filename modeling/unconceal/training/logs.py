@@ -194,11 +194,8 @@ class EpochMeter:
         if terms:
             values = torch.stack([term.float() for term in terms.values()])
             if not self.names:
-                self.names, self.sums, self.window_sums = (
-                    list(terms),
-                    torch.zeros_like(values),
-                    torch.zeros_like(values),
-                )
+                self.names = list(terms)
+                self.sums = self.window_sums = torch.zeros_like(values)
             self.sums, self.window_sums = self.sums + values, self.window_sums + values
         if not self.bar.disable and time.perf_counter() - self.shown > REFRESH_SECONDS:
             self.shown = time.perf_counter()

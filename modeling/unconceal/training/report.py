@@ -57,9 +57,7 @@ def make_report(recipe: Recipe, phases: Mapping[str, Progress]) -> str:
         parts.append(f"{len(unread)} training images could not be read; others took their places: {names}.")
     for task, progress in phases.items():
         parts.append(f"## {task.capitalize()}")
-        plot = _draw(folder / task, progress, _metric(recipe, task))
-        if plot:
-            parts.append(plot)
+        parts.append(_draw(folder / task, progress, _metric(recipe, task)))
         scores = {key: value for key, value in _best_row(recipe, task, progress).items() if key.startswith("eval_")}
         rows = [(key.removeprefix("eval_"), str(round(value, 4))) for key, value in scores.items()]
         parts.append(f"The best checkpoint, on `{recipe.data.eval_split}`:")
@@ -110,7 +108,7 @@ def _phase_row(recipe: Recipe, task: str, progress: Progress) -> tuple[str, ...]
     )
 
 
-def _draw(folder: Path, progress: Progress, metric: str) -> str | None:
+def _draw(folder: Path, progress: Progress, metric: str) -> str:
     """Draw the curves of a phase; return the line that shows them."""
     from ..drawing.training import draw_training  # slow to import
 
