@@ -37,6 +37,17 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
+def without_pictures(request, monkeypatch):
+    """Spare tiny trainings their plots and sample sheets, unless the test has the marker `pictures`."""
+    if request.node.get_closest_marker("pictures"):
+        return
+    from unconceal.training import logs, loop
+
+    monkeypatch.setattr(loop, "write_report", lambda recipe: None)
+    monkeypatch.setattr(logs.RunLog, "draw_samples", lambda *args: None)
+
+
+@pytest.fixture
 def segment(checkpoint, capsys):
     """Run `unconceal segment` and return (exit code, stdout, stderr)."""
     from unconceal.__main__ import main

@@ -32,7 +32,7 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / "gpu_check.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_every_part_runs_and_reports(module, tmp_path):
     command = [ROOT / "scripts/gpu_check.sh", "--device", "cpu", "--quick", tmp_path]
     done = subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)

@@ -26,6 +26,7 @@ from unconceal.training.loop import train
 from unconceal.training.recipe import load_recipe
 
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 ROOT = Path(__file__).parents[1]
 UNCHANGED = TransformRecipe(rotate90_probability=0, flip_probability=0)
 

@@ -147,6 +147,7 @@ def test_variants_of_srs_differ_in_their_guidance_alone():
     assert study_srs.modeling_srs.SrsDynamicConv is study_srs.SrsDynamicConv  # as before
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_study_of_srs_from_recipe_to_table(tmp_path, capsys, monkeypatch):
     build_synthetic("infrared", tmp_path / "data", {"train": 4, "val": 3}, size=32)
     recipe = {
