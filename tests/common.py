@@ -359,6 +359,16 @@ class ModelTester(PretrainedTester):
             assert len(output.loss_dict) > 1 and not any(term.requires_grad for term in output.loss_dict.values())
             torch.testing.assert_close(sum(output.loss_dict.values()), output.loss.detach())
 
+    def test_trainer_predicts_tensors_without_the_terms_of_the_loss(self, tmp_path):
+        model, inputs = self.make_model(), self.make_inputs()
+        arguments = transformers.TrainingArguments(tmp_path, use_cpu=True, report_to=[])
+        trainer = transformers.Trainer(model, arguments)
+        loss, predicted, _ = trainer.prediction_step(model, inputs, prediction_loss_only=False)
+        assert loss is not None
+        predicted = predicted if isinstance(predicted, tuple) else (predicted,)
+        assert torch.equal(predicted[0], self.predict(model, inputs["pixel_values"]))
+        assert [type(one) for one in predicted if isinstance(one, dict)] == []
+
     def test_images_of_a_batch_are_independent(self):
         model, inputs = self.make_lively_model(), self.make_inputs(batch_size=3)
 

@@ -222,6 +222,32 @@ def test_drawings_by_pixel():
 
 
 @pytest.mark.parametrize("draw", [overlay, cutout])
+def test_masks_of_any_scale_draw_alike(draw):
+    hard = np.array([[False, True, True]])
+    expected = draw(GRAY, hard.astype(np.float32))
+    assert expected != draw(GRAY, np.zeros((1, 3), np.float32))
+    for white in (1, 255, 255.0, np.uint8(1), np.uint8(255), np.float16(1), np.int64(300)):
+        assert draw(GRAY, hard * white) == expected
+    assert draw(GRAY, hard) == expected
+    levels = np.array([[0, 128, 255]], np.uint8)
+    assert draw(GRAY, levels) == draw(GRAY, levels / 255)
+
+
+@pytest.mark.parametrize("draw", [overlay, cutout])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0, np.nan, 1], "got 1 of 3 pixel values that are NaN or infinite"),
+        ([0, 0.5, 1.05], "fractions up to 1.05"),
+        ([-1, 0, 1], "values from -1 to 1"),
+    ],
+)
+def test_masks_of_unclear_values_are_rejected(draw, values, words):
+    with rejected(words):
+        draw(GRAY, np.array([values], np.float32))
+
+
+@pytest.mark.parametrize("draw", [overlay, cutout])
 def test_a_mask_of_another_size_is_rejected(draw):
     with pytest.raises(UserError, match="got a mask of 1x3, expected 3x1"):
         draw(GRAY, RAMP.T)

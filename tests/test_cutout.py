@@ -77,6 +77,14 @@ def test_doubt_around_an_object_is_no_fog(monkeypatch):
     np.testing.assert_allclose(np.asarray(found)[0] / 255, [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1], atol=0.005)
 
 
+def test_masks_outside_0_to_1_are_no_image():
+    assert np.asarray(mask_to_image(np.array([[0, 1.0001]], np.float32))).tolist() == [[0, 255]]
+    assert np.asarray(mask_to_image(np.array([[0, 255]], np.uint8))).tolist() == [[0, 255]]
+    for values in ([0, np.nan], [0, np.inf], [-0.1, 1], [0, 255]):
+        with pytest.raises(ValueError, match=r"values from .* expected \[0, 1\]; scale it"):
+            mask_to_image(np.array([values], np.float32))
+
+
 def test_hard_masks_keep_every_color(scene, monkeypatch):
     image, mask, _ = scene
     monkeypatch.setattr(cutout_module, "estimator", lambda: pytest.fail("nothing must be estimated"))

@@ -94,12 +94,13 @@ def test_predictions_and_references_follow_one_rule(white):
     assert metric.compute(predictions=truth, references=truth)["mean_iou"] == 1
 
 
-def test_a_dark_prediction_stays_soft_among_others():
+def test_a_dark_prediction_stays_soft_among_others(caplog):
     metric = evaluate.load(str(FOLDER / "unconceal_lesion.py"))
     levels = [np.rint(probs * 255).astype(np.uint8) for probs in PROBS]
     dark = [levels[0] > 200, *levels[1:]]
     dark[0] = dark[0].astype(np.uint8)
     scores = metric.compute(predictions=dark, references=TARGETS)
+    assert "1 predictions hold one value beside 0, not above half of white" in caplog.text
     dark[0] = np.zeros_like(levels[0])
     assert scores == metric.compute(predictions=dark, references=TARGETS)
 
@@ -111,6 +112,7 @@ def test_a_dark_prediction_stays_soft_among_others():
         ([np.full((4, 4), -1, np.int32)], [np.ones((4, 4), bool)], "values from -1 to -1"),
         ([np.zeros((4, 4), np.float32)], [np.full((4, 4), 70000, np.int32)], "values from 70000 to 70000"),
         ([np.zeros((4, 4), np.float32)], [np.diag([1, 2, 3, 0])], "values 0, 1, 2, 3, a map of classes"),
+        ([np.zeros((4, 4), np.float32)], [np.eye(4, dtype=np.float32) * 0.5 + 0.55], "fractions up to 1.05"),
         (
             [np.zeros((4, 4), np.float32)],
             [np.full((4, 4), 0.2, np.float32)],

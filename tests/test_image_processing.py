@@ -13,7 +13,14 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from unconceal.data.image_files import read_image
 from unconceal.models import reading
 from unconceal.models.image_processing_unconceal import NonFiniteLogits, UnconcealImageProcessor
-from unconceal.models.reading import UnclearMask, srgb_profile, to_mask, to_rgb, white_of_predictions
+from unconceal.models.reading import (
+    UnclearMask,
+    prediction_levels,
+    srgb_profile,
+    to_mask,
+    to_rgb,
+    white_of_predictions,
+)
 from unconceal.utils.errors import UserError
 
 
@@ -111,7 +118,8 @@ def test_one_value_beside_0_is_object(value, dtype):
     "values",
     [
         *([0, 1, 2], [0, 2, 1, 1], [1, 2, 3], [0, 38, 75, 113], [0, 1, 2, 4]),
-        *([0, 15, 255], [0, 3, 20, 255]),  # classes of PASCAL VOC and their border
+        *([0, 15, 255], [0, 3, 20, 255], [*range(21), 255]),  # classes of PASCAL VOC and their border
+        *([*range(64), 255], np.array([*range(21), 65535], np.int32)),
         *(np.array([0, 300, 600], np.uint16), np.array([0, 1, 2], np.float32), np.arange(9)),
     ],
 )
@@ -128,12 +136,16 @@ def test_ids_of_classes_are_refused(values):
     [
         (SOFT, SOFT),
         (SOFT[:, :20], SOFT[:, :20]),  # a dark one
+        (np.arange(40, dtype=np.uint8)[None], np.arange(40)[None]),  # nothing found, by `unconceal segment`
         (np.array([[0, 128, 255]], np.uint8), [[0, 128, 255]]),
+        (np.array([[0, 64, 255]], np.uint8), [[0, 64, 255]]),  # of IRSTD-1k
         (np.array([[0, 64, 128, 191, 255]], np.uint8), [[0, 64, 128, 191, 255]]),
         (np.array([[0, 1, 2, 253, 254, 255]], np.uint8), [[0, 1, 2, 253, 254, 255]]),  # JPEG
         (np.array([[0, 32767, 32768, 65535]], np.uint16), [[0, 127, 128, 255]]),
         (np.array([[0, 100, 255]], np.int32), [[0, 100, 255]]),
         (np.array([[0, 0.2]], np.float32), [[0, 51]]),
+        (np.array([[-0.0005, 0.2, 1.0005]], np.float32), [[0, 51, 255]]),  # rounding of a resize
+        (np.array([[0, 0.5, 127.6, 255]], np.float32), [[0, 0, 128, 255]]),
         (np.array([[0, 0.5, 1]], np.float64), [[0, 128, 255]]),
         (np.array([[False, True]]), [[0, 255]]),
     ],
@@ -149,6 +161,14 @@ def test_masks_out_of_range_are_refused(values):
     for dtype in (np.int32, np.float32):
         with pytest.raises(UnclearMask, match=f"values from {min(values)} to {max(values)}, expected 0 to 65535"):
             to_mask(np.array([values], dtype))
+
+
+@pytest.mark.parametrize("highest", [1.002, 1.05, 100.5, 300.5])
+def test_fractions_of_an_unknown_white_are_refused(highest):
+    values = np.array([[0, 0.3, 0.9, highest]], np.float32)
+    for mask in (values, Image.fromarray(values)):
+        with pytest.raises(UnclearMask, match=f"fractions up to {highest:g}, .* expected \\[0, 1\\]; scale it"):
+            to_mask(mask)
 
 
 def test_a_mask_is_its_brightest_channel():
@@ -171,11 +191,29 @@ def test_a_color_palette_is_a_map_of_classes():
         to_mask(image)
     assert pixels(to_mask(image, "any")) == [[0, 255, 255]]
     assert pixels(to_mask(image, [2])) == [[0, 0, 255]]
-    image.putdata([0, 2, 2])
+    image.putdata([0, 1, 1])
     assert pixels(to_mask(image)) == [[0, 255, 255]]
     image.putpalette([100, 100, 100, 0, 0, 0, 255, 255, 255])  # grays are values
     image.putdata([0, 1, 2])
     assert pixels(to_mask(image)) == [[100, 0, 255]]
+
+
+@pytest.mark.parametrize("color", [(255, 0, 0), (0, 64, 64)])
+def test_a_palette_that_a_program_made_keeps_background_and_object(color):
+    expected = np.zeros((4, 6), np.uint8)
+    expected[:3, :5] = 255
+    drawn = Image.fromarray(np.where(expected[..., None], np.array(color, np.uint8), 0).astype(np.uint8))
+    made = [drawn.quantize(2), drawn.quantize(2, Image.Quantize.MAXCOVERAGE), drawn.convert("P", palette=1)]
+    assert 0 in [image.getpixel((0, 0)) for image in made]  # the object
+    for hidden in ((0, 0, 0), (255, 255, 255)):
+        image = Image.fromarray((expected == 0).astype(np.uint8)).convert("P")
+        image.putpalette(color + hidden)
+        file = io.BytesIO()
+        image.save(file, "PNG", transparency=1)
+        made.append(Image.open(file))
+    for image in made:
+        assert image.mode == "P"
+        assert pixels(to_mask(image)) == pixels(to_mask(image, "any")) == expected.tolist()
 
 
 def test_transparency_is_the_mask_of_a_cut_out():
@@ -214,6 +252,24 @@ def test_white_of_predictions_needs_few_masks():
 def test_dark_predictions_are_named(caplog):
     assert white_of_predictions([IDS]) == 255
     assert "no prediction has a value above 2 of 255; if the values 0, 1, 2 are ids of classes" in caplog.text
+    for highest in (1000, 10000):
+        deep = np.linspace(0, highest, 6).astype(np.int32)[None]
+        assert white_of_predictions([deep, deep // 2]) == 65535
+        assert f"no prediction has a value above {highest} of 65535" in caplog.text
+    caplog.clear()
+    assert white_of_predictions([deep, deep * 4]) == 65535
+    assert not caplog.text
+
+
+def test_predictions_in_colors_of_classes_are_refused():
+    colors = np.array([[[0, 0, 0], [200, 0, 0], [0, 200, 0]]], np.uint8)
+    with pytest.raises(UnclearMask, match="a map of classes"):
+        prediction_levels(Image.fromarray(colors))
+    assert pixels(prediction_levels(Image.fromarray(colors[:, :2]))) == [[0, 200]]
+    scale = Image.new("P", (100, 1))
+    scale.putpalette(sum(((2 * i, 0, 255 - 2 * i) for i in range(100)), ()))
+    scale.putdata(range(100))
+    assert pixels(prediction_levels(scale)) == [list(range(100))]
 
 
 @pytest.mark.parametrize("mode", ["LA", "La", "PA"])
@@ -479,6 +535,12 @@ def test_labels():
         (lambda: UnconcealImageProcessor(channel_order="gbr"), "channel_order='gbr'"),
         (lambda: UnconcealImageProcessor(mask_resample=99), r"mask_resample=99, expected one of 0 \(nearest\)"),
         (lambda: UnconcealImageProcessor(resample=-1), "resample=-1"),
+        (lambda: UnconcealImageProcessor(rescale_factor=0), "rescale_factor=0, expected a number above 0"),
+        (lambda: UnconcealImageProcessor(rescale_factor=float("nan")), "rescale_factor=nan"),
+        (lambda: UnconcealImageProcessor(image_mean=[0.5, 0.5]), "image_mean=.*, expected 1 or 3 finite numbers"),
+        (lambda: UnconcealImageProcessor(image_mean=["x"] * 3), "image_mean="),
+        (lambda: UnconcealImageProcessor(image_std=[1, 1, 0]), "image_std=.*, expected 1 or 3 numbers above 0"),
+        (lambda: UnconcealImageProcessor()(random_rgb(), image_std=float("inf")), "image_std=inf"),
         (lambda: UnconcealImageProcessor(size={"shortest_edge": 3}), "shortest_edge"),
         (lambda: UnconcealImageProcessor(do_center_crop=True), "do_center_crop"),
         (lambda: UnconcealImageProcessor()(random_rgb(), size=None), "size=None"),
@@ -641,3 +703,37 @@ def test_colors_of_a_mask_are_classes():
     assert (np.asarray(to_mask(mask, [1])) > 0).sum() == 15  # green is below red
     colors[3:, 3:] = 0
     assert np.asarray(to_mask(Image.fromarray(colors))).tolist()[0][:3] == [255, 255, 0]
+
+
+def test_many_colors_of_a_mask_are_classes():
+    for number in (12, 63):
+        hues = np.stack([np.arange(number) * 4, 255 - np.arange(number) * 4, np.full(number, 90)], -1)
+        colors = np.concatenate([[[0, 0, 0]], hues]).astype(np.uint8)[None]
+        with pytest.raises(UnclearMask, match="a map of classes"):
+            to_mask(Image.fromarray(colors))
+        assert pixels(to_mask(Image.fromarray(colors), [1, number])) == [[0, 255, *[0] * (number - 2), 255]]
+
+
+@pytest.mark.parametrize("color", [(255, 0, 0), (255, 128, 0), (128, 64, 128), (30, 60, 40)])
+def test_shades_of_one_color_are_levels(color):
+    soft = np.rint(np.linspace(0, 1, 50)[None, :, None] * np.array(color)).astype(np.uint8)
+    assert pixels(to_mask(Image.fromarray(soft))) == soft.max(axis=-1).tolist()
+    drawn = np.zeros((32, 32, 3), np.uint8)
+    drawn[8:24, 5:20] = color
+    file = io.BytesIO()
+    Image.fromarray(drawn).save(file, "JPEG", quality=100, subsampling=0)
+    image = Image.open(file)
+    levels, has_ids = reading.mask_levels(image)
+    assert levels.tolist() == np.asarray(image).max(axis=-1).tolist()
+    assert not has_ids
+
+
+@pytest.mark.parametrize("alpha", [255, 180, 90])
+def test_classes_on_transparency_are_refused_as_on_black(alpha):
+    rgba = np.zeros((4, 8, 4), np.uint8)
+    rgba[1:3, 1:3], rgba[1:3, 4:6] = (255, 0, 0, alpha), (0, 0, 255, alpha)
+    with pytest.raises(UnclearMask, match="values 0, 1, 2, a map of classes"):
+        to_mask(Image.fromarray(rgba))
+    assert pixels(to_mask(Image.fromarray(rgba), "any")) == (rgba[..., 3] // alpha * 255).tolist()
+    rgba[1:3, 4:6, :3] = 255, 0, 0
+    assert pixels(to_mask(Image.fromarray(rgba))) == (rgba[..., 3] // alpha * 255).tolist()

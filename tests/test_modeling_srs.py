@@ -231,6 +231,19 @@ def test_other_numbers_of_labels_are_refused():
         SrsConfig(**TINY, num_labels=5)
 
 
+def test_a_network_needs_names_of_background_and_object(tmp_path):
+    SrsForImageSegmentation(SrsConfig(**TINY)).save_pretrained(tmp_path)
+    for id2label in ({0: "background", 1: "object", 2: "edge"}, {1: "background", 2: "object"}):
+        with pytest.raises(ValueError, match="`id2label`: got .* expected names of 0"):
+            SrsForImageSegmentation(SrsConfig(**TINY, id2label=id2label))
+        with pytest.raises(ValueError, match="`id2label`: got .* expected names of 0"):
+            AutoModel.from_pretrained(tmp_path, id2label=id2label)
+    with pytest.raises(ValueError, match="LABEL_4.*leave `num_labels`"):
+        AutoModel.from_pretrained(tmp_path, num_labels=5)
+    lesion = {0: "background", 1: "lesion"}
+    assert AutoModel.from_pretrained(tmp_path, num_labels=2, id2label=lesion).config.id2label == lesion
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

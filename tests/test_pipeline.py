@@ -1,5 +1,6 @@
 """Pipelines: soft masks by our own, hard masks by transformers."""
 
+import base64
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -82,15 +83,23 @@ def test_generator_is_read_as_masks_are_taken(find, images):
     assert len(taken) <= 2
 
 
-def test_url(find, images, tmp_path):
-    images[0].save(tmp_path / "image.png")
+@pytest.fixture
+def address(tmp_path):
+    """Serve the files of a folder; give its URL."""
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
     handler.log_message = lambda *_: None
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        found = find(f"http://127.0.0.1:{server.server_port}/image.png", timeout=300)
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_url(find, images, tmp_path, address):
+    images[0].save(tmp_path / "image.png")
+    found = find(f"{address}/image.png", timeout=300)
     torch.testing.assert_close(found["probs"], find(images[0])["probs"])
+    with pytest.raises(ValueError, match="absent.png', expected an image file, or the URL"):
+        find(f"{address}/absent.png", timeout=300)
 
 
 def resized(*size: int) -> Image.Image:
@@ -194,19 +203,29 @@ def test_a_mask_of_nothing_is_black():
     assert mask_to_image(probs).getextrema() == (8, 9)
 
 
-def test_deep_gray_looks_the_same_in_every_pipeline(model, find, tmp_path):
+def test_deep_gray_looks_the_same_in_every_pipeline(model, find, tmp_path, address):
     gray = np.asarray(noise(48, 40, 0).convert("L"))
     gray = gray[:, :48]
     deep = Image.fromarray(gray.astype(np.uint16) * 257)
     path = tmp_path / "deep.png"
     deep.save(path)
     segment = pipeline("image-segmentation", model=model, image_processor=PROCESSOR, device="cpu")
-    expected = find(Image.fromarray(gray))["probs"]
-    for image in (deep, str(path)):
-        assert torch.equal(find(image)["probs"], expected)
+    pixel_values, expected = PROCESSOR(Image.fromarray(gray)).pixel_values, find(Image.fromarray(gray))["probs"]
+    text = base64.b64encode(path.read_bytes()).decode()
+    for image in (deep, str(path), f"{address}/deep.png", f"data:image/png;base64,{text}", text):
+        if image is not text:  # only the pipeline of transformers takes base64 alone
+            assert torch.equal(PROCESSOR(image).pixel_values, pixel_values)
+            assert torch.equal(find(image)["probs"], expected)
         found = {label["label"]: np.asarray(label["mask"]) > 0 for label in segment(image)}
         hard = found.get("object", np.zeros(gray.shape, bool))
         np.testing.assert_array_equal(hard, expected.numpy() > 0.5)
+
+
+def test_hard_pipeline_refuses_text_that_is_no_image(model):
+    segment = pipeline("image-segmentation", model=model, image_processor=PROCESSOR, device="cpu")
+    for text in ("absent.png", "data:image/png;base64,bm90aGluZw=="):
+        with pytest.raises(ValueError, match=f"got '{text}', expected an image file"):
+            segment(text)
 
 
 def test_cutouts_and_overlays_are_tagged_as_srgb(find, images, tmp_path):

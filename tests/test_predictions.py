@@ -225,6 +225,31 @@ def test_a_dark_prediction_stays_soft_among_others(folders):
     assert rows[1]["iou"] > 0.5
 
 
+def test_dark_predictions_among_others_are_named(folders, caplog):
+    for name in "ab":
+        Image.fromarray(truth_of(name).astype(np.uint8)).save(folders / "pred" / f"{name}.png")
+    PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["lesion"], progress=False)
+    (message,) = caplog.messages
+    assert message.startswith("2 predictions hold one value beside 0, not above half of white; if it is the object")
+    assert message.endswith("(a, b)")
+
+
+def test_deep_predictions_of_another_white_are_named(folders, caplog):
+    for name in SIZES:
+        Image.fromarray(soft(name).astype(np.uint16) * 39).save(folders / "pred" / f"{name}.png")
+    PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["lesion"], progress=False)
+    (message,) = caplog.messages
+    assert message.startswith("no prediction has a value above 9945 of 65535")
+
+
+def test_predictions_in_colors_of_classes_are_refused(folders):
+    colors = np.zeros((*SIZES["a"], 3), np.uint8)
+    colors[:9], colors[20:] = (200, 0, 0), (0, 0, 200)
+    Image.fromarray(colors).save(folders / "pred" / "a.png")
+    with rejected("a.png cannot be read as a mask: .* a map of classes"):
+        PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["lesion"], progress=False)
+
+
 def test_maps_of_classes_need_a_choice(folders, capsys):
     for name in SIZES:
         ids = truth_of(name).astype(np.uint8)
@@ -336,10 +361,10 @@ def test_command_scores_files(folders, tmp_path, capsys):
     assert table["id"][:] == ["a", "b", "c"]
     rows = PredictionFolder(folders / "pred", folders / "gt").evaluate(PROTOCOLS["cod"], progress=False)
     assert table["s_measure"][:] == [row["s_measure"] for row in rows]
-    # A new report removes all files of the old one.
+    # A new report removes all files of the old one, and no others.
     (out / "worst.png").touch()
     score(folders, out, "--protocol", "cod", "--overwrite")
-    assert sorted(path.name for path in out.iterdir()) == ["curves.csv", "per_image.csv", "results.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["curves.csv", "per_image.csv", "results.json", "worst.png"]
 
 
 def score(folders, out: Path, *options: str):

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageSegmentation, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # see models/networks.py
 
 from .data.image_files import read_image
-from .drawing.layout import check_mask_size, overlay
+from .drawing.layout import checked_mask, overlay
 from .hub.exported import exported_file, load_exported
 from .hub.shipped import resolve
 from .models import networks  # noqa: F401  registers them with the Auto classes
@@ -314,14 +314,13 @@ def cutout(image: Image.Image, mask: np.ndarray) -> Image.Image:
 
     Args:
         image: Any image.
-        mask: (H, W) of the displayed image, in [0, 1].
+        mask: (H, W) of the displayed image, as for `checked_mask`.
 
     Raises:
-        UserError: If the mask has another size.
+        UserError: If the mask has another size, or values that do not tell what is object.
     """
     image = to_rgb(image)
-    check_mask_size(mask, image)
-    return make_cutout(image, mask_to_image(mask))
+    return make_cutout(image, mask_to_image(checked_mask(mask, image)))
 
 
 __all__ = ["Segmenter", "choose_device", "cutout", "load", "opened", "overlay", "weights_digest"]

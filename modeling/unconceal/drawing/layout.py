@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageFont, ImageOps
 
+from ..models.cutout import soft_mask
 from ..models.reading import tag_srgb, to_rgb
 from ..utils.errors import UserError
 from ..utils.files import printable
@@ -24,28 +25,40 @@ def overlay(
 
     Args:
         image: Any image.
-        mask: (H, W) of the displayed image, in [0, 1].
+        mask: (H, W) of the displayed image, as for `checked_mask`.
         color: RGB, 0 to 255.
         alpha: Share of `color` where the mask is 1, in [0, 1].
 
     Raises:
-        UserError: If the mask has another size.
+        UserError: If the mask has another size, or values that do not tell what is object.
     """
     image = to_rgb(image)
-    check_mask_size(mask, image)
-    pixels, mask, color = np.array(image), np.asarray(mask, np.float32), np.asarray(color, np.float32)
+    mask = checked_mask(mask, image)
+    alpha = alpha / 255 if mask.dtype == np.uint8 else alpha
+    pixels, color = np.array(image), np.asarray(color, np.float32)
     for top in range(0, image.height, BAND_ROWS):  # floats of a whole photograph would leave the cache
         band = pixels[top : top + BAND_ROWS]
-        weight = alpha * mask[top : top + BAND_ROWS, :, None]  # (rows, W, 1)
+        weight = np.float32(alpha) * mask[top : top + BAND_ROWS, :, None]  # (rows, W, 1)
         band[:] = np.rint(band + weight * (color - band))
     return tag_srgb(Image.fromarray(pixels))
 
 
-def check_mask_size(mask: np.ndarray, image: Image.Image):
-    """Raise a `UserError` unless mask and image have one size."""
+def checked_mask(mask: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Return the mask of an image as `soft_mask` does.
+
+    Floats up to 1 are soft, with 1 for object. If all others hold one value beside 0, that is object; otherwise white
+    is 255.
+
+    Raises:
+        UserError: If the mask has another size than the image, or values that do not tell what is object.
+    """
     if mask.shape != (image.height, image.width):
         got, expected = size_text(mask.shape[::-1]), size_text(image.size)
         raise UserError(f"got a mask of {got}, expected {expected}, the size of the image")
+    try:
+        return soft_mask(mask)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def paste_framed(sheet: Image.Image, cell: Image.Image, left: int, top: int):

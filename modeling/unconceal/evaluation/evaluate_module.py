@@ -3,6 +3,7 @@
 Example: `evaluate.load("modeling/unconceal/evaluation/unconceal_dis.py")`.
 """
 
+import logging
 import sys
 from abc import ABC, abstractmethod
 
@@ -12,9 +13,18 @@ import numpy as np
 from PIL import Image
 
 from .base import Protocol
-from .reading import gray_mask, mask_levels, scaled, white_of_predictions
+from .reading import (
+    ONE_DARK_VALUE,
+    gray_mask,
+    has_one_dark_value,
+    mask_levels,
+    prediction_levels,
+    scaled,
+    white_of_predictions,
+)
 
 
+logger = logging.getLogger(__name__)
 CITATION = """\
 @misc{pysodmetrics,
   title = {PySODMetrics: a simple and efficient implementation of SOD metrics},
@@ -61,10 +71,12 @@ class ProtocolMetric(evaluate.Metric, ABC):
 
     def _compute(self, predictions: list[Image.Image], references: list[Image.Image], **options) -> dict[str, float]:
         options = self.protocol.options(**{**self.protocol.report_options, **options})
-        levels = [mask_levels(image)[0] for image in predictions]
+        levels = [prediction_levels(image) for image in predictions]
         whites = {
             kind: white_of_predictions(one for one in levels if one.dtype == kind) for kind in (np.uint8, np.int32)
         }
+        if num_dark := sum(has_one_dark_value(one, whites.get(one.dtype.type, 1)) for one in levels):
+            logger.warning(ONE_DARK_VALUE, num_dark)
         rows = (
             self.protocol.score_image(
                 scaled(probs, whites.get(probs.dtype.type, 1)), read_reference(target), **options

@@ -6,8 +6,9 @@ The ground truth is a folder of masks or a prepared data set.
 data set it is the part of `id` after the last slash. Upper and lower case are equal.
 
 **Values of a prediction.** An 8-bit gray file is scored unchanged, with 255 for 1. Any other file is converted and
-counted, as `mask_levels` does it. Gray of more bits is divided by 65535, and floats must be in [0, 1]. If the files of
-the folder hold one value beside 0, such as 1, that value is 1. See `white_of_predictions`.
+counted, as `prediction_levels` does it. Gray of more bits is divided by 65535, and floats must be in [0, 1]. If the
+files of the folder hold one value beside 0, such as 1, that value is 1. See `white_of_predictions`. If only some files
+hold one dark value, the log says so.
 
 **Size.** A prediction of another size than its ground truth is resized to it, bilinearly, and counted.
 
@@ -31,12 +32,21 @@ from tqdm.auto import tqdm
 
 from ..data.image_files import read_image
 from ..data.masks import TrueMask, one_value, read_mask
-from ..data.names import by_name, list_images
-from ..models.reading import Foreground, mask_levels, needs_white, scaled, to_rgb, white_of_predictions
+from ..data.names import by_name, first_names, list_images
+from ..models.reading import (
+    ONE_DARK_VALUE,
+    Foreground,
+    has_one_dark_value,
+    needs_white,
+    prediction_levels,
+    scaled,
+    to_rgb,
+    white_of_predictions,
+)
 from ..utils.errors import UserError, one_line
 from ..utils.images import MAX_PIXELS, open_image
 from .base import Protocol
-from .networks import in_order, score_job
+from .networks import in_order, report_vanished, score_job
 from .workers import map_unordered
 
 
@@ -99,7 +109,7 @@ class PredictionFolder:
         ambiguous = [name for name, files in matched.items() if max(map(len, files)) > 1]
         if ambiguous:
             files = f"several files in {predictions} or {where}"
-            raise UserError(f"{files} have the name {_first_names(ambiguous)}; give each image its own name")
+            raise UserError(f"{files} have the name {first_names(ambiguous)}; give each image its own name")
         self.without_truth = [name for name, (_, true) in matched.items() if not true]
         self.without_prediction = [name for name, (masks, _) in matched.items() if not masks]
         self.entries = []
@@ -117,7 +127,7 @@ class PredictionFolder:
             for name in names:
                 logger.warning("%s: no %s", name, lack)
             if names:
-                unmatched.append(f"{len(names)} {have} have no {lack} ({_first_names(names)})")
+                unmatched.append(f"{len(names)} {have} have no {lack} ({first_names(names)})")
         unmatched = " and ".join(unmatched)
         if not self.entries:
             problem = f"no file in {predictions} has the name of a ground truth in {where}"
@@ -153,10 +163,9 @@ class PredictionFolder:
         jobs = ((index, entry, self._truth(entry)) for index, entry in enumerate(self.entries))
         done = map_unordered(score, jobs, min(metric_workers, len(self.entries)))
         rows = in_order(list(tqdm(done, "evaluate", len(self.entries), unit="image", disable=not progress)))
-        vanished = [row["id"] for row in rows if row.pop("has_vanished")]
-        if vanished:
-            few = "%d ground truth masks hold gray levels but none above half, so they show no object (%s)"
-            logger.warning(few, len(vanished), _first_names(vanished))
+        report_vanished(rows)
+        if dark := [row["id"] for row in rows if row.pop("is_dark")]:
+            logger.warning(f"{ONE_DARK_VALUE} (%s)", len(dark), first_names(dark))
         return rows
 
     def load_example(self, index: int) -> tuple[Image.Image | None, np.ndarray, np.ndarray]:
@@ -223,7 +232,7 @@ def _prediction_levels(path: Path, max_pixels: int) -> tuple[np.ndarray, str]:
     """Return the values of a prediction, and its mode."""
     try:
         with open_image(path, max_pixels) as image:
-            return mask_levels(image)[0], image.mode
+            return prediction_levels(image), image.mode
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # Pillow raises nearly any class on damaged files
@@ -279,9 +288,6 @@ def _score_entry(
     height, width = target.shape
     example = {"index": index, "id": entry.id, "source": entry.source, "height": height, "width": width}
     example |= {"converted": converted, "resized": resized, "mask_changed": changed}
-    example["has_vanished"] = has_vanished
+    is_dark = has_one_dark_value(probs, 255 if probs.dtype == np.uint8 else 1)
+    example |= {"has_vanished": has_vanished, "is_dark": is_dark}
     return score_job(protocol.score_image, options, (example, probs, target))
-
-
-def _first_names(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,5 +1,6 @@
 """Score a network on a data set."""
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..data.loading import read_pair, readable
 from ..data.masks import is_object
+from ..data.names import first_names
 from ..models.image_processing_unconceal import NonFiniteLogits
 from ..models.inference import make_inference_form
 from ..models.predict import predict_masks
@@ -26,6 +28,7 @@ from .base import Protocol
 from .workers import map_unordered
 
 
+logger = logging.getLogger(__name__)
 Job = tuple[dict[str, Any], np.ndarray, np.ndarray]  # facts, prediction and ground truth of one image
 
 
@@ -63,7 +66,7 @@ def evaluate_model(
         resize_masks: Whether to resize masks of other sizes than their images, by the nearest pixel. Rows then hold
             `mask_resized`.
         dtype: Type of the arithmetic. None is that of `model`.
-        progress: Whether the main process shows a progress bar.
+        progress: Whether the main process shows a progress bar, and names masks that are too dark to show an object.
         **options: Options of the protocol's `score_image`.
 
     Returns:
@@ -106,7 +109,9 @@ def evaluate_model(
         rows = list(map_unordered(score, jobs(), min(metric_workers, len(dataset))))
     if world_size > 1:
         rows = gather_object(rows)
-    return in_order(rows)
+    rows = in_order(rows)
+    report_vanished(rows, is_silent=rank > 0 or not progress)
+    return rows
 
 
 def _collate(
@@ -117,6 +122,8 @@ def _collate(
     for index in indices:
         row, image, mask = read_pair(dataset, index)
         facts = {"id": row["id"], "source": row["source"], "height": image.height, "width": image.width}
+        brightest = mask.getextrema()[1]
+        facts["has_vanished"] = brightest > 0 and not is_object(brightest)
         if resize_masks:
             facts["mask_resized"] = mask.size != image.size
             mask = mask.resize(image.size, Image.Resampling.NEAREST)
@@ -140,6 +147,17 @@ def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         del row["index"]
     return rows
+
+
+def report_vanished(rows: list[dict[str, Any]], is_silent: bool = False):
+    """Drop `has_vanished` from rows, and name those where it is true."""
+    vanished = [row["id"] for row in rows if row.pop("has_vanished")]
+    if vanished and not is_silent:
+        logger.warning(
+            "%d ground truth masks hold gray levels but none above half, so they show no object; if they are ids of "
+            "classes, prepare them with --foreground (%s)",
+            *(len(vanished), first_names(vanished)),
+        )
 
 
 def _checked(example: dict[str, Any], probs: torch.Tensor) -> Job:

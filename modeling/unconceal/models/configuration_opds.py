@@ -29,6 +29,7 @@ class OpdsConfig(PreTrainedConfig):
     """
 
     model_type = "opds_dichotomous"
+    keys_to_ignore_at_inference = ["loss_dict"]
     sub_configs = {"backbone_config": AutoConfig}
 
     num_channels: int = 3

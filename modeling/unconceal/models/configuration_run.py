@@ -61,6 +61,7 @@ class RunConfig(PreTrainedConfig):
     """
 
     model_type = "run_unfolding"
+    keys_to_ignore_at_inference = ["loss_dict"]
     sub_configs = {"backbone_config": AutoConfig}
 
     num_channels: int = 3

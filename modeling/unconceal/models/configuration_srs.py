@@ -31,6 +31,7 @@ class SrsConfig(PreTrainedConfig):
     """
 
     model_type = "srs_seg"
+    keys_to_ignore_at_inference = ["loss_dict"]
 
     num_channels: int = 3
     stem_size: int = 8

@@ -18,6 +18,18 @@ def name_labels(config: PreTrainedConfig, num_labels: int | None):
         config.label2id = {label: int(index) for index, label in config.id2label.items()}
 
 
+def check_labels(config: PreTrainedConfig):
+    """Raise `ValueError` unless the names are those of background and object.
+
+    `from_pretrained(..., num_labels=5)` changes a configuration after it was checked.
+    """
+    if set(config.id2label) != {0, 1}:
+        raise ValueError(
+            f"`id2label`: got {config.id2label}, expected names of 0, background, and 1, object; leave `num_labels` "
+            "and `id2label` out."
+        )
+
+
 def check_at_least(config: PreTrainedConfig, minimum: int, *names: str):
     """Raise `ValueError` unless these fields are finite and at least `minimum`."""
     for name in names:

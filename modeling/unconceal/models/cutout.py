@@ -4,12 +4,13 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from .reading import MOST_CLASSES, tag_srgb
+from .reading import MOST_CLASSES, needs_white, prediction_levels, scaled, tag_srgb, white_of_predictions
 
 
 # Large images are processed in blocks: side and margin in pixels. The estimate takes about 60 bytes a pixel: 24
@@ -21,15 +22,46 @@ logger = logging.getLogger(__name__)
 _one_at_a_time = Lock()  # numba's own threads, where it has no OpenMP, end the program if two threads call them
 
 
-def mask_to_image(mask: np.ndarray) -> Image.Image:
-    """Return a mask (H, W) in [0, 1] as 8-bit gray.
+def soft_mask(mask: Any) -> np.ndarray:
+    """Return any mask as uint8, or as float32 up to 1.
 
-    A mask that stays below 3.3 percent is black: it shows no object, and its few gray levels could be read as ids of
-    classes (see reading.py).
+    A soft mask may be dark, so this is the rule for predictions.
+
+    Args:
+        mask: A PIL image, or an array or tensor (H, W).
+
+    Raises:
+        ValueError: If it is of another kind or shape, or if its values do not tell what is object.
     """
+    if isinstance(mask, torch.Tensor):
+        mask = mask.detach().cpu()
+        mask = (mask.float() if mask.is_floating_point() else mask).numpy()  # NumPy has no bfloat16
+    if not isinstance(mask, (Image.Image, np.ndarray)):
+        raise ValueError(f"got a mask of {type(mask).__name__}, expected a PIL image, an array or a tensor")
+    if isinstance(mask, np.ndarray) and (mask.ndim != 2 or not mask.size):
+        raise ValueError(f"got a mask of shape {mask.shape}, expected (height, width)")
+    levels = prediction_levels(mask)
+    return scaled(levels, white_of_predictions([levels]) if needs_white(levels) else 1)
+
+
+def mask_to_image(mask: np.ndarray) -> Image.Image:
+    """Return a mask (H, W) as 8-bit gray.
+
+    It is in [0, 1], or uint8 with 255 for 1. A mask in [0, 1] that stays below 3.3 percent is black: it shows no
+    object, and its few gray levels could be read as ids of classes (see reading.py).
+
+    Raises:
+        ValueError: If values are outside [0, 1] or NaN.
+    """
+    mask = np.asarray(mask)
+    if mask.dtype == np.uint8:
+        return Image.fromarray(mask)
     values = np.asarray(mask, np.float32) * 255
-    values = np.rint(values, out=values).astype(np.uint8)
-    return Image.fromarray(values if values.max() > MOST_CLASSES else np.zeros_like(values))
+    values = np.rint(values, out=values)
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= 255:
+        raise ValueError(f"got a mask with values from {low / 255:g} to {high / 255:g}, expected [0, 1]; scale it")
+    return Image.fromarray(values.astype(np.uint8) if high > MOST_CLASSES else np.zeros(values.shape, np.uint8))
 
 
 def make_cutout(image: Image.Image, mask: Image.Image) -> Image.Image:

@@ -4,7 +4,10 @@ One processor serves every network. It uses Pillow and NumPy only: its numbers d
 decides how a file of any kind is read.
 """
 
+import base64
+import math
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +27,32 @@ try:
     from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 except ImportError:  # an older transformers
     SemanticSegmentationPostProcessorOutput = BatchFeature
+try:  # the version of huggingface_hub decides which one is installed
+    from huggingface_hub.utils import httpx
+except ImportError:
+    import httpx
+
+
+def fetch(source: str, timeout: float | None = None) -> Image.Image:
+    """Open the image of a URL, or of text in base64.
+
+    transformers would make it RGB at once: 16-bit gray white, and hidden colors visible.
+
+    Args:
+        source: A URL, a data URI, or base64 alone.
+        timeout: Seconds to wait for a URL, no limit by default.
+
+    Raises:
+        ValueError: If it is no image.
+    """
+    try:
+        if source.startswith(("http://", "https://")):
+            data = httpx.get(source, timeout=timeout, follow_redirects=True).content
+        else:
+            data = base64.decodebytes(source.rpartition(",")[2].encode())
+        return Image.open(BytesIO(data))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"got {source[:100]!r}, expected an image file, or the URL or base64 of an image") from error
 
 
 def _as_pixels(array: np.ndarray | torch.Tensor, channels: str | None) -> np.ndarray:
@@ -100,7 +129,7 @@ class UnconcealImageProcessor(PilBackend):
             with the ImageNet numbers in RGB order.
 
     Raises:
-        ValueError: If `size` or `channel_order` is unusable.
+        ValueError: If an option is unusable.
     """
 
     _auto_class = "AutoImageProcessor"  # `save_pretrained` then copies this file and writes `auto_map`
@@ -123,6 +152,16 @@ class UnconcealImageProcessor(PilBackend):
             if way is not None and way not in list(PILImageResampling):  # Pillow 13 has more filters than Pillow 12
                 filters = ", ".join(f"{one.value} ({one.name.lower()})" for one in PILImageResampling)
                 raise ValueError(f"got {name}={way!r}, expected one of {filters}")
+        for name, counts, above, expected in (
+            ("rescale_factor", (1,), 0, "a number above 0"),
+            ("image_mean", (1, 3), -math.inf, "1 or 3 finite numbers"),
+            ("image_std", (1, 3), 0, "1 or 3 numbers above 0"),
+        ):
+            given = kwargs.get(name)
+            numbers = np.ravel(given).tolist()
+            is_usable = all(isinstance(one, (int, float)) and above < one < math.inf for one in numbers)
+            if given is not None and not (is_usable and len(numbers) in counts):
+                raise ValueError(f"got {name}={given!r}, expected {expected}")
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f'got channel_order={channel_order!r}, expected "rgb" or "bgr"')
         size = kwargs.get("size")
@@ -209,11 +248,11 @@ class UnconcealImageProcessor(PilBackend):
             else:
                 yield _as_pixels(images, channels)
         elif isinstance(images, str) and images.startswith(("http://", "https://", "data:image/")):
-            yield self.fetch_images(images)
+            yield fetch(images)
         elif isinstance(images, (str, Path)):
             if not Path(images).is_file():
                 raise ValueError(f"got {str(images)!r}, which is not a file; expected an image file or a URL")
-            yield Image.open(images)  # `fetch_images` clips 16-bit files at 255
+            yield Image.open(images)
         else:
             raise ValueError(f"got {type(images).__name__}, expected a PIL image, an array, a tensor or a path")
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES
 
+from .configuration_unconceal import check_labels
 from .inference import make_inference_form
 
 
@@ -46,6 +47,11 @@ class UnconcealPreTrainedModel(PreTrainedModel):
     if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):  # older names, as in transformers 5.17
         activation_checkpointing_enable = PreTrainedModel.gradient_checkpointing_enable
         activation_checkpointing_disable = PreTrainedModel.gradient_checkpointing_disable
+
+    def __init__(self, config: PreTrainedConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        if SEGMENTATION in self.auto_classes:
+            check_labels(config)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -24,7 +24,7 @@ from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from .configuration_opds import OpdsConfig
 from .configuration_run import RunConfig
 from .configuration_srs import SrsConfig
-from .image_processing_unconceal import UnconcealImageProcessor
+from .image_processing_unconceal import UnconcealImageProcessor, fetch
 from .modeling_opds import OpdsForImageSegmentation
 from .modeling_run import RunForImageSegmentation
 from .modeling_srs import SrsForImageSegmentation, SrsForReconstruction
@@ -62,7 +62,7 @@ ImageSegmentationPipeline._load_video_processor = False
 
 
 def _read_in_pipelines():
-    """Let `pipeline("image-segmentation")` read images and files by `to_rgb`.
+    """Let `pipeline("image-segmentation")` read every image by `to_rgb`.
 
     Its own reading makes 16-bit gray white, and it has no hook. Pipelines of other models stay as they are.
     """
@@ -70,9 +70,10 @@ def _read_in_pipelines():
 
     @wraps(preprocess)
     def read_and_preprocess(self, image, *args, **kwargs):
-        # `Path.is_file` raises an error for an image as text in base64.
-        is_read_here = isinstance(image, Image.Image) or (isinstance(image, str) and os.path.isfile(image))  # noqa: PTH113
-        if is_read_here and isinstance(self.image_processor, UnconcealImageProcessor):
+        if isinstance(image, (str, Image.Image)) and isinstance(self.image_processor, UnconcealImageProcessor):
+            # `Path.is_file` raises an error for an image as text in base64.
+            if isinstance(image, str) and not os.path.isfile(image):  # noqa: PTH113
+                image = fetch(image, kwargs.get("timeout"))
             (image,) = map(to_rgb, self.image_processor.to_pil(image))
         return preprocess(self, image, *args, **kwargs)
 

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import PreTrainedModel
-from transformers.image_utils import load_image
 from transformers.pipelines.base import Pipeline
 from transformers.utils import ModelOutput
 
-from .cutout import make_cutout, mask_to_image
+from .cutout import make_cutout, mask_to_image, soft_mask
+from .image_processing_unconceal import fetch
 from .memory import keep_freed_memory
 from .predict import predict_masks
-from .reading import mask_levels, needs_white, scaled, to_rgb, white_of_predictions
+from .reading import to_rgb
 from .refine import check_refine
 from .unfolding import Unfolding, unfold
 
@@ -95,7 +95,7 @@ class SoftMaskPipeline(Pipeline):
         Raises:
             ValueError: If the mask has another size, or if either is not an image.
         """
-        image, opacity = self._read(image), _opacity(mask)
+        image, opacity = self._read(image), mask_to_image(soft_mask(mask))
         if opacity.size != image.size:
             size, expected = (f"{width}x{height}" for width, height in (opacity.size, image.size))
             raise ValueError(f"got a mask of {size}, expected {expected}, the size of the image")
@@ -126,7 +126,7 @@ class SoftMaskPipeline(Pipeline):
 
     def _read(self, inputs: Any, timeout: float | None = None) -> Image.Image:
         if isinstance(inputs, str) and inputs.startswith(("http://", "https://")):
-            inputs = load_image(inputs, timeout=timeout)
+            inputs = fetch(inputs, timeout)
         images = [to_rgb(image) for image in self.image_processor.to_pil(inputs)]
         if len(images) != 1:
             raise ValueError(f"got {len(images)} images as one input; give them as a list of images")
@@ -153,18 +153,3 @@ class SoftMaskPipeline(Pipeline):
         if cutout:
             found["cutout"] = self.cut_out(model_outputs["image"], found["mask"])
         return found
-
-
-def _opacity(mask: Any) -> Image.Image:
-    """Return a mask of any kind as 8-bit gray."""
-    if isinstance(mask, torch.Tensor):
-        mask = mask.detach().cpu()
-        mask = (mask.float() if mask.is_floating_point() else mask).numpy()  # NumPy has no bfloat16
-    if not isinstance(mask, (Image.Image, np.ndarray)):
-        raise ValueError(f"got a mask of {type(mask).__name__}, expected a PIL image, an array or a tensor")
-    if isinstance(mask, np.ndarray) and (mask.ndim != 2 or not mask.size):
-        raise ValueError(f"got a mask of shape {mask.shape}, expected (height, width)")
-    levels, _ = mask_levels(mask)
-    # A soft mask may be dark, so this is the rule for predictions.
-    probs = scaled(levels, white_of_predictions([levels]) if needs_white(levels) else 1)
-    return Image.fromarray(probs) if probs.dtype == np.uint8 else mask_to_image(probs)

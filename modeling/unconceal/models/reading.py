@@ -9,9 +9,9 @@ is found (`find_white`):
 
 - One value beside 0, such as {0, 1}, {0, 38} or {0, 255}: that value is object.
 - A few whole numbers, none above half: ids of classes. That is an error, because the file does not say which class is
-  the object. So are ids next to a border of 255, and palettes of several colors.
+  the object. So are any number of ids next to a border of 255, and several colors.
 - All else are gray levels, with 255 as white, or 65535 if a value is larger.
-- Floats in [0, 1] are gray levels with 1 as white.
+- Floats in [0, 1] are gray levels with 1 as white. Fractions of an unknown white are an error.
 
 Predictions may be dark, so the white of predictions is found for a whole set (`white_of_predictions`).
 """
@@ -27,9 +27,13 @@ import numpy as np
 from PIL import Image, ImageChops, ImageCms, ImageOps
 
 
-MOST_CLASSES = 8  # in one mask; more values are gray levels
-LARGEST_ID = 63  # next to a border of 255
-SAME_COLOR = 2  # levels of 255 by which profiles of one color space differ
+MOST_CLASSES = 8  # in one mask without a border; more values are gray levels, such as a faint soft mask
+LARGEST_ID = 63  # next to a border of 255, and of colors
+SAME_COLOR = 2  # levels of 255 by which profiles of one color space differ, and files of one color
+ROUNDING = 1e-3  # by which resized floats leave [0, 1]
+ONE_DARK_VALUE = (
+    "%d predictions hold one value beside 0, not above half of white; if it is the object, store it as 255 in all"
+)
 Foreground = Literal["any"] | list[int]
 logger = logging.getLogger(__name__)
 _said: list[str] = []  # the file with several pages that the log has named
@@ -214,10 +218,11 @@ def mask_levels(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, bool]:
     The values are (H, W).
 
     - An image is turned upright, like its photo. Color profiles do not apply.
-    - Of colors the brightest of red, green and blue counts: a mask may be drawn in pure red. A few different ones
-      beside black, other than shades of one, are classes, numbered from 1 in the order of (red, green, blue).
-    - A palette of colors holds ids of classes: index 0 is background. With transparency and more than 64 colors in the
-      mask, it is a cut-out.
+    - Of colors the brightest of red, green and blue counts: a mask may be drawn in pure red. Up to 63 different ones
+      beside black and transparency, other than shades of one, are classes. They are numbered from 1 in the order of
+      (red, green, blue).
+    - A palette of colors holds ids of classes: index 0 is background, unless all others are black or transparent. With
+      transparency and more than 64 colors in the mask, it is a cut-out.
     - Transparency is the mask of a cut-out. If the visible part is drawn in black and white, transparency counts as
       black.
 
@@ -225,38 +230,81 @@ def mask_levels(mask: Image.Image | np.ndarray) -> tuple[np.ndarray, bool]:
         UnclearMask: If values are negative or above 65535.
         ValueError: If the color mode cannot be converted, or if values are NaN or infinite.
     """
-    has_ids = False
     if isinstance(mask, Image.Image):
         mask = _upright(mask)
-        if mask.mode == "P":
-            levels, colors = np.asarray(mask), np.asarray(mask.convert("RGB"))
-            # A cut-out with a palette has the many colors of a photo.
-            is_cutout = _has_alpha(mask) and np.unique(levels).size > LARGEST_ID + 1
-            if not is_cutout and (colors != colors[..., :1]).any():
-                return levels, True
+        if mask.mode == "P" and _holds_ids(mask):
+            return np.asarray(mask), True
+        if not _is_gray(mask) and (ids := _ids_of_colors(mask)) is not None:
+            return ids, True
         if _has_alpha(mask):
             mask = _without_alpha(mask)
-        if mask.mode == "1" or mask.mode == "L" or mask.mode.startswith(("I", "F")):
-            mask = np.asarray(mask)
-        else:
+        if not _is_gray(mask):
             red, green, blue = mask.convert("RGB").split()  # Pillow compares them in a tenth of NumPy's time
-            has_colors = any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
-            colors = mask.convert("RGB").getcolors(MOST_CLASSES + 1) if has_colors else None
-            # Shades of one color are levels.
-            found = [color for _, color in colors or () if any(color)]
-            if len({tuple(round(8 * part / max(color)) for part in color) for color in found}) > 1:
-                pixels = np.stack([np.asarray(one, np.int32) for one in (red, green, blue)])
-                codes = (pixels[0] << 16) + (pixels[1] << 8) + pixels[2]
-                return np.searchsorted(np.union1d(0, codes), codes).astype(np.uint8), True  # black is 0
-            mask = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue))
+            mask = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+        mask = np.asarray(mask)
     if mask.dtype.kind == "b" or mask.dtype == np.uint8:
-        return mask, has_ids
+        return mask, False
     _check_finite(mask)
-    if not 0 <= mask.min() <= mask.max() <= 65535:
-        raise UnclearMask(
-            f"a mask holds values from {mask.min():g} to {mask.max():g}, expected 0 to 65535; save it as 8-bit gray"
-        )
-    return mask.astype(np.float32 if mask.dtype.kind == "f" else np.int32), has_ids
+    low, high = mask.min(), mask.max()
+    if mask.dtype.kind == "f" and low >= -ROUNDING and high <= 1 + ROUNDING:
+        mask = mask.clip(0, 1)
+    elif not 0 <= low <= high <= 65535:
+        raise UnclearMask(f"a mask holds values from {low:g} to {high:g}, expected 0 to 65535; save it as 8-bit gray")
+    return mask.astype(np.float32 if mask.dtype.kind == "f" else np.int32), False
+
+
+def prediction_levels(mask: Image.Image | np.ndarray) -> np.ndarray:
+    """Return the values of a prediction, as `mask_levels` does.
+
+    More than 64 colors of a palette are a scale of colors, with its indices as levels.
+
+    Raises:
+        UnclearMask: As `mask_levels`, or if several colors are classes.
+    """
+    levels, has_ids = mask_levels(mask)
+    if has_ids and len(values := distinct(levels)) <= LARGEST_ID + 1:
+        find_white(values, has_ids)
+    return levels
+
+
+def _is_gray(image: Image.Image) -> bool:
+    return image.mode in ("1", "L") or image.mode.startswith(("I", "F"))
+
+
+def _holds_ids(mask: Image.Image) -> bool:
+    """Return whether the palette of a mask is one of classes."""
+    levels, table = np.asarray(mask), np.zeros((256, 4), np.uint8)
+    table[levels] = _to_rgba(mask)
+    used = distinct(levels)
+    colors = table[used]
+    # A cut-out with a palette has the many colors of a photo.
+    is_cutout = _has_alpha(mask) and len(used) > LARGEST_ID + 1
+    # Pillow and other programs number the colors of a picture by how often they occur.
+    is_shown = colors[:, :3].any(axis=1) & (colors[:, 3] > 0)
+    is_picture = len(used) > 1 and used[0] == 0 and is_shown[0] and not is_shown[1:].any()
+    return not (is_cutout or is_picture) and bool((colors[:, :3] != colors[:, :1]).any())
+
+
+def _ids_of_colors(mask: Image.Image) -> np.ndarray | None:
+    """Return the ids of a mask in a few colors, or None."""
+    has_alpha = _has_alpha(mask)
+    mask = _to_rgba(mask) if has_alpha else mask
+    rgb = mask.convert("RGB")
+    if rgb.getcolors(LARGEST_ID + 1) is None:  # counts what is transparent, too: a photo has many colors
+        return None
+    if has_alpha:
+        alpha = mask.getchannel("A")
+        half = alpha.getextrema()[1] / 2
+        rgb.paste("black", mask=alpha.point([255 * (level <= half) for level in range(256)]))
+    colors = np.array([color for _, color in rgb.getcolors(LARGEST_ID + 2)])
+    peaks = colors.max(axis=1, keepdims=True)
+    brightest = colors[peaks.argmax()]
+    shades = peaks / max(1, brightest.max()) * brightest
+    if (np.abs(colors - shades) <= peaks / 16 + SAME_COLOR).all():  # soft edges, or the rounding of JPEG
+        return None
+    red, green, blue = (np.asarray(channel, np.int32) for channel in rgb.split())
+    codes = (red << 16) + (green << 8) + blue
+    return np.searchsorted(np.union1d(0, codes), codes).astype(np.uint8)  # black is 0
 
 
 def _without_alpha(mask: Image.Image) -> Image.Image:
@@ -295,20 +343,29 @@ def find_white(values: np.ndarray, has_ids: bool = False) -> int:
         has_ids: What `mask_levels` says.
 
     Raises:
-        UnclearMask: If they are ids of several classes.
+        UnclearMask: If they are ids of several classes, or fractions of an unknown white.
     """
     objects = values[values > 0]
     if len(objects) < 2:
         return objects[0] if len(objects) else 255
     white = 255 if objects[-1] <= 255 else 65535
     others = objects[objects != white]
-    is_few = len(others) <= MOST_CLASSES and (objects % 1 == 0).all()
-    if has_ids or is_few and (objects[-1] <= white / 2 or others[-1] <= LARGEST_ID):
+    is_dark = objects[-1] <= white / 2
+    if (objects % 1).any():
+        if is_dark:
+            raise _unknown_white(objects[-1])
+    elif has_ids or (len(others) <= MOST_CLASSES if is_dark else others[-1] <= LARGEST_ID):
         raise UnclearMask(
             f"a mask holds the values {_listed(values)}, a map of classes, expected one object; choose its classes by "
             "unconceal prepare --foreground 1,2 (or any, for all but 0), or store object as 255 and the rest as 0"
         )
     return white
+
+
+def _unknown_white(highest: float) -> UnclearMask:
+    return UnclearMask(
+        f"a mask holds fractions up to {highest:g}, so its white is neither 1 nor 255, expected [0, 1]; scale it"
+    )
 
 
 def white_of_predictions(masks: Iterable[np.ndarray]) -> int:
@@ -318,25 +375,37 @@ def white_of_predictions(masks: Iterable[np.ndarray]) -> int:
     are read than decide it. If none is above half, the log says so.
 
     Args:
-        masks: Values of `mask_levels`, whole numbers, all of one depth: uint8 or more.
+        masks: Values of `mask_levels`, all of one depth: uint8 or more.
+
+    Raises:
+        UnclearMask: If they are fractions of an unknown white.
     """
     found = np.zeros(0, int)
     for levels in masks:
         found = np.union1d(found, distinct(levels))
         objects = found[found > 0]
         white = 255 if levels.dtype == np.uint8 else 65535
-        if len(objects) and (objects[-1] == white or len(objects) > 1 and objects[-1] > min(white / 2, 255)):
+        if len(objects) and (objects[-1] == white or len(objects) > 1 and objects[-1] > white / 2):
             return white
     objects = found[found > 0]
     if len(objects) < 2:
         return objects[0] if len(objects) else 255
     white = 255 if objects[-1] <= 255 else 65535
     if objects[-1] <= white / 2:
+        if (objects % 1).any():
+            raise _unknown_white(objects[-1])
         logger.warning(
-            "no prediction has a value above %d of %d; if the values %s are ids of classes, store object as 255",
+            "no prediction has a value above %d of %d; if the values %s are ids of classes, store object as 255; if "
+            "they are gray levels, stretch them",
             *(objects[-1], white, _listed(found)),
         )
     return white
+
+
+def has_one_dark_value(levels: np.ndarray, white: int) -> bool:
+    """Return whether a prediction holds one value beside 0, not above half."""
+    highest = levels.max()
+    return bool(0 < highest <= white / 2 and levels[levels > 0].min() == highest)
 
 
 def scaled(levels: np.ndarray, white: int) -> np.ndarray:

@@ -23,8 +23,8 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     try:
         device = torch.device(device)
         torch.empty(1, device=device).item()  # meta has no values
-    # torch raises AssertionError if built without CUDA, NotImplementedError if built without the backend.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    # torch raises AssertionError if built without CUDA, NotImplementedError or ImportError without another backend.
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(f"got the device {str(device)!r}, which torch cannot use here; try cpu") from error
     return device
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 DEBUG = "UNCONCEAL_DEBUG"
-# What the place of a file can cause in any command: no room, no permission, an impossible name.
+# What the place of a file can cause in any command: no room, no permission, an impossible name, a link to itself.
 ERRORS_OF_PLACES = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -19,9 +19,13 @@ ERRORS_OF_PLACES = (
     errno.EPERM,
     errno.ENAMETOOLONG,
     errno.ENOTDIR,
+    errno.ELOOP,
 )
 
-
+# What `Path.resolve` says of a link to itself, up to Python 3.12.
+LINK_LOOP = "Symlink loop"
+# What torch says for any device.
+NO_MEMORY = re.compile("(?i)out of memory|(not enough|allocate) memory|ALLOC_FAILED")
 # What gloo and NCCL say.
 LOST_PROCESS = re.compile("(?i)(closed|reset) by peer|remote process exited|socket.*closed|broken pipe")
 
@@ -40,13 +44,23 @@ def tells_lost_process(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and bool(LOST_PROCESS.search(str(error)))
 
 
+def tells_no_memory(error: Exception) -> bool:
+    """Return whether memory ran out, on any device."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
+
+
 def explained(error: Exception) -> str | None:
     """Return a line about a mistake of the user, or None.
 
-    It is a `UserError`, or an error of the file system such as a full disk. Any other error is a defect.
+    It is a `UserError`, an error of the file system such as a full disk, or too little memory. Any other error is a
+    defect.
     """
     if isinstance(error, UserError):
         return str(error)
+    if tells_no_memory(error):
+        return f"memory ran out ({one_line(error)}); lower the batch size, or the size of the images or the network"
+    if isinstance(error, RuntimeError) and str(error).startswith(LINK_LOOP):
+        return f"{error}; give another path"
     # Libraries in other languages raise classes of their own.
     number = getattr(error, "errno", None) or next(map(int, re.findall(r"os error (\d+)", str(error))), None)
     if number not in ERRORS_OF_PLACES:
