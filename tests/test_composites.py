@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from common import rejected
 from datasets import Dataset, load_dataset
 from PIL import Image
 
@@ -110,3 +111,15 @@ def test_bad_input_is_named(people, tmp_path):
     with pytest.raises(UserError, match="shows an object"):
         build_composites([empty], out, {"train": 1}, size=SIZE)
     assert not out.exists()
+
+
+def test_inputs_are_never_replaced(people, tmp_path):
+    made = tmp_path / "sets" / "made"
+    build_composites([people], made, {"train": 1}, size=SIZE)
+    card = (made / "README.md").read_bytes()
+    for out in (made, made.parent, made / "deep", tmp_path / "sets" / ".." / "sets" / "made"):
+        for objects, scenes in (([str(made)], []), ([people], [str(made)])):
+            with rejected("which is, holds or lies in the input .*made; choose another --out"):
+                build_composites(objects, out, {"train": 1}, scenes=scenes, size=SIZE, overwrite=True)
+    assert (made / "README.md").read_bytes() == card
+    build_composites([people], made, {"train": 1}, size=SIZE, overwrite=True)

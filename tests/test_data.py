@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from common import rejected
-from datasets import Dataset, load_dataset
+from datasets import ClassLabel, Dataset, load_dataset
 from huggingface_hub import DatasetCard
 from PIL import Image
 
@@ -21,8 +21,9 @@ from unconceal.__main__ import main
 from unconceal.data import write as data_write
 from unconceal.data.builders import build, build_synthetic
 from unconceal.data.finders import FINDERS
-from unconceal.data.loading import UnreadableSample, load_splits, only_value
+from unconceal.data.loading import UnreadableSample, load_splits, only_value, with_names
 from unconceal.data.masks import UnusablePair, is_object, read_mask
+from unconceal.data.names import find_images
 from unconceal.data.pairs import Pair, load_pair
 from unconceal.data.sources import SOURCES, TILE_CLASSES
 from unconceal.data.splits import (
@@ -32,6 +33,7 @@ from unconceal.data.splits import (
     split_at_random,
     split_datasets_at_random,
 )
+from unconceal.data.streaming import item_name
 from unconceal.data.synthetic import generate
 from unconceal.data.transforms import (
     TrainingSet,
@@ -264,7 +266,7 @@ def test_cod_with_one_half_only(tmp_path, caplog):
     for name in ("CAMO", "CPD1K"):
         write_pairs(tmp_path / "test" / "TestDataset" / name, ["a"], ".jpg", ".png", "Imgs", "GT")
     assert sizes(build("cod", tmp_path / "test", tmp_path / "two")) == {"CAMO": 1}
-    assert "holds CPD1K; left out, expected only CHAMELEON, CAMO, COD10K, NC4K" in caplog.text
+    assert "1 folders are left out (CPD1K); expected only CHAMELEON, CAMO, COD10K, NC4K" in caplog.text
 
 
 def test_cod_without_official_splits(tmp_path, run, load):
@@ -833,6 +835,7 @@ def test_maps_of_classes_need_a_choice(tmp_path, run, load, out, caplog):
         ([[0]] * 4, "no mask shows an object"),
         ([[255], [255], [255], list(range(1, 8)) * 1], None),
         ([[1], [2], [1], [2]], "the object has the value 1, 2, one in each mask; for a map of classes"),
+        ([[255], [255], [1], [255]], "the object has the value 1, 255, one in each mask; for a map of classes"),
     ],
 )
 def test_what_the_rule_does_to_a_whole_set_is_named(levels, message, tmp_path, caplog):
@@ -974,6 +977,31 @@ def test_output_is_replaced_only_with_overwrite(tmp_path, run, out):
     assert (out / "README.md").read_bytes() != card
 
 
+def test_an_edited_card_is_not_replaced(tmp_path, run, out):
+    command = ["folder", "--source", write_pairs(tmp_path / "raw"), "--out", out]
+    run(*command)
+    written = (out / "README.md").read_text()
+    for edited in (written.replace("Not stated: write them here", "CC BY 4.0, by me"), written + "My notes\n"):
+        assert edited != written
+        (out / "README.md").write_text(edited)
+        code, _, errors = run(*command, "--overwrite")
+        assert code == 2
+        assert "README.md, which was edited or is of an earlier version" in errors
+        assert (out / "README.md").read_text() == edited
+    (out / "README.md").write_text(written)
+    assert run(*command, "--overwrite")[0] == 0
+
+
+def test_a_data_set_that_a_kill_set_aside_is_not_replaced_unasked(tmp_path, run, out):
+    command = ["folder", "--source", write_pairs(tmp_path / "raw"), "--out", out]
+    run(*command)
+    out.rename(out.with_name(".out.unconceal-old"))
+    code, _, errors = run(*command)
+    assert code == 2
+    assert "out exists already" in errors
+    assert len(load_splits(str(out), ["train"])["train"]) == 4
+
+
 def test_a_folder_of_the_same_form_is_not_replaced(tmp_path, run, out):
     root = write_pairs(tmp_path / "raw")
     run("folder", "--source", root, "--out", out)
@@ -998,18 +1026,110 @@ def test_data_sets_need_only_images_and_masks(tmp_path, run, out):
         load_splits(str(tmp_path / "other"), ["train"])
 
 
+def test_names_are_text(tmp_path):
+    image = Image.new("RGB", (8, 8))
+    cells = {"image": [image] * 3, "mask": [image.convert("L")] * 3, "id": [0, None, 7], "source": ["a", None, "a"]}
+    (tmp_path / "set").mkdir()
+    Dataset.from_dict(cells).to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
+    opened = load_splits(str(tmp_path / "set"), ["train"])["train"]
+    assert opened["id"][:] == ["0", "train-1", "7"]
+    assert opened["source"][:] == ["a", "set", "a"]
+    assert opened[2]["image"].size == (8, 8)
+    classes = Dataset.from_dict(cells | {"id": ["a", "", "c"], "source": [1, 0, None]})
+    classes = classes.cast_column("source", ClassLabel(names=["one", "two"]))
+    named = with_names(classes, "train", "set")
+    assert named["id"][:] == ["a", "train-1", "c"]
+    assert named["source"][:] == ["two", "one", "set"]
+    assert item_name((3, {"id": 0})) == "0"
+    assert item_name((3, {"id": None})) == "row 3 of the epoch"
+
+
 def test_what_prepare_leaves_out_is_named(tmp_path, run, out, caplog):
     root = write_pairs(tmp_path / "raw")
     write_image(root / "images" / "more" / "deep" / "e.png", seed=5)
-    (root / "images" / "notes.txt").write_text("no image")
+    for name in ("notes.txt", "f.npy", "g.npy", "h", ".i.png", ".DS_Store"):
+        (root / "images" / name).write_text("no image")
+    (root / "images" / "j.png").symlink_to(tmp_path / "gone")
     assert run("folder", "--source", root, "--out", out)[0] == 0
-    assert "images: 1 images in its subfolders are left out" in caplog.text
+    left_out = [
+        "1 .txt files are left out (notes.txt)",
+        "2 .npy files are left out (f.npy, g.npy)",
+        "1 files without suffix are left out (h)",
+        "1 hidden images are left out (.i.png)",
+        "1 broken links are left out (j.png)",
+        "1 images in its subfolders are left out (more/deep/e.png)",
+    ]
+    assert sorted(caplog.messages) == sorted(f"{root / 'images'}: {what}" for what in left_out)
     only = tmp_path / "nested"
     write_image(only / "images" / "more" / "e.png", seed=5)
     write_mask(only / "masks" / "e.png", seed=5)
     assert_one_error(
         run("folder", "--source", only, "--out", out.with_name("b")), out.with_name("b"), "1 in subfolders"
     )
+
+
+def test_what_a_search_of_subfolders_leaves_out_is_named(tmp_path, caplog):
+    photos = tmp_path / "photos"
+    for name in ("deep/a.png", "deep/.b.png", ".hidden/c.png"):
+        write_image(photos / name)
+    write_image(tmp_path / "other" / "d.png")
+    (photos / "deep" / "linked").symlink_to(tmp_path / "other")
+    (photos / "deep" / "e.jpx").write_text("no image")
+    (photos / ".hidden" / "notes.txt").write_text("no image")
+    assert find_images(photos) == [photos / "deep" / "a.png"]
+    assert caplog.messages == [
+        f"{photos}: 1 .jpx files are left out (deep/e.jpx)",
+        f"{photos}: 2 hidden images are left out (.hidden/c.png, deep/.b.png)",
+        f"{photos}: 1 linked folders are left out (deep/linked)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "unused", "expected"),
+    [
+        ("kvasir", "train", "test", "train, validation"),
+        ("kvasir", "Kvasir-SEG", "more", "Kvasir-SEG"),
+        ("bus", "", "valid.txt", "images, masks, train.txt, val.txt, test.txt"),
+        ("kbt", "", "train.lst", "images, masks, train.txt, val.txt, test.txt"),
+        ("sirst", "", "idx_427/validation.txt", "train.txt, val.txt, test.txt"),
+        ("sirst", "", "idx_320", "images, masks, idx_427"),
+        ("cod", "TrainDataset", "ValDataset", "TrainDataset, TestDataset"),
+        ("cod", "TrainDataset", "Imgs", "TrainDataset, TestDataset"),
+        ("cod", "TrainDataset", "TrainDataset/Image", "Imgs, GT"),
+        ("dis5k", "DIS-TR", "DIS-TE9", "DIS-TR, DIS-VD, DIS-TE1, DIS-TE2, DIS-TE3, DIS-TE4"),
+        ("dis5k", "DIS5K/DIS-TR", "DIS-VD", "DIS5K"),
+        ("magnetic_tiles", "MT_Free", "MT_Scratch", ", ".join(TILE_CLASSES)),
+        ("people", "", "Test_Images", "Training_Images, Ground_Truth"),
+    ],
+)
+def test_unused_folders_and_lists_are_named(name, part, unused, expected, tmp_path, caplog):
+    folders = {"cod": ("Imgs", "GT"), "dis5k": ("im", "gt"), "people": ("Training_Images", "Ground_Truth")}
+    folders |= {"magnetic_tiles": ("Imgs", "Imgs")}
+    ending = "_pixels0.png" if name == "sirst" else ".png"
+    write_pairs(tmp_path / part, ["exp1_num_1"], ".jpg", ending, *folders.get(name, ("images", "masks")))
+    if name == "cod":
+        (tmp_path / part / "Edge").mkdir()
+    if name == "sirst":
+        (tmp_path / "idx_427").mkdir()
+        (tmp_path / "idx_427" / "trainval.txt").write_text("exp1_num_1")
+    found = FINDERS[name](tmp_path)
+    assert not caplog.messages
+    place = tmp_path / unused
+    if place.suffix:
+        place.write_text("exp1_num_1")
+    else:
+        place.mkdir()
+    assert FINDERS[name](tmp_path) == found
+    kind = "text files" if place.suffix else "folders"
+    assert caplog.messages == [f"{place.parent}: 1 {kind} are left out ({place.name}); expected only {expected}"]
+
+
+def test_unused_folders_of_busi_are_named(busi, tmp_path, caplog):
+    write_pairs(busi / "more", ["malignant (9)"])
+    (busi / "Dataset_BUSI_with_GT" / "other").mkdir()
+    assert len(FINDERS["busi"](busi, more=str(busi / "more"))) == 21
+    (said,) = caplog.messages
+    assert "Dataset_BUSI_with_GT: 1 folders are left out (other); expected only benign, malignant, normal" in said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")

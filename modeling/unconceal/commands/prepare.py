@@ -75,7 +75,8 @@ def _add_limits(parser: argparse.ArgumentParser, what: str):
 def _add_output(parser: argparse.ArgumentParser):
     parser.add_argument("--out", required=True, help="folder to make")
     parser.add_argument("--seed", type=count, default=0, help="seed of random splits and of generated images")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out if it is a data set built before")
+    again = "replace --out if it is a data set built before, with its card unedited"
+    parser.add_argument("--overwrite", action="store_true", help=again)
 
 
 def _parse_share(text: str) -> tuple[str, float]:

@@ -18,7 +18,7 @@ from .composites import Composites
 from .finders import FINDERS
 from .loading import UnreadableSample, load_splits
 from .masks import encode_mask
-from .names import find_images
+from .names import find_images, first_names
 from .pairs import LoadedPair, Report, check_pairs, find_repeats, load_pair
 from .photos import PhotoScenes, read_photos, share_out
 from .silhouettes import read_shapes
@@ -64,7 +64,7 @@ def build(
         fractions: Share of each split of a random split. Giving it asks for one. The default is the source's own.
         skip_unusable: Leave unusable pairs out instead of stopping.
         max_pixels: Limit on width times height of a file. Larger ones are unusable.
-        overwrite: Replace `out` if it is a data set built before.
+        overwrite: Replace `out` if it is a data set built before whose card is not edited.
         command: Command line for the card.
         foreground: What is object if the masks are maps of classes, as for `to_mask`.
         options: Further arguments of the function in `FINDERS`.
@@ -155,14 +155,12 @@ def _report_masks(report: Report, foreground: Foreground | None):
     if len(report.usable) == report.num_full_masks:
         logger.warning("every pixel of every mask is object; if that is wrong, check the mask files")
     if report.vanished:
-        names = ", ".join(report.vanished[:3]) + ", ..." * (len(report.vanished) > 3)
         logger.warning(
             "%d masks hold gray levels but none above half, so they show no object (%s); if wrong, stretch them",
-            *(len(report.vanished), names),
+            *(len(report.vanished), first_names(report.vanished)),
         )
-    others = sorted(report.object_values - {255, 65535})
-    if foreground is None and len(others) > 1:
-        values = ", ".join(f"{value:g}" for value in others)
+    if foreground is None and len(report.object_values) > 1 and report.object_values - {255, 65535}:
+        values = ", ".join(f"{value:g}" for value in sorted(report.object_values))
         logger.warning("the object has the value %s, one in each mask; for a map of classes give --foreground", values)
 
 
@@ -330,8 +328,8 @@ def build_composites(
 ) -> dict[str, SplitInfo]:
     """Paste the objects of data sets onto other scenes.
 
-    `objects` and `scenes` are prepared data sets. Without `scenes`, those of `objects` serve. A split is made of the
-    rows of that split alone. The others are those of `build` and `build_synthetic`.
+    `objects` and `scenes` are prepared data sets apart from `out`. Without `scenes`, those of `objects` serve. A split
+    is made of the rows of that split alone. The others are those of `build` and `build_synthetic`.
 
     Returns:
         Split name -> pairs and bytes written.
@@ -342,7 +340,7 @@ def build_composites(
     counts = _positive(counts)
     _check_size(size)
     opened = {path: load_splits(path, list(counts)) for path in dict.fromkeys((*objects, *scenes))}
-    with new_data_set(out, overwrite) as folder:
+    with new_data_set(out, overwrite, list(opened)) as folder:
         parts = (
             {split: [opened[path][split] for path in paths] for split in counts}
             for paths in (objects, scenes or objects)

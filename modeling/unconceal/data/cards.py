@@ -32,7 +32,7 @@ def split_counts(card: DatasetCard) -> dict[str, int]:
 
 def section(card: DatasetCard, title: str) -> str | None:
     """Return the text under a heading of the second level."""
-    found = re.search(rf"^## {re.escape(title)}\n+(.*?)(?=^## |\Z)", card.text, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^## {re.escape(title)}\n+(.*?)(?=^## |^<!-- |\Z)", card.text, re.MULTILINE | re.DOTALL)
     return found.group(1).strip() if found else None
 
 

@@ -1,6 +1,5 @@
 """List the pairs of each raw data set with their official splits."""
 
-import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,13 +9,10 @@ from pathlib import Path
 from ..utils.errors import UserError
 from ..utils.files import printable
 from ..utils.images import IMAGE_SUFFIXES
-from .names import by_name, list_images, read_list, spell
+from .names import by_name, list_images, read_list, say_unused, spell
 from .pairs import Pair
 from .sources import COD_TEST_SETS, DIS5K_SPLITS, TILE_CLASSES
 from .splits import TILE_NAME
-
-
-logger = logging.getLogger(__name__)
 
 
 def match(id: str, source: str, images: list[Path], masks: list[Path], split: str | None = None, **where: str) -> Pair:
@@ -39,14 +35,20 @@ def find_listed(source: Path, name: str, lists: str, mask_suffix: str = "") -> l
 
     A listed name without files comes back with its problem. Files in no list come back without a split.
     """
-    files = by_name(list_images(source / "images"), list_images(source / "masks", re.escape(mask_suffix)))
-    folder = source / lists
+    images, masks, folder = source / "images", source / "masks", source / lists
+    files = by_name(list_images(images), list_images(masks, re.escape(mask_suffix)))
     there = {path.name.lower(): path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+    expected = {split: there.get(f"{split}.txt", folder / f"{split}.txt") for split in ("train", "val", "test")}
+    if folder == source:
+        say_unused(source, [images, masks, *expected.values()])
+    else:
+        say_unused(source, [images, masks, folder])
+        say_unused(folder, list(expected.values()))
     listed = [
         (id, split)
-        for split in ("train", "val", "test")
+        for split, path in expected.items()
         if f"{split}.txt" in there
-        for id in spell(read_list(there[f"{split}.txt"]), files)
+        for id in spell(read_list(path), files)
     ]
     rest = [(id, None) for id in sorted(files.keys() - dict(listed).keys())]
     return [
@@ -61,6 +63,7 @@ def find_pack(images: Path, masks: Path, source: str, split: str | None = None) 
     for name, files in by_name(list_images(images), list_images(masks)).items():
         where = {"image": f"{images.name}/{name}.*", "mask": f"{masks.name}/{name}.*"}
         pairs.append(match(f"{split}/{name}" if split else name, source, *files, split, **where))
+    say_unused(images.parent, [images, masks])
     return pairs
 
 
@@ -68,6 +71,17 @@ def find_subfolder(parent: Path, names: Sequence[str]) -> Path:
     """Return the first existing subfolder, in any case; otherwise the first name."""
     there = {path.name.lower(): path for path in sorted(parent.iterdir()) if path.is_dir()}
     return next((there[name.lower()] for name in names if name.lower() in there), parent / names[0])
+
+
+def find_root(source: Path, inner: Path, *others: Path) -> Path:
+    """Return the inner folder if it exists, otherwise the source.
+
+    `others` are further parts of the source that are used.
+    """
+    if not inner.is_dir():
+        return source
+    say_unused(source, [inner, *others])
+    return inner
 
 
 BUSI_CLASSES = ("benign", "malignant", "normal")
@@ -81,8 +95,8 @@ def find_busi(source: Path, more: str | None = None) -> list[Pair]:
     Raises:
         UserError: If a name in `more` does not tell its class.
     """
-    inner = source / "Dataset_BUSI_with_GT"
-    root = inner if inner.is_dir() else source
+    others = [Path(more)] if more else []
+    root = find_root(source, source / "Dataset_BUSI_with_GT", *others)
     pairs = []
     for label in BUSI_CLASSES:
         both = list_images(root / label, r"_mask(_\d+)?")
@@ -94,6 +108,7 @@ def find_busi(source: Path, more: str | None = None) -> list[Pair]:
             where = {"image": f"{label}/{id}.*", "mask": f"{label}/{id}_mask.*"}
             pair = match(id, f"busi/{label}", images, masks[:1] if several else masks, **where)
             pairs.append(pair if pair.problem else replace(pair, masks=tuple(masks)))
+    say_unused(root, [*(root / label for label in BUSI_CLASSES), *others])
     if more is None:
         return pairs
     if not Path(more).is_dir():
@@ -111,15 +126,16 @@ def find_kvasir(source: Path) -> list[Pair]:
 
     With folders, ids start with the folder, because two images in different folders may share a name.
     """
-    folders = [one for one in (("train", "train"), ("validation", "val")) if (source / one[0]).is_dir()]
-    if folders:
+    folders = {source / "train": "train", source / "validation": "val"}
+    if any(folder.is_dir() for folder in folders):
+        say_unused(source, list(folders))
         return [
-            replace(pair, id=f"{folder}/{pair.id}", split=split)
-            for folder, split in folders
-            for pair in find_listed(source / folder, "kvasir", ".")
+            replace(pair, id=f"{folder.name}/{pair.id}", split=split)
+            for folder, split in folders.items()
+            if folder.is_dir()
+            for pair in find_listed(folder, "kvasir", ".")
         ]
-    inner = source / "Kvasir-SEG"
-    return find_listed(inner if inner.is_dir() else source, "kvasir", ".")
+    return find_listed(find_root(source, source / "Kvasir-SEG"), "kvasir", ".")
 
 
 COD_SOURCES = {"COD10K-": "cod/COD10K", "camourflage_": "cod/CAMO"}  # its makers spell the second so
@@ -149,15 +165,13 @@ def find_cod(source: Path) -> list[Pair]:
         UserError: If none of the expected folders exists.
     """
     train, tests = find_subfolder(source, ["TrainDataset"]), find_subfolder(source, ["TestDataset"])
-    packs = [(train, "train")] if train.is_dir() else []
+    packs = []
     if tests.is_dir():
-        packs += [(find_subfolder(tests, [name]), name) for name in COD_TEST_SETS]
-        others = {path.name for path in tests.iterdir() if path.is_dir()} - {folder.name for folder, _ in packs}
-        if others:
-            expected = ", ".join(COD_TEST_SETS)
-            logger.warning("%s holds %s; left out, expected only %s", tests, ", ".join(sorted(others)), expected)
-    packs = [(folder, split) for folder, split in packs if folder.is_dir()]
+        packs = [(find_subfolder(tests, [name]), name) for name in COD_TEST_SETS]
+        say_unused(tests, [folder for folder, _ in packs])
+    packs = [(folder, split) for folder, split in [(train, "train"), *packs] if folder.is_dir()]
     if packs:
+        say_unused(source, [train, tests])
         return [pair for folder, split in packs for pair in find_cod_pack(folder, split)]
     if not any(find_subfolder(source, names).is_dir() for names in (COD_IMAGES, COD_MASKS)):
         raise UserError(
@@ -173,9 +187,9 @@ def find_dis5k(source: Path) -> list[Pair]:
     Raises:
         UserError: If none of the expected folders exists.
     """
-    root = find_subfolder(source, ["DIS5K"])
-    root = root if root.is_dir() else source
+    root = find_root(source, find_subfolder(source, ["DIS5K"]))
     packs = [(find_subfolder(root, [name]), name, split) for name, split in DIS5K_SPLITS.items()]
+    say_unused(root, [folder for folder, *_ in packs])
     packs = [pack for pack in packs if pack[0].is_dir()]
     if not packs:
         raise UserError(f"{source} holds no pairs; expected one or more of the folders {', '.join(DIS5K_SPLITS)}")
@@ -193,12 +207,15 @@ def find_magnetic_tiles(source: Path) -> list[Pair]:
         UserError: If none of the expected folders exists.
     """
     folders = {label: find_subfolder(source, [label]) for label in TILE_CLASSES}
+    say_unused(source, list(folders.values()))
     folders = {label: folder for label, folder in folders.items() if folder.is_dir()}
     if not folders:
         raise UserError(f"{source} holds no pairs; expected one or more of the folders {', '.join(TILE_CLASSES)}")
     pairs = []
     for label, folder in folders.items():
-        both = list_images(find_subfolder(folder, ["Imgs"]))
+        inner = find_subfolder(folder, ["Imgs"])
+        both = list_images(inner)
+        say_unused(folder, [inner])
         images = {name: [file for file in files if file.suffix.lower() != ".png"] for name, files in both.items()}
         masks = {name: [file for file in files if file.suffix.lower() == ".png"] for name, files in both.items()}
         for name, files in by_name(images, masks).items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import Dataset, Features, IterableDataset, load_dataset
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value, load_dataset
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from PIL.Image import DecompressionBombError, Image
@@ -34,7 +34,7 @@ def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> d
     """Open splits of a folder or a Hub data set.
 
     Those in `optional` may be absent. A folder of `images` and `masks` is prepared first. Rows without `id` are named
-    by split and number, and without `source` by the data set.
+    by split and number, and without `source` by the data set. Both become text.
 
     Raises:
         UserError: If the data set, a split, or the column `image` or `mask` is missing.
@@ -87,10 +87,18 @@ def check_columns(dataset: Dataset | IterableDataset, split: str, path: str):
 
 
 def with_names(dataset: Dataset, split: str, path: str) -> Dataset:
-    """Add the columns `id` and `source` that are missing."""
+    """Make `id` and `source` texts; fill in what is missing."""
     names = {"id": [f"{split}-{row}" for row in range(len(dataset))], "source": [Path(path).name] * len(dataset)}
-    for column in names.keys() - set(dataset.column_names):
-        dataset = dataset.add_column(column, names[column])
+    for column, defaults in names.items():
+        if column in dataset.column_names:
+            held, feature = dataset[column][:], dataset.features[column]
+            if not isinstance(feature, Value | ClassLabel) or all(isinstance(cell, str) and cell for cell in held):
+                continue
+            as_text = getattr(feature, "int2str", str)
+            cells = zip(held, defaults, strict=True)
+            defaults = [default if cell in (None, "") else as_text(cell) for cell, default in cells]
+            dataset = dataset.remove_columns(column)
+        dataset = dataset.add_column(column, defaults)  # unlike a cast, it does not copy the images
     return dataset
 
 

@@ -3,56 +3,108 @@
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..utils.errors import UserError
+from ..utils.files import printable
 from ..utils.images import IMAGE_SUFFIXES
 
 
 logger = logging.getLogger(__name__)
 
+LIST_SUFFIXES = (".txt", ".lst")
+NOT_NEEDED = ("edge", "trainval.txt")  # edges follow from masks, and this list from two others
+
 
 def list_images(folder: Path, ending: str = "") -> dict[str, list[Path]]:
     """List the image files of a folder by their names without suffix.
 
+    What else it holds, also images in its subfolders, is left out and logged.
+
     Args:
-        folder: Folder; a line in the log counts the images in its subfolders, which are left out.
+        folder: Folder.
         ending: Regular expression for what a mask has after the name of its image. Case does not matter.
 
     Raises:
         UserError: If the folder is missing, cannot be listed, or holds no image.
     """
     try:
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        files, left_out = _sort(folder.iterdir(), folder)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror or error}; expected a folder of images") from error
+    nested = sorted(path for path in folder.glob("[!.]*/**/*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        inside = f" of its own, but {len(nested)} in subfolders" if nested else ""
+        raise UserError(f"{folder} holds no images{inside}; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+    say_left_out(folder, left_out | {"images in its subfolders": nested})
     images = defaultdict(list)
     for path in files:
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            images[re.sub(f"(?:{ending})$", "", path.stem, flags=re.IGNORECASE)].append(path)
-    nested = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.glob("[!.]*/**/*"))
-    if not images:
-        inside = f" of its own, but {nested} in subfolders" if nested else ""
-        raise UserError(f"{folder} holds no images{inside}; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
-    if nested:
-        logger.warning("%s: %d images in its subfolders are left out", folder, nested)
+        images[re.sub(f"(?:{ending})$", "", path.stem, flags=re.IGNORECASE)].append(path)
     return dict(images)
 
 
 def find_images(folder: Path) -> list[Path]:
-    """List the image files of a folder and its subfolders.
+    """List the images of a folder tree; log the others.
 
     Raises:
         UserError: If the folder is missing or holds no image.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected a folder of images")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files, left_out = _sort(folder.rglob("*"), folder)
     if not files:
         raise UserError(f"{folder} holds no images; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+    say_left_out(folder, left_out)
     return files
+
+
+def _sort(paths: Iterable[Path], folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
+    """Return the images, and what else there is by its kind, sorted.
+
+    Folders count only if they are links, hidden files only if they have the suffix of an image.
+    """
+    images, others = [], defaultdict(list)
+    for path in sorted(paths):
+        suffix = path.suffix.lower()
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            if suffix in IMAGE_SUFFIXES:
+                others["hidden images"].append(path)
+        elif path.is_file():
+            kind = f"{suffix} files" if suffix else "files without suffix"
+            (images if suffix in IMAGE_SUFFIXES else others[kind]).append(path)
+        elif path.is_symlink():
+            others["linked folders" if path.is_dir() else "broken links"].append(path)
+    return images, dict(others)
+
+
+def say_unused(folder: Path, used: Sequence[Path]):
+    """Log subfolders and lists of a raw folder that nothing uses."""
+    left_out = defaultdict(list)
+    with suppress(OSError):  # what is used may be readable although the folder cannot be listed
+        there = [path for path in used if path.exists()]
+        for path in sorted(folder.glob("[!.]*")):
+            is_list = path.suffix.lower() in LIST_SUFFIXES and path.is_file()
+            if not (is_list or path.is_dir()) or path.name.lower() in NOT_NEEDED:
+                continue
+            if not any(path.samefile(one) for one in there):  # some disks ignore case
+                left_out["text files" if is_list else "folders"].append(path)
+    say_left_out(folder, left_out, [path.name for path in used])
+
+
+def say_left_out(folder: Path, left_out: Mapping[str, Sequence[Path]], expected: Sequence[str] = ()):
+    """Log how many paths of each kind are left out."""
+    hint = f"; expected only {', '.join(expected)}" if expected else ""
+    for kind, paths in sorted(left_out.items()):
+        if paths:
+            names = first_names([printable(str(path.relative_to(folder))) for path in paths])
+            logger.warning("%s: %d %s are left out (%s)%s", folder, len(paths), kind, names, hint)
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first three names, for messages."""
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
 def by_name(images: dict[str, list[Path]], masks: dict[str, list[Path]]) -> dict[str, tuple[list[Path], list[Path]]]:

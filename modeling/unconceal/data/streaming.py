@@ -190,7 +190,8 @@ class StreamBatches:
 def item_name(item: Item) -> str:
     """Return the id of an item, or else its position, for messages."""
     position, row = item
-    return str(row.get("id") or f"row {position} of the epoch")
+    id = row.get("id")
+    return f"row {position} of the epoch" if id in (None, "") else str(id)
 
 
 class StreamedTrainingSet(TrainingSet):

@@ -1,8 +1,8 @@
 """Write a data set as Parquet shards with a card."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, permutations
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +13,8 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 from ..utils.errors import UserError
-from ..utils.files import is_taken, make_folder, refuse_pattern, replacing
+from ..utils.files import is_taken, make_folder, refuse_pattern, replacing, restore
+from ..utils.signatures import is_unedited, sign
 from .cards import read_data_card
 
 
@@ -108,7 +109,7 @@ def write_card(
     path: Path | None = None,
     background: bool = False,
 ):
-    """Write `README.md`: a header for `load_dataset` and the Hub, then text.
+    """Write `README.md`, signed: a header for `load_dataset` and the Hub, then text.
 
     `splits` are the result of `write_splits`, `license` and `tags` those of the Hub, `sections` titles with texts. If
     a split is empty, the card has no counts. It is written to `path`, by default in the folder. `background` says
@@ -137,7 +138,7 @@ def write_card(
     ]
     body += [f"## {name}\n\n{text}" for name, text in sections.items()]
     text = f"---\n{header.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n"
-    (path or folder / "README.md").write_text(text, encoding="utf-8")
+    (path or folder / "README.md").write_text(sign(text), encoding="utf-8")
 
 
 def _is_data_set(path: Path) -> bool:
@@ -156,20 +157,30 @@ def _is_data_set(path: Path) -> bool:
 
 
 @contextmanager
-def new_data_set(out: str | Path, overwrite: bool) -> Iterator[Path]:
+def new_data_set(out: str | Path, overwrite: bool, sources: Sequence[str] = ()) -> Iterator[Path]:
     """Yield an empty folder that becomes `out` on success.
 
-    After any failure `out` is unchanged.
+    After any failure `out` is unchanged. `sources` are the data sets that it is made of.
 
     Raises:
-        UserError: If `out` cannot be written, exists and `overwrite` is false, or is not a data set written here.
+        UserError: If `out` cannot be written, exists and `overwrite` is false, or is not a data set written here, with
+            its card as it was written. If it is one of the sources, or one lies in the other.
     """
     out = Path(out).absolute()
+    for source in sources:
+        pair = out.resolve(), Path(source).resolve()
+        if Path(source).exists() and any(one.is_relative_to(other) for one, other in permutations(pair)):
+            raise UserError(f"got --out {out}, which is, holds or lies in the input {source}; choose another --out")
+    restore(out)
     if is_taken(out):
         if not overwrite:
             raise UserError(f"{out} exists already; choose another --out, or pass --overwrite to replace it")
         if not _is_data_set(out):
             raise UserError(f"{out} is not a data set of this command, so it is not replaced; choose another --out")
+        card = out / "README.md"
+        if not is_unedited(card.read_text(encoding="utf-8", errors="replace")):
+            got = f"got {card}, which was edited or is of an earlier version, expected it as this command wrote it"
+            raise UserError(f"{got}; save what you need of it and remove {out}, or choose another --out")
     refuse_pattern(out)
     make_folder(out.parent)
     with replacing(out) as folder:

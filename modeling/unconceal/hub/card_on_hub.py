@@ -1,6 +1,5 @@
 """Keep what stands on the card in a repository."""
 
-import hashlib
 import logging
 import re
 
@@ -8,34 +7,13 @@ from huggingface_hub import ModelCard, RepoCard
 from yaml import YAMLError
 
 from ..utils.errors import UserError
+from ..utils.signatures import read_signature
 
 
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 RESULTS = re.compile(r"^## Results\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-# The last line of each card that we send. Markdown does not show it.
-_SIGNATURE = "<!-- Unconceal wrote this card{weights}. SHA-256 of what is above: {digest} -->\n"
-_SIGNED = re.compile(
-    r"(?P<text>.*)<!-- Unconceal wrote this card(?: for the weights (?P<weights>\w+))?\. SHA-256 of what is above: "
-    r"(?P<digest>\w+) -->\n",
-    re.DOTALL,
-)
-
-
-def sign(text: str, weights: str | None = None) -> str:
-    """Add a line by which a later push recognizes an unedited card.
-
-    `weights` is the SHA-256 of the weights that the card is about.
-    """
-    text = f"{text.rstrip()}\n\n"
-    weights = f" for the weights {weights}" if weights else ""
-    return text + _SIGNATURE.format(weights=weights, digest=_digest(text))
-
-
-def is_unedited(text: str) -> bool:
-    """Return whether a card is as `sign` left it."""
-    return _read_signature(text) is not None
 
 
 def kept_license(present: str | None, repo_id: str) -> str | None:
@@ -55,7 +33,7 @@ def kept_license(present: str | None, repo_id: str) -> str | None:
         header, is_new = card.data.to_dict(), not card.text.strip()  # the Hub makes cards that hold only a license
     except (ValueError, TypeError, YAMLError):
         header, is_new = {}, False
-    if not (is_new and header.keys() <= {"license"}) and not _read_signature(present):
+    if not (is_new and header.keys() <= {"license"}) and not read_signature(present):
         raise UserError(
             f"the card of {repo_id} was written or edited there; save what you need of its {CARD}, remove the file "
             "there and push again (a model can instead be sent with your own card, --card FILE)"
@@ -66,7 +44,7 @@ def kept_license(present: str | None, repo_id: str) -> str | None:
 
 def with_kept_results(text: str, present: str | None, weights: str) -> str:
     """Return a card with the present results of the same weights."""
-    found = _read_signature(present or "")
+    found = read_signature(present or "")
     held = found and RESULTS.search(found["text"])
     before = ModelCard(found["text"], ignore_metadata_errors=True) if held else None
     if before is None or not before.data.eval_results:
@@ -78,13 +56,3 @@ def with_kept_results(text: str, present: str | None, weights: str) -> str:
     card.data.model_name, card.data.eval_results = before.data.model_name, before.data.eval_results
     card.text = RESULTS.sub(lambda _: held[0], card.text, count=1)
     return str(card)
-
-
-def _read_signature(text: str) -> re.Match | None:
-    """Return the parts of an unedited card, otherwise None."""
-    found = _SIGNED.fullmatch(text)
-    return found if found and _digest(found["text"]) == found["digest"] else None
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,5 +1,6 @@
 """Check, complete and list the files of a push."""
 
+import logging
 import re
 import shutil
 from collections.abc import Sequence
@@ -23,12 +24,15 @@ from ..training.checkpoints import PROGRESS_FILE, RECIPE_FILE, Conversion, read_
 from ..training.recipe import load_recipe
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_folder
+from ..utils.signatures import sign
 from . import shipped
-from .card_on_hub import CARD, kept_license, sign, with_kept_results
+from .card_on_hub import CARD, kept_license, with_kept_results
 from .cards import Training, from_record, make_model_card, use_on_hub, without_folders
 from .exported import refuse_exported
 from .push import Upload
 
+
+logger = logging.getLogger(__name__)
 
 # An earlier push may have left these. Its weights, in other shards or another format, would be loaded instead of ours.
 STALE = (
@@ -209,6 +213,10 @@ def stage_dataset(
     _check_header(text, source / CARD)
     (folder / CARD).write_text(sign(text), encoding="utf-8")
     files = {CARD: folder / CARD, **{f"data/{path.name}": path for path in shards}}
+    held = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    if left := sorted(name for name in held - files.keys() if "/." not in f"/{name}"):
+        what = "%d other files in %s are not sent, such as %s; add them on the Hub"
+        logger.warning(what, len(left), source, left[0])
     return Upload(repo_id, "dataset", files, replaces=("data/*.parquet",))
 
 

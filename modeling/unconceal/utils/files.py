@@ -18,13 +18,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; on success it replaces `path`.
 
     It can become a file or a folder. After any failure, also Ctrl-C, `path` is as before and the temporary path is
-    gone. A file never replaces a folder.
+    gone. A file never replaces a folder. Of a link to a folder, the folder is replaced.
 
     Raises:
         UserError: If the folder that holds `path` cannot be made or written.
         OSError: If the temporary path cannot be renamed to `path`.
     """
-    path = Path(path)
+    path = _real_folder(path)
     # Pillow and pandas choose the format by the suffix. With the stem the name could be too long.
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
@@ -53,14 +53,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def restore(path: str | Path):
     """Restore the folder at `path` if a kill interrupted `replacing`."""
-    path = Path(path)
+    path = _real_folder(path)
     if is_folder(_aside(path)) and not os.path.exists(path):
         with suppress(FileNotFoundError):  # another process was faster
             os.rename(_aside(path), path)
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
+    # What is found there is taken for ours, so nobody else may choose this name.
+    return path.with_name(f".{path.name}.unconceal-old")
+
+
+def _real_folder(path: str | Path) -> Path:
+    """Follow a link to a folder, also to one set aside."""
+    real = Path(os.path.realpath(path))
+    is_link = os.path.islink(path) and (is_folder(real) or is_folder(_aside(real)))
+    return real if is_link else Path(path)
 
 
 is_folder = os.path.isdir  # `Path.is_dir` raises an error for overlong names
