@@ -123,7 +123,8 @@ def test_outputs_say_what_made_them(segment, checkpoint, tmp_path):
     segment(*call)
     with Image.open(tmp_path / "x.png") as mask:
         assert mask.info["Software"] == "unconceal segment"
-        assert re.fullmatch(rf"{checkpoint.name} \([0-9a-f]{{12}}\), refine auto", mask.info["Comment"])
+        digest = "[0-9a-f]{12}"
+        assert re.fullmatch(rf"{checkpoint.name} \({digest}\), refine auto, input {digest}", mask.info["Comment"])
     with rejected("x.png exists and is of other settings: .*, refine auto, now .*, threshold 0.5;"):
         segment(*call, "--threshold", 0.5)
     assert segment(*call, "--threshold", 0.5, "--overwrite")[0] == 0
@@ -140,6 +141,30 @@ def test_outputs_say_what_made_them(segment, checkpoint, tmp_path):
         assert (tmp_path / "x.png").read_bytes() == content
 
 
+def test_outputs_name_the_type_that_was_used(segment, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("unconceal.utils.devices.has_bfloat16", lambda device: False)
+    noise().save(tmp_path / "x.jpg")
+    assert segment(tmp_path / "x.jpg", "--out", tmp_path, "--dtype", "bfloat16")[0] == 0
+    with Image.open(tmp_path / "x.png") as mask:
+        assert ", dtype float32, input" in mask.info["Comment"]
+    assert caplog.text.count("float32 is used") == 1
+
+
+def test_a_mask_of_another_image_is_not_kept(segment, tmp_path):
+    for name, seed in (("a", 0), ("b", 1), ("copy", 0)):
+        (tmp_path / name).mkdir()
+        noise(seed=seed).save(tmp_path / name / "x.png")
+    out = tmp_path / "out"
+    segment(tmp_path / "a", "--out", out)
+    before = (out / "x.png").read_bytes()
+    assert "1 skipped" in segment(tmp_path / "copy", "--out", out)[1]
+    with rejected("x.png exists and is of another input of the same name; choose another --out, or pass --overwrite"):
+        segment(tmp_path / "b", "--out", out)
+    assert (out / "x.png").read_bytes() == before
+    assert "1 segmented" in segment(tmp_path / "b", "--out", out, "--overwrite")[1]
+    assert (out / "x.png").read_bytes() != before
+
+
 def test_files_that_are_passed_over_are_counted(segment, tmp_path, caplog):
     folder = tmp_path / "in"
     (folder / "deep").mkdir(parents=True)
@@ -154,6 +179,12 @@ def test_files_that_are_passed_over_are_counted(segment, tmp_path, caplog):
     assert code == 0
     assert stdout.startswith("3 images: 3 segmented")
     assert "passed over in folders: 2 .txt, 1 linked folders, 1 without suffix;" in caplog.text
+
+
+def test_closed_folders_are_counted(tree, monkeypatch, caplog):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "four")  # root may read any folder
+    plan_jobs([Path()], Path("out"), ["mask"])
+    assert "passed over in folders: 1 closed folders, 1 without suffix;" in caplog.text
 
 
 def test_an_object_lies_above_the_threshold(segment, tmp_path, monkeypatch):

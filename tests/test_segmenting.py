@@ -1,5 +1,6 @@
 """Segmenting many images: overlap, several processes, data sets."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,12 +17,14 @@ from datasets import Dataset, Features, Image, Value, load_dataset
 from hub_server import HubServer
 from PIL import Image as PilImage
 
+from unconceal import segmenting_data
 from unconceal.api import load
 from unconceal.data.loading import load_splits
 from unconceal.data.write import FEATURES
-from unconceal.segmenting import Job, Runner, plan_jobs
-from unconceal.segmenting_data import shards_of_data
+from unconceal.segmenting import Job, Runner, digest_of, mark, plan_jobs, unfinished
+from unconceal.segmenting_data import DataTarget, Shard, shards_of_data
 from unconceal.utils.errors import UserError
+from unconceal.utils.signatures import sign
 from unconceal.utils.threads import map_ahead
 
 
@@ -140,7 +144,13 @@ ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_proc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [TWO_PROCESSES, ACCELERATE], ids=["torchrun", "accelerate"])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(TWO_PROCESSES, id="torchrun", marks=pytest.mark.thorough),
+        pytest.param(ACCELERATE, id="accelerate"),
+    ],
+)
 def test_two_processes_share_a_folder(checkpoint, photos, segment, tmp_path, launcher):
     segment(photos, "--out", tmp_path / "one")
     (tmp_path / "two").mkdir()
@@ -181,9 +191,9 @@ entry()
         assert pq.read_table(target / "data" / name).num_rows == 3
     assert not (target / "README.md").exists()
 
-    done = launch(checkpoint, *call, target)
-    assert done.returncode == 1, done.stderr
-    assert "1 failed" in done.stdout and done.stderr.count("failed: case/4: ") == 1
+    code, stdout, stderr = segment(*call, target)
+    assert code == 1
+    assert "1 failed" in stdout and stderr.count("failed: case/4: ") == 1
     segment(*call, tmp_path / "one")
     names = {f"test-{i:05d}-of-00003.parquet" for i in range(3)}
     assert {path.name for path in (target / "data").glob("[!.]*")} == names  # the killed one left a hidden file
@@ -256,6 +266,115 @@ def test_other_settings_do_not_mix_in_a_data_set(rows, segment, tmp_path, caplog
     assert "was edited" in caplog.text
 
 
+def test_marks_tell_inputs_apart(tmp_path):
+    out = tmp_path / "x.png"
+    out.touch()
+    job = Job("x", b"image", {"mask": out})
+    # Earlier versions marked with the settings alone.
+    for found in ("net", mark("net", digest_of(b"image"))):
+        assert unfinished(job, "net", False, lambda path, found=found: found) is None
+    for found, words in (
+        (mark("net", digest_of(b"other")), "another input"),
+        ("old", "other settings: old, now net;"),
+    ):
+        with rejected(words):
+            unfinished(job, "net", False, lambda path, found=found: found)
+    gone = replace(job, source=tmp_path / "gone.jpg")  # fails when it is opened
+    assert not unfinished(gone, "net", False, lambda path: mark("net", digest_of(b"image"))).outputs
+
+
+def test_shards_of_other_images_are_not_kept(photos, segment, tmp_path):
+    target = tmp_path / "masks"
+    segment(photos, "--to-data", target)
+    before = contents(target)
+    assert "1 shards skipped" in segment(photos, "--to-data", target)[1]
+    noise(45, 70, seed=99).save(photos / "5.png")
+    with rejected("train-00000-of-00001.parquet exists and is of another input of the same name"):
+        segment(photos, "--to-data", target)
+    assert contents(target) == before
+
+
+def test_shards_of_others_stay(photos, rows, segment, tmp_path):
+    data = tmp_path / "masks" / "data"
+    data.mkdir(parents=True)
+    of_user = (rows / "test-00000-of-00003.parquet").read_bytes()
+    for name in ("train-00000-of-00001.parquet", "val-00000-of-00001.parquet"):
+        for content in (of_user, b"no Parquet"):
+            (data / name).write_bytes(content)
+            for more in ([], ["--overwrite"]):
+                with rejected(f"masks holds {name}, which is not of this command; choose another --to-data"):
+                    segment(photos, "--to-data", tmp_path / "masks", *more)
+            assert (data / name).read_bytes() == content
+        (data / name).unlink()
+
+
+def test_a_data_set_on_the_hub_keeps_its_splits_and_no_other_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shard, cards = "train-00000-of-00001.parquet", []
+    ground_truth = sign("---\nlicense: mit\n---\n\n# Polyps\n")
+    for name, replacement in {
+        "get_token": lambda: "token",
+        "list_files": lambda *args: [f"data/{shard}"],
+        "read_card": lambda *args: cards[-1] if cards else None,
+        "open_file": lambda *args: (tmp_path / shard).open("rb"),
+        "push": lambda upload, message: cards.append(upload.files["README.md"].read_text()),
+    }.items():
+        monkeypatch.setattr(segmenting_data, name, replacement)
+    write_shard(tmp_path / shard, "one net")
+    target = DataTarget("org/masks", "val", "another net")
+    target._send(tmp_path / "val-00000-of-00001.parquet")
+    assert "path: data/train-*" in cards[-1] and "path: data/val-*" in cards[-1]
+    assert "Masks predicted by `another net` (val), `one net` (train). Gray" in cards[-1]
+    assert target.finished([]) == {shard}
+    (tmp_path / shard).write_text("no Parquet")
+    for split in ("train", "val"):
+        with rejected(f"org/masks holds {shard}, which is not of this command"):
+            replace(target, split=split).finished([Shard(shard, lambda: iter(()))], overwrite=True)
+    write_shard(tmp_path / shard, "one net")
+    cards.append(ground_truth)
+    with rejected("org/masks holds README.md, which is not of this command"):
+        target.finished([])
+    monkeypatch.setattr(segmenting_data, "get_token", lambda: None)
+    with rejected("got no token of the Hub"):
+        target.finished([])
+
+
+def write_shard(path, settings):
+    segmenting_data._write_shard(path, [], settings, hashlib.sha256(b"input"))
+
+
+def test_the_card_names_what_made_each_split(tmp_path):
+    (tmp_path / "data").mkdir()
+    train, val = "train-00000-of-00001.parquet", "val-00000-of-00001.parquet"
+    write_shard(tmp_path / "data" / train, "ck, threshold 0.5")
+    jobs = [Shard(val, lambda: iter(()))]
+    for settings, source in (
+        ("ck, threshold 0.5", "Masks predicted by `ck, threshold 0.5`. Gray"),
+        ("ck2", "Masks predicted by `ck, threshold 0.5` (train), `ck2` (val). Gray"),
+    ):
+        write_shard(tmp_path / "data" / val, settings)
+        DataTarget(str(tmp_path), "val", settings).complete(jobs)
+        assert source in (tmp_path / "README.md").read_text()
+    write_shard(tmp_path / "data" / "train-00001-of-00002.parquet", "ck3")  # half replaced
+    DataTarget(str(tmp_path), "val", "ck2").complete(jobs)
+    assert "by `ck, threshold 0.5` (train), `ck2` (val), `ck3` (train)." in (tmp_path / "README.md").read_text()
+
+
+def test_names_that_are_no_text(photos, segment, tmp_path):
+    odd = os.fsdecode(b"\xff")
+    with rejected("expected a name in UTF-8; choose another folder"):
+        segment(photos, "--to-data", tmp_path / f"masks{odd}")
+    (tmp_path / odd).mkdir()
+    noise().save(tmp_path / odd / f"photo{odd}.png")
+    assert segment(tmp_path / odd, "--to-data", tmp_path / "masks")[0] == 0
+    (row,) = load_dataset(str(tmp_path / "masks"), split="train", cache_dir=tmp_path / "cache")
+    assert (row["id"], row["source"]) == ("photo?", "?")
+    call = [tmp_path / odd, "--out", tmp_path / "out", "--output", "cutout"]
+    assert segment(*call, "--background", tmp_path / odd / f"photo{odd}.png")[0] == 0
+    with PilImage.open(tmp_path / "out" / f"photo{odd}_cutout.png") as cut:
+        assert "background photo?.png (" in cut.info["Comment"]
+
+
 def test_files_become_a_data_set(photos, segment, tmp_path, monkeypatch):
     monkeypatch.setattr("unconceal.segmenting_data.FILES_PER_SHARD", 3)
     code, stdout, _ = segment(photos, "--to-data", tmp_path / "masks", "--split", "new")
@@ -279,6 +398,9 @@ def test_files_become_a_data_set(photos, segment, tmp_path, monkeypatch):
         ("cannot open split train", ["--data", "rows", "--split", "train", "--out", "out"]),
         ("give it as PATH", ["--data", "photos", "--split", "train", "--out", "out"]),
         ("which is not of this command", ["photos", "--to-data", "rows"]),
+        ("expected letters, digits and _ only", ["photos", "--to-data", "out", "--split", "../x"]),
+        ("expected letters, digits and _ only", ["photos", "--to-data", "out", "--split", "a-b"]),
+        ("expected letters, digits and _ only", ["photos", "--to-data", "out", "--split", " "]),
     ],
 )
 def test_wrong_calls(photos, rows, segment, tmp_path, monkeypatch, words, arguments):
@@ -298,6 +420,26 @@ def test_ids_are_no_way_out_of_the_folder(segment, tmp_path):
     assert code == 1
     assert (stderr.count("no name for a file"), stderr.count("has no image")) == (2, 1)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_two_rows_never_write_one_file(segment, tmp_path):
+    noise().save(tmp_path / "one.png")
+    features = Features({"image": Image(), "id": Value("string")})
+    rows = {"image": [{"bytes": (tmp_path / "one.png").read_bytes()}] * 4, "id": ["a", "a", "b", "a_overlay"]}
+    Dataset.from_dict(rows, features).to_parquet(tmp_path / "rows" / "test.parquet")
+    call = ["--data", tmp_path / "rows", "--split", "test", "--out", tmp_path / "out", "--output", "mask", "overlay"]
+    code, stdout, stderr = segment(*call)
+    assert (code, "2 segmented" in stdout, "2 failed" in stdout) == (1, True, True)
+    assert re.findall(r"failed: (\S+): an earlier row already gives", stderr) == ["a", "a_overlay"]
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"a", "a_overlay", "b", "b_overlay"}
+
+
+def test_ids_that_are_numbers_stay(tmp_path):
+    features = Features({"image": Image(), "id": Value("int64"), "source": Value("int64")})
+    rows = {"image": [None, None], "id": [0, 1], "source": [0, None]}
+    Dataset.from_dict(rows, features).to_parquet(tmp_path / "rows" / "test.parquet")
+    (shard,) = shards_of_data(str(tmp_path / "rows"), "test")
+    assert [(job.row["id"], job.row["source"]) for job in shard.jobs()] == [("0", "0"), ("1", "rows")]
 
 
 @pytest.mark.slow

@@ -196,6 +196,10 @@ def test_what_is_finished_is_not_made_again(segment, clip, tmp_path):
     code, stdout, _ = segment(*arguments, "png")
     assert code == 0
     assert "1 skipped" in stdout
+    (tmp_path / "other").mkdir()
+    code, _, stderr = segment(write_clip(tmp_path / "other" / "clip.mp4", frames=2), *arguments[1:], "png")
+    assert code == 2
+    assert "clip_mask.mp4 exists and is of another input of the same name" in stderr
     code, _, stderr = segment(*arguments, "png", "--smoothing", 0.2)
     assert code == 2
     assert "other settings" in stderr

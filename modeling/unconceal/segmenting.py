@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .utils.errors import UserError
-from .utils.files import file_sha256, is_folder, is_hub_id, make_folder, replacing
+from .utils.files import file_sha256, is_folder, is_hub_id, make_folder, printable, replacing
 from .utils.images import IMAGE_SUFFIXES, MAX_PIXELS, open_image
 from .utils.threads import map_ahead
 
@@ -43,7 +43,8 @@ FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Runs of equal values are all that repeats in masks and photographs. See the table in docs/use.md.
 PNG_OPTIONS = {"format": "PNG", "compress_type": zlib.Z_RLE}
 WEIGHTS = (".safetensors", ".bin", ".onnx", ".data", ".pt2")
-SOFTWARE = "unconceal segment"  # in every output file, next to its settings
+SOFTWARE = "unconceal segment"  # in every output file, next to its mark
+INPUT = ", input "  # in a mark, between settings and digest
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def describe_settings(model: str, revision: str | None, **options: Any) -> str:
     elif is_hub_id(model):
         with suppress(OSError):  # loading it reports the reason
             name = f"{model} (commit {commit_of(model, revision)[:12]})"
-    return ", ".join([name, *(f"{key} {value}" for key, value in options.items() if value is not None)])
+    return printable(", ".join([name, *(f"{key} {value}" for key, value in options.items() if value is not None)]))
 
 
 def commit_of(repo_id: str, revision: str | None) -> str:
@@ -109,42 +110,58 @@ def commit_of(repo_id: str, revision: str | None) -> str:
     return extract_commit_hash(cached_file(repo_id, CONFIG, revision=revision), None)
 
 
-def unfinished(job: Job, settings: str, overwrite: bool, settings_of: Callable[[Path], str | None]) -> Job | None:
+def digest_of(source: Path | bytes | UserError) -> str:
+    """Return the SHA-256 of a job's source; "" without one."""
+    with suppress(OSError):  # opening the image reports the reason
+        if isinstance(source, Path):
+            return file_sha256(source)
+    return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else ""
+
+
+def mark(settings: str, digest: str) -> str:
+    """Return what an output says of its settings and its input."""
+    return f"{settings}{INPUT}{digest[:12]}"
+
+
+def unfinished(job: Job, settings: str, overwrite: bool, mark_of: Callable[[Path], str | None]) -> Job | None:
     """Return what is left of a job, or None.
 
     With `overwrite`, outputs of this command are written again. If another file has the name of an output, the job
-    fails. `settings_of` returns the settings in an output, None for another file.
+    fails. `mark_of` returns the mark in an output, None for another file.
 
     Raises:
-        UserError: If an output has other settings and `overwrite` is false.
+        UserError: If an output has other settings or another input, and `overwrite` is false.
     """
-    left = {}
+    left, digest = {}, ""
     for kind, path in job.outputs.items():
         # `lexists`: a broken link is also somebody's file. `Path.exists` raises an error if a name is too long.
         if not os.path.lexists(path):
             left[kind] = path
             continue
-        found = settings_of(path)
+        found = mark_of(path)
         if found is None:
             reason = f"{path} exists and was not written by this command; choose another --out"
             return replace(job, source=UserError(reason), outputs={})
         if overwrite:
             left[kind] = path
-        elif found != settings:
-            raise other_settings(path, found, settings, "--out")
+        elif found != settings:  # earlier versions marked without the input
+            digest = digest or digest_of(job.source)
+            if not digest:
+                return replace(job, outputs={})  # opening the image reports the reason
+            if found != mark(settings, digest):
+                raise other_mark(path, found, settings, "--out")
     return replace(job, outputs=left) if left else None
 
 
-def other_settings(path: Path, found: str, settings: str, option: str) -> UserError:
-    """Return the error for an output of another model or other options."""
-    return UserError(
-        f"{path} exists and is of other settings: {found}, now {settings}; choose another {option}, or pass "
-        "--overwrite to replace it"
-    )
+def other_mark(path: Path, found: str, settings: str, option: str) -> UserError:
+    """Return the error for an output of another model, options or input."""
+    before = found.rsplit(INPUT, 1)[0]
+    other = "another input of the same name" if before == settings else f"other settings: {before}, now {settings}"
+    return UserError(f"{path} exists and is of {other}; choose another {option}, or pass --overwrite to replace it")
 
 
-def settings_of_png(path: Path) -> str | None:
-    """Return the settings in a PNG file, None for another file."""
+def mark_of_png(path: Path) -> str | None:
+    """Return the mark in a PNG file, None for another file."""
     try:
         with open_image(path, sys.maxsize) as image:
             return image.info.get("Comment", "") if image.info.get("Software") == SOFTWARE else None
@@ -152,13 +169,13 @@ def settings_of_png(path: Path) -> str | None:
         return None
 
 
-def png_marks(settings: str) -> "PngInfo":
+def png_marks(mark: str) -> "PngInfo":
     """Return the text that output files carry."""
     from PIL.PngImagePlugin import PngInfo
 
     marks = PngInfo()
     marks.add_text("Software", SOFTWARE)
-    marks.add_itxt("Comment", settings)
+    marks.add_itxt("Comment", mark)
     return marks
 
 
@@ -279,10 +296,9 @@ class Runner:
         Raises:
             UserError: If nothing more can be written, or memory runs out.
         """
-        marks = png_marks(self.settings)
 
         def write(job: Job, image: "Image.Image", mask: "np.ndarray") -> tuple[None, list[str]]:
-            reasons = []
+            marks, reasons = png_marks(mark(self.settings, digest_of(job.source))), []
             for kind, path in job.outputs.items():
                 try:
                     with replacing(path) as temporary:
@@ -437,6 +453,8 @@ def _search(folder: Path, out: Path, passed: Counter) -> Iterator[tuple[Path, Pa
         if source.is_dir():
             if source.is_symlink():
                 passed["linked folders"] += 1
+            elif not os.access(source, os.R_OK | os.X_OK):
+                passed["closed folders"] += 1
         elif source.suffix.lower() in IMAGE_SUFFIXES and source.is_file():
             yield source, relative
         else:

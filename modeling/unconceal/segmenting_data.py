@@ -4,6 +4,7 @@ Both sides are cut into shards. A shard is the unit of sharing and of going on: 
 at all. Names and contents of shards do not depend on the number of processes.
 """
 
+import hashlib
 import logging
 import random
 import re
@@ -19,12 +20,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import SplitInfo, load_dataset
 from datasets.exceptions import DatasetsError
+from huggingface_hub import get_token
 
 from .data.write import FEATURES, make_row, row_groups, write_card
-from .hub.card_on_hub import CARD, is_unedited, kept_license, sign
-from .segmenting import PNG_OPTIONS, Job, Runner, Tally, draw, other_settings, settings_of_png, unfinished
+from .hub.card_on_hub import CARD, kept_license
+from .hub.push import Upload, list_files, open_file, push, read_card
+from .segmenting import (
+    INPUT,
+    PNG_OPTIONS,
+    Job,
+    Runner,
+    Tally,
+    digest_of,
+    draw,
+    mark,
+    mark_of_png,
+    other_mark,
+    unfinished,
+)
 from .utils.errors import UserError, one_line
-from .utils.files import data_set_path, is_folder, is_hub_id, replacing
+from .utils.files import data_set_path, is_folder, is_hub_id, printable, replacing
+from .utils.signatures import is_unedited
+from .utils.threads import map_ahead
 
 
 if TYPE_CHECKING:
@@ -38,9 +55,10 @@ FILES_PER_SHARD = 100
 # A row group of a Parquet file holds about 100 images. Fewer groups a shard let more processes share a small data set.
 GROUPS_PER_SHARD, MANY_SHARDS = 4, 64
 SHARD_NAME = re.compile(r"(.+)-\d{5}-of-(\d{5})\.parquet")
-SETTINGS_KEY = b"unconceal segment"  # in the metadata of each shard
+MARK_KEY = b"unconceal segment"  # in the metadata of each shard
 NUM_ATTEMPTS = 8
 TITLE = "Masks predicted by Unconceal"
+HEADING = f"\n# {TITLE}"
 
 
 @dataclass(frozen=True)
@@ -128,12 +146,14 @@ def count_shards(data: str, split: str, num_parts: int, num_shards: int) -> list
 
 
 def _row_job(row: dict, default_id: str, default_source: str) -> Job:
-    id = str(row.get("id") or default_id)
+    names = {"id": default_id, "source": default_source}
+    names |= {column: str(row[column]) for column in names if row.get(column) not in (None, "")}
+    id = names["id"]
     image = row["image"] or {}
     path = image.get("path")
     source = image.get("bytes") or (Path(path) if path else UserError("the row has no image"))
     name = PurePosixPath(path or f"{id}.png").name
-    return Job(id, source, row={"id": id, "source": str(row.get("source") or default_source), "path": name})
+    return Job(id, source, row={**names, "path": name})
 
 
 def _shard_name(split: str, i: int, number: int) -> str:
@@ -147,13 +167,19 @@ def file_jobs(
 
     Rows whose outputs exist are counted as skipped. `settings` and `overwrite` are those of `unfinished`.
     """
+    taken = set()
     for job in (job for shard in shards for job in shard.jobs()):
         id = PurePosixPath(job.name)
         if id.is_absolute() or ".." in id.parts or not id.name:
             yield Job(job.name, UserError("its id is no name for a file"))
             continue
         files = {kind: out / id.parent / f"{id.name}{'' if kind == 'mask' else f'_{kind}'}.png" for kind in kinds}
-        if left := unfinished(replace(job, outputs=files), settings, overwrite, settings_of_png):
+        paths = set(map(str, files.values()))
+        if both := taken & paths:
+            yield Job(job.name, UserError(f"an earlier row already gives {min(both)}; give it an id of its own"))
+            continue
+        taken |= paths
+        if left := unfinished(replace(job, outputs=files), settings, overwrite, mark_of_png):
             yield left
         else:
             tally.skipped += 1
@@ -166,13 +192,11 @@ class DataTarget:
     Attributes:
         name: The folder, or owner/name.
         split: Name of the split.
-        sections: For the card, as for `write_card`.
         settings: What the shards say of model and options.
     """
 
     name: str
     split: str
-    sections: dict[str, str]
     settings: str
 
     @property
@@ -181,49 +205,70 @@ class DataTarget:
         return is_hub_id(self.name) and not is_folder(Path(self.name).parent)
 
     def finished(self, shards: list[Shard], overwrite: bool = False) -> set[str]:
-        """Return the names of all shards that stand, also of other splits.
+        """Return the names of shards that need not be made again.
 
         Raises:
             UserError: If the place cannot be used, or holds something else. Without `overwrite`, also if a shard of
-                this split has other settings. Of those on the Hub one is read.
+                this split has other settings or another input. Then one of those on the Hub is read.
         """
-        folder = Path(self.name)
+        if self.on_hub and not get_token():
+            raise UserError("got no token of the Hub; log in with `hf auth login`, or set HF_TOKEN")
+        folder, held, ours = Path(self.name), self._held(), {shard.name for shard in shards}
         if self.on_hub:
-            from .hub.push import list_files, read_card
-
-            kept_license(read_card(self.name, "dataset"), self.name)  # refuses an edited card before hours of work
-            names = {PurePosixPath(file).name for file in list_files(self.name, "dataset") if file.startswith("data/")}
+            card = read_card(self.name, "dataset")
+            kept_license(card, self.name)  # refuses an edited card before hours of work
+            is_other = card and is_unedited(card) and HEADING not in card  # of `push dataset`
+            others = {CARD} if is_other else set()
+            read = {*_firsts(held).values(), *(held.keys() & ours if overwrite else ())}
         else:
-            names = {file.name for file in folder.glob("data/[!.]*")}
-            card = folder / CARD
-            others = {file.name for file in folder.glob("[!.]*")} - {"data", card.name}
-            if card.is_file() and f"\n# {TITLE}" not in card.read_text(encoding="utf-8", errors="replace"):
-                others.add(card.name)
-            if others:
-                raise UserError(
-                    f"{folder} holds {min(others)}, which is not of this command; choose another --to-data"
-                )
-        ours = {shard.name for shard in shards}
-        for name in sorted(names - ours):
-            if not SHARD_NAME.fullmatch(name) or name.startswith(f"{self.split}-"):
+            card, read = folder / CARD, held
+            others = {file.name for file in folder.glob("[!.]*")} - {"data", CARD}
+            if card.is_file() and HEADING not in card.read_text(encoding="utf-8", errors="replace"):
+                others.add(CARD)
+        marks = {name: self._mark(name) for name in read}
+        others |= {name for name, found in marks.items() if found is None}
+        if others:
+            raise UserError(f"{self.name} holds {min(others)}, which is not of this command; choose another --to-data")
+        for name, split in held.items():
+            if split == self.split and name not in ours:
                 raise UserError(f"{self.name} holds {name}, which is not of this data; choose another --to-data")
-        there = [] if overwrite else sorted(names & ours)
-        for name in there[:1] if self.on_hub else there:
-            self._check_settings(name)
-        return names
+        if overwrite:
+            return set()
+        for shard in shards:
+            found = marks.get(shard.name)
+            if found in (None, self.settings):  # earlier versions marked without the input
+                continue
+            inputs = hashlib.sha256()
+            for _ in _tracked(shard.jobs(), inputs):
+                pass
+            if found != mark(self.settings, inputs.hexdigest()):
+                raise other_mark(folder / "data" / shard.name, found, self.settings, "--to-data")
+        return set(held)
 
-    def _check_settings(self, name: str):
-        shard = Path(self.name) / "data" / name
+    def _held(self) -> dict[str, str]:
+        """Return the names of all shards there, sorted, with their splits.
+
+        Raises:
+            UserError: If a file among them has another name.
+        """
         if self.on_hub:
-            from .hub.push import open_file
-
-            with open_file(self.name, "dataset", f"data/{name}") as file:
-                schema = pq.read_schema(file)
+            names = [PurePosixPath(file).name for file in list_files(self.name, "dataset") if file.startswith("data/")]
         else:
-            schema = pq.read_schema(shard)
-        found = (schema.metadata or {}).get(SETTINGS_KEY, b"").decode(errors="replace")
-        if found != self.settings:
-            raise other_settings(shard, found or "unknown", self.settings, "--to-data")
+            names = [file.name for file in Path(self.name).glob("data/[!.]*")]
+        found = {name: SHARD_NAME.fullmatch(name) for name in sorted(names)}
+        if odd := [name for name in found if not found[name]]:
+            raise UserError(f"{self.name} holds {odd[0]}, which is not of this command; choose another --to-data")
+        return {name: parts[1] for name, parts in found.items()}
+
+    def _mark(self, name: str) -> str | None:
+        """Return the mark in a shard, None for another file."""
+        path = f"data/{name}"
+        try:
+            with open_file(self.name, "dataset", path) if self.on_hub else (Path(self.name) / path).open("rb") as file:
+                found = (pq.read_metadata(file).metadata or {}).get(MARK_KEY)
+        except (OSError, pa.ArrowException):
+            return None
+        return None if found is None else found.decode(errors="replace")
 
     def write(self, shards: Iterable[Shard], runner: Runner):
         """Segment shards; each appears when it is complete.
@@ -235,31 +280,32 @@ class DataTarget:
         def finish(job: Job, image: "Image.Image", mask: "np.ndarray") -> tuple[dict, list[str]]:
             png = BytesIO()
             draw("mask", image, mask, runner.threshold).save(png, **PNG_OPTIONS)
-            row = job.row
+            row = {column: printable(value) for column, value in job.row.items()}
             source = job.source if isinstance(job.source, bytes) else job.source.read_bytes()
             return make_row(source, row["path"], png.getvalue(), row["id"], row["source"]), []
 
         for shard in shards:
-            rows = (row for _, row in runner.run(shard.jobs(), finish))
+            inputs = hashlib.sha256()
+            rows = (row for _, row in runner.run(_tracked(shard.jobs(), inputs), finish))
             try:
                 if not self.on_hub:
                     with replacing(Path(self.name) / "data" / shard.name) as path:
-                        _write_shard(path, rows, self.settings)
+                        _write_shard(path, rows, self.settings, inputs)
                     continue
                 with TemporaryDirectory() as folder:
                     path = Path(folder) / shard.name
-                    _write_shard(path, rows, self.settings)
+                    _write_shard(path, rows, self.settings, inputs)
                     self._send(path)
             except OSError as error:
                 raise UserError(f"cannot write {shard.name}: {error.strerror or error}; free space") from error
 
     def _send(self, shard: Path):
-        from .hub.push import Upload, push, read_card
-
         license = kept_license(read_card(self.name, "dataset"), self.name)
-        card = shard.parent / CARD
-        self._write_card(shard.parent, {self.split: SplitInfo(self.split)}, license or "other")
-        files = {CARD: card, f"data/{shard.name}": shard}
+        firsts = _firsts(self._held())
+        splits = {split: SplitInfo(split) for split in sorted({*firsts, self.split})}
+        others = {name: split for split, name in firsts.items() if split != self.split}
+        self._write_card(shard.parent, splits, others, license or "other")
+        files = {CARD: shard.parent / CARD, f"data/{shard.name}": shard}
         for attempt in range(NUM_ATTEMPTS):
             try:
                 push(Upload(self.name, "dataset", files), f"Add {shard.name}")
@@ -271,37 +317,55 @@ class DataTarget:
                     raise
                 time.sleep(random.uniform(0, 2**attempt))
 
-    def complete(self, shards: list[Shard]) -> int:
-        """Write a complete folder's card; return the number of shards.
+    def complete(self, shards: list[Shard]):
+        """Write a complete folder's card.
 
         The Hub counts rows itself, so that its card has no counts.
         """
-        names = self.finished(shards, overwrite=True)
-        own = sum(shard.name in names for shard in shards)
-        if not self.on_hub and own == len(shards):
-            splits = {}
-            for name in sorted(names):
-                split, _ = SHARD_NAME.fullmatch(name).groups()
-                held = pq.read_metadata(Path(self.name) / "data" / name)
-                info = splits.setdefault(split, SplitInfo(split))
-                info.num_examples += held.num_rows
-                info.num_bytes += sum(held.row_group(i).total_byte_size for i in range(held.num_row_groups))
-            card = Path(self.name) / CARD
-            if card.exists() and not is_unedited(card.read_text(encoding="utf-8", errors="replace")):
-                logger.warning("%s was edited, so it stays as it is; its counts may be of an earlier run", card)
-            else:
-                self._write_card(Path(self.name), splits)
-        return own
+        if self.on_hub:
+            return
+        held, splits, card = self._held(), {}, Path(self.name) / CARD
+        if not all(shard.name in held for shard in shards):
+            return
+        if card.exists() and not is_unedited(card.read_text(encoding="utf-8", errors="replace")):
+            logger.warning("%s was edited, so it stays as it is; it may be of an earlier run", card)
+            return
+        for name, split in held.items():
+            metadata = pq.read_metadata(Path(self.name) / "data" / name)
+            info = splits.setdefault(split, SplitInfo(split))
+            info.num_examples += metadata.num_rows
+            info.num_bytes += sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        self._write_card(card.parent, splits, held)
 
-    def _write_card(self, folder: Path, splits: dict[str, SplitInfo], license: str = "other"):
+    def _write_card(self, folder: Path, splits: dict[str, SplitInfo], shards: dict[str, str], license: str = "other"):
+        """Write the card; the marks of `shards` tell what made them."""
+        made = {self.settings: {self.split}}
+        for name, split in shards.items():
+            made.setdefault((self._mark(name) or "unknown").rsplit(INPUT, 1)[0], set()).add(split)
+        by = [f"`{one}`" + f" ({', '.join(sorted(made[one]))})" * (len(made) > 1) for one in sorted(made)]
+        sections = {
+            "Source": f"Masks predicted by {', '.join(by)}. Gray: 255 is surely object, 0 surely background.",
+            "Terms": "Those of the images and of the network.",
+        }
         with replacing(folder / CARD) as path:
-            write_card(folder, splits, TITLE, license, ["masks"], self.sections, path)
-            path.write_text(sign(path.read_text(encoding="utf-8")), encoding="utf-8")
+            write_card(folder, splits, TITLE, license, ["masks"], sections, path)
 
 
-def _write_shard(path: Path, rows: Iterable[dict], settings: str):
+def _firsts(shards: dict[str, str]) -> dict[str, str]:
+    """Return each split with its first shard."""
+    return {split: name for name, split in reversed(shards.items())}
+
+
+def _tracked(jobs: Iterable[Job], inputs: "hashlib._Hash") -> Iterator[Job]:
+    """Yield jobs; add their ids and images to a digest."""
+    for job, digest in map_ahead(lambda job: (job, digest_of(job.source)), jobs, 2):
+        inputs.update(f"{job.row['id']} {digest}\n".encode(errors="replace"))
+        yield job
+
+
+def _write_shard(path: Path, rows: Iterable[dict], settings: str, inputs: "hashlib._Hash"):
     schema = FEATURES.arrow_schema
-    schema = schema.with_metadata({**(schema.metadata or {}), SETTINGS_KEY: settings.encode()})
     with pq.ParquetWriter(path, schema, write_page_index=True) as writer:
         for group in row_groups(rows):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
+        writer.add_key_value_metadata({MARK_KEY: mark(settings, inputs.hexdigest()).encode()})  # now all are read

@@ -23,9 +23,11 @@ from .segmenting import (
     Runner,
     TimedNetwork,
     check_outputs,
+    digest_of,
+    mark,
+    mark_of_png,
     png_marks,
     say_failed,
-    settings_of_png,
 )
 from .utils.errors import UserError
 from .utils.files import is_folder, replacing
@@ -89,12 +91,12 @@ def plan_outputs(
     return plan
 
 
-def settings_of_video(path: Path) -> str | None:
-    """Return the settings in an output, None for another file."""
+def mark_of_video(path: Path) -> str | None:
+    """Return the mark in an output, None for another file."""
     if is_folder(path):
         frames = sorted(path.iterdir())
         ours = frames and all(PNG_NAME.fullmatch(one.name) for one in frames)
-        return settings_of_png(frames[0]) if ours else None
+        return mark_of_png(frames[0]) if ours else None
     av = pyav()
     try:
         with av.open(str(path), metadata_errors="replace") as container:
@@ -146,8 +148,8 @@ class Sound:
 class VideoWriter:
     """Write pictures as a video, with the sound of their source."""
 
-    def __init__(self, path: Path, source: Video, has_sound: bool, settings: str):
-        self.path, self.source, self.has_sound, self.settings = path, source, has_sound, settings
+    def __init__(self, path: Path, source: Video, has_sound: bool, mark: str):
+        self.path, self.source, self.has_sound, self.mark = path, source, has_sound, mark
         self.container = self.stream = self.sound = self.size = None
         self.last, self.finished = -1, False
 
@@ -171,7 +173,7 @@ class VideoWriter:
     def _open(self, size: tuple[int, int]):
         name = self.path.suffix[1:]
         self.container, form = pyav().open(str(self.path), "w", format=name), FORMATS[name]
-        self.container.metadata["comment"] = f"{SOFTWARE}: {self.settings}"
+        self.container.metadata["comment"] = f"{SOFTWARE}: {self.mark}"
         self.stream = self.container.add_stream(form.codec, rate=self.source.rate, options=dict(form.options))
         self.size = size
         self.stream.width, self.stream.height = size
@@ -207,9 +209,9 @@ class VideoWriter:
 class FrameWriter:
     """Write pictures as numbered PNG files in a folder."""
 
-    def __init__(self, path: Path, settings: str):
+    def __init__(self, path: Path, mark: str):
         path.mkdir()
-        self.path, self.marks, self.number = path, png_marks(settings), 0
+        self.path, self.marks, self.number = path, png_marks(mark), 0
 
     def write(self, picture: Image.Image, time: Fraction):
         """Write the next picture."""
@@ -257,13 +259,14 @@ def _write_video(runner: Runner, job: Job, smoothing: float):
             total=video.num_frames, unit="frame", desc=job.source.name, disable=None if runner.has_bar else True
         )
         stack.enter_context(bar)
+        its_mark = mark(runner.settings, digest_of(job.source))
         writers = {}
         for kind, path in job.outputs.items():
             temporary = stack.enter_context(replacing(path))
             if path.suffix:
-                writers[kind] = VideoWriter(temporary, video, kind != "mask", runner.settings)
+                writers[kind] = VideoWriter(temporary, video, kind != "mask", its_mark)
             else:
-                writers[kind] = FrameWriter(temporary, runner.settings)
+                writers[kind] = FrameWriter(temporary, its_mark)
             stack.enter_context(closing(writers[kind]))
         start = perf_counter()
         for time, pictures in frames:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -20,14 +21,14 @@ from ..segmenting import (
     join_processes,
     joined,
     made_once,
+    mark_of_png,
     my_share,
     plan_jobs,
-    settings_of_png,
     unfinished,
 )
 from ..utils.arguments import positive_int, probability
 from ..utils.errors import UserError
-from ..utils.files import is_folder, make_folder
+from ..utils.files import make_folder, printable
 from ..utils.images import MAX_PIXELS, is_video
 
 
@@ -111,6 +112,11 @@ def run(args: argparse.Namespace) -> int:
         return _segment_stdin(args)
     _check(args)
     processes = join_processes(args.device)
+    args.device = args.device or (processes and processes.device)
+    if args.dtype:  # not every device has it, and outputs name the one in use
+        from ..utils.devices import choose_device, choose_dtype
+
+        args.dtype = str(choose_dtype(args.dtype, choose_device(args.device))).removeprefix("torch.")
     segment = _segment_data if args.data or args.to_data else _segment_videos if args.videos else _segment_files
     tally = joined(processes, segment(args, processes))
     if processes is None or processes.is_main_process:
@@ -129,6 +135,10 @@ def _check(args: argparse.Namespace):
         raise UserError("--data needs --split, the split to segment")
     if args.split and not (args.data or args.to_data):
         raise UserError("--split is for --data and --to-data; leave it out")
+    if args.to_data and args.split and not re.fullmatch(r"\w+", args.split):
+        raise UserError(f"got --split {args.split!r}, expected letters, digits and _ only; choose another name")
+    if args.to_data and args.to_data != printable(args.to_data):
+        raise UserError(f"got --to-data {printable(args.to_data)}, expected a name in UTF-8; choose another folder")
     if args.to_data and args.output != ["mask"]:
         raise UserError("--to-data holds masks only; leave --output out, or write files with --out")
     args.videos = [Path(path) for path in args.paths if is_video(path)]
@@ -163,19 +173,19 @@ def _segment_files(args: argparse.Namespace, processes: "PartialState | None") -
     """Write the files of this process; return what happened."""
     plan = made_once(processes, lambda: plan_jobs([Path(path) for path in args.paths], args.out, args.output))
     write = partial(Runner.write_files, out=args.out)
-    return _write_plan(args, processes, plan, output_settings(args), settings_of_png, write)
+    return _write_plan(args, processes, plan, output_settings(args), mark_of_png, write)
 
 
 def _segment_videos(args: argparse.Namespace, processes: "PartialState | None") -> Tally:
     """Write the videos of this process; return what happened."""
     from ..video import SMOOTHING
-    from ..video_files import plan_outputs, settings_of_video, write_videos
+    from ..video_files import mark_of_video, plan_outputs, write_videos
 
     args.refine = "never" if args.refine == "auto" else args.refine
     smoothing = SMOOTHING if args.smoothing is None else args.smoothing
     settings = output_settings(args, smoothing=smoothing)
     plan = plan_outputs(args.videos, args.out, args.output, args.alpha or ALPHA[0], bool(args.background))
-    return _write_plan(args, processes, plan, settings, settings_of_video, partial(write_videos, smoothing=smoothing))
+    return _write_plan(args, processes, plan, settings, mark_of_video, partial(write_videos, smoothing=smoothing))
 
 
 def _write_plan(
@@ -183,12 +193,12 @@ def _write_plan(
     processes: "PartialState | None",
     plan: dict[Path, dict[str, Path]],
     settings: str,
-    settings_of: Callable[[Path], str | None],
+    mark_of: Callable[[Path], str | None],
     write: Callable[[Runner, list[Job]], None],
 ) -> Tally:
     """Write what is left of a plan; return what happened."""
     jobs = [Job(source, source, outputs) for source, outputs in plan.items()]
-    left = made_once(processes, lambda: [unfinished(job, settings, args.overwrite, settings_of) for job in jobs])
+    left = made_once(processes, lambda: [unfinished(job, settings, args.overwrite, mark_of) for job in jobs])
     mine = my_share(processes, left)
     make_folder(args.out)
     todo = [job for job in mine if job]
@@ -220,14 +230,8 @@ def _segment_data(args: argparse.Namespace, processes: "PartialState | None") ->
             file_jobs(mine, args.out, args.output, runner.settings, args.overwrite, runner.tally), args.out
         )
         return runner.tally
-    model = Path(args.model).resolve().name if is_folder(args.model) else args.model
-    sections = {
-        "Source": f"Masks predicted by {model}. Gray: 255 is surely object, 0 surely background.",
-        "Terms": "Those of the images and of the network.",
-    }
-    target = DataTarget(args.to_data, split, sections, settings)
-    present = target.finished(shards, args.overwrite)  # it refuses places that hold something else
-    finished = set() if args.overwrite else present
+    target = DataTarget(args.to_data, split, settings)
+    finished = made_once(processes, lambda: target.finished(shards, args.overwrite))
     todo = [shard for shard in mine if shard.name not in finished]
     tally = Tally(skipped=len(mine) - len(todo))
     if todo:
@@ -257,7 +261,6 @@ def make_runner(args: argparse.Namespace, processes: "PartialState | None", sett
         estimator()  # logs what is missing before the first image, not between two
     from ..evaluation.workers import default_workers
 
-    args.device = args.device or (processes and processes.device)
     return Runner(
         load_model(args),
         batch_size=args.batch_size,
