@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 import subprocess
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+from common import rejected
 from torch.utils.flop_counter import FlopCounterMode
 
 from unconceal.__main__ import main
@@ -15,7 +17,6 @@ from unconceal.evaluation import cost
 from unconceal.evaluation.cost import MODELS, Measurement, Part, count_parts, measure, run_measurement
 from unconceal.models.modeling_run import RunScan2d
 from unconceal.models.selective_scan import selective_scan
-from unconceal.utils.errors import UserError
 
 
 def test_the_command_lists_the_models_that_can_be_measured():
@@ -192,6 +193,7 @@ def test_the_command_prints_tables_and_writes_json(tmp_path, pretended, capsys):
     assert len(numbers["measurements"]) == len(pretended)
     record = json.loads((tmp_path / "cost-targets.json").read_text())
     assert record["numbers"] == numbers["targets"] and record["commit"] and record["hardware"]
+    assert main(["benchmark", *arguments]) == 1, "its own files are not replaced"
 
 
 def test_published_size_is_only_shown_for_the_published_network(pretended, checkpoint, capsys):
@@ -227,9 +229,23 @@ def test_every_part_has_a_table_and_the_fastest_round_counts(tmp_path, pretended
         (["--image-size", "16"], "at least 128"),
         (["--json", "."], "give another file"),
         (["--only", "recipes"], "give files of recipes"),
+        (["--records", "mine"], "mine-growth.json is no record; give another prefix"),
+        (["damaged"], "cannot load the settings of damaged"),
     ],
 )
-def test_bad_arguments_are_rejected_before_the_work(arguments, message, capsys):
-    with pytest.raises(UserError, match=message):
+def test_bad_arguments_are_rejected_before_the_work(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine-growth.json").write_text('{"title": "of a user"}')
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "preprocessor_config.json").write_text("[]")
+    with rejected(message):
         main(["benchmark", *arguments])
     assert capsys.readouterr().out == ""
+    assert (tmp_path / "mine-growth.json").read_text() == '{"title": "of a user"}'
+
+
+def test_damaged_settings_of_a_network_are_one_line(checkpoint, tmp_path):
+    shutil.copy(checkpoint / "preprocessor_config.json", tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with rejected("cannot load the settings of"):
+        main(["benchmark", str(tmp_path), "--only", "size", "--image-size", "128"])

@@ -291,6 +291,11 @@ def test_reconstruction_alone(files, tmp_path):
     assert not model.config.reconstruction_batch_statistics
     with pytest.raises(UserError, match="--segmentation"):
         convert("--reconstruction", files[0], "--out", tmp_path / "x", "--reconstruction-out", "y")
+    given = ["--reconstruction", files[0], "--segmentation", files[1]]
+    for out, other in (("x", "x"), ("x", "x/../x"), ("x", "x/r"), ("x/s", "x")):
+        with rejected("expected two folders, none in the other"):
+            convert(*given, "--out", tmp_path / out, "--reconstruction-out", tmp_path / other)
+    assert not (tmp_path / "x").exists()
 
 
 def test_error_names_every_fault(states):

@@ -24,7 +24,13 @@ from unconceal.data.write import FEATURES
 from unconceal.evaluation.networks import evaluate_model
 from unconceal.evaluation.protocol_segmentation import PROTOCOL, score_image
 from unconceal.evaluation.protocols import PROTOCOLS
-from unconceal.evaluation.report import PER_IMAGE_FILES
+from unconceal.evaluation.report import (
+    IMAGE_FILES,
+    PER_IMAGE_FILES,
+    add_images,
+    check_report_folder,
+    write_report,
+)
 from unconceal.evaluation.tables import load_papers
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.refine import REFINE
@@ -108,6 +114,19 @@ def model_folder(tmp_path_factory):
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def test_dark_masks_are_named(processor, caplog):
+    rows = [dict(row) for row in make_dataset(3)]
+    for row in rows[:2]:
+        width, height = row["mask"].size
+        row["mask"] = Image.fromarray(np.arange(height, dtype=np.uint8)[:, None].repeat(width, 1))
+    dark = datasets.Dataset.from_list(rows, features=FEATURES)
+    evaluate_model(Brightness(), processor, dark, progress=False)
+    assert "above half" not in caplog.text
+    evaluate_model(Brightness(), processor, dark)
+    assert "2 ground truth masks hold gray levels but none above half" in caplog.text
+    assert "(disc-0, disc-1)" in caplog.text
 
 
 def test_rows_hold_every_image_in_order(processor):
@@ -238,6 +257,28 @@ def test_command_writes_a_report(data, model_folder, tmp_path, capsys):
     assert float(points[-1]["recall_curve"]) == 6 / 7  # one image has no object to recall
 
 
+def test_overwrite_keeps_the_files_of_others(tmp_path):
+    rows = [{"id": "a", "source": "b", **score_image(np.eye(9), np.eye(9) > 0)}]
+
+    def write(images=(), overwrite=True) -> list[str]:
+        check_report_folder(tmp_path, overwrite, images)
+        write_report(tmp_path, PROTOCOL, rows, PROTOCOL.summarize(rows), {}, images=images)
+        add_images(tmp_path, dict.fromkeys(images, Image.new("RGB", (9, 9))))
+        return json.loads((tmp_path / "results.json").read_text())["files"]
+
+    (tmp_path / "best.png").write_text("mine")
+    numbers = ["curves.csv", "per_image.csv", "results.json"]
+    assert write(overwrite=False) == write() == numbers
+    with rejected("holds best.png, but no results.json of this command that names it"):
+        write(IMAGE_FILES)
+    (tmp_path / "best.png").rename(tmp_path / "mine.png")
+    assert write(IMAGE_FILES) == write(IMAGE_FILES) == [*numbers, *IMAGE_FILES]
+    assert Image.open(tmp_path / "best.png").info["icc_profile"]
+    write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*numbers, "mine.png"])
+    assert (tmp_path / "mine.png").read_text() == "mine"
+
+
 def test_split_seed_scores_the_images_that_training_held_back(data, model_folder, tmp_path):
     held_back = load_data(DataRecipe(path=str(data), split_seed=1))["val"]
     unchanged = [f"disc-{i}" for i in range(7)]
@@ -280,6 +321,13 @@ def test_split_seed_takes_the_splits_of_the_run(data, make_run, tmp_path, monkey
         main([*command, *more, "--out", str(tmp_path), "--overwrite"])
         assert [row["id"] for row in read_csv(tmp_path / "per_image.csv")] == held_back["id"][:]
         assert json.loads((tmp_path / "results.json").read_text())["train_split"] == "val"
+
+
+def test_test_splits_are_not_split_again(model_folder):
+    command = ["evaluate", "--model", str(model_folder), "--data", "absent", "--split-seed", "0", "--split"]
+    for split in ("test", "CAMO", "DIS_TE1"):
+        with rejected(f"got --split-seed 0 for {split}, a test split, .* leave --split-seed out"):
+            main([*command, split])
 
 
 SEED_0 = "data: {path: x, split_seed: 0}"

@@ -19,6 +19,7 @@ from unconceal import (
 )
 from unconceal.__main__ import main
 from unconceal.api import Segmenter, load
+from unconceal.commands.explain import is_sheet, save_sheet
 from unconceal.drawing.explain import LABEL_WIDTH, MAP_SIDE
 from unconceal.drawing.layout import GAP
 from unconceal.models.painting import remove_object
@@ -256,15 +257,22 @@ def test_command_writes_the_sheet(command, run_checkpoint, tmp_path, capsys):
 
 
 def test_command_overwrites_on_request(command, tmp_path):
-    (tmp_path / "sheet.png").write_text("kept")
+    sheet = tmp_path / "sheet.png"
+    save_sheet(Image.new("RGB", (9, 9)), sheet)
+    before = sheet.read_bytes()
     with pytest.raises(UserError, match="sheet.png exists; replace it with --overwrite"):
         command()
-    assert (tmp_path / "sheet.png").read_text() == "kept"
-    with pytest.raises(UserError):  # nor does a run that fails take it away
+    with pytest.raises(UserError, match="'absent'|absent"):  # nor does a run that fails take it away
         command("--overwrite", model=tmp_path / "absent")
-    assert (tmp_path / "sheet.png").read_text() == "kept"
+    assert sheet.read_bytes() == before
     assert command("--overwrite") == 0
-    assert Image.open("sheet.png").format == "PNG"
+    assert Image.open(sheet).width > 9 and is_sheet(sheet)
+    Image.open(sheet).save(sheet)  # as a program that edits it does
+    for content in (sheet.read_bytes(), b"kept"):
+        sheet.write_bytes(content)
+        with rejected("sheet.png is no sheet of this command, so it is not replaced"):
+            command("--overwrite")
+        assert sheet.read_bytes() == content
 
 
 @pytest.mark.parametrize(

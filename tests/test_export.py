@@ -24,7 +24,7 @@ import unconceal.hub.exported as exported_module
 from unconceal import OpdsForImageSegmentation, RunForImageSegmentation, SrsConfig, SrsForImageSegmentation
 from unconceal.__main__ import main as run_command
 from unconceal.api import Segmenter, load, weights_digest
-from unconceal.hub.export import check_sizes, export_model
+from unconceal.hub.export import check_sizes, describe, export_model
 from unconceal.hub.exported import ExportedNetwork
 from unconceal.hub.formats import FORMATS
 from unconceal.hub.stage import stage_model
@@ -193,6 +193,16 @@ def test_metadata_say_how_to_prepare_an_image(exported):
     )
 
 
+def test_metadata_tell_tiles_from_images_to_resize(segmenter):
+    sized = {"size": {"height": 64, "width": 48}}
+    about = [
+        describe(segmenter.model, UnconcealImageProcessor(**sized, do_resize=resize), 20) for resize in (True, False)
+    ]
+    assert [each["do_resize"] for each in about] == ["true", "false"]
+    assert [each.get("image_size") for each in about] == ["[64, 48]", None]
+    assert [each.get("tile_size") for each in about] == [None, "[64, 48]"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_exported_folder_segments_like_its_network(exported):
@@ -255,7 +265,10 @@ def test_a_scan_is_exported_as_one_loop():
 
 def test_mistakes_of_users_give_one_line(checkpoint, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
-    new = tmp_path / "new"
+    new, foreign = tmp_path / "new", tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "model.onnx").write_text("mine")
+    (foreign / "config.json").write_text('{"model_type": "bert"}')
     for model, format, out, options, *says in (
         (checkpoint, "tflite", new, (), "'tflite'", "onnx or torch-export"),
         (checkpoint, "onnx", new, ("--opset", 17), "17", "18 to 23"),
@@ -266,12 +279,13 @@ def test_mistakes_of_users_give_one_line(checkpoint, tmp_path, capsys, monkeypat
         (checkpoint, "torch-export", tmp_path / "file" / "deeper", (), "cannot write"),
         (checkpoint, "torch-export", checkpoint, (), "not an empty folder", "--overwrite"),
         (checkpoint, "torch-export", checkpoint, ("--overwrite",), "which no export wrote"),
+        (checkpoint, "torch-export", foreign, ("--overwrite",), "no config.json of opds, run, srs"),
     ):
         assert main(model, "--format", format, "--out", out, *options) == 2, says
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: ")
         assert [part for part in says if part not in error] == [], error
-    assert not new.exists()
+    assert not new.exists() and (foreign / "model.onnx").read_text() == "mine"
     monkeypatch.setattr(export_module, "find_spec", lambda name: None)
     assert main(checkpoint, "--format", "onnx", "--out", new) == 2
     error = capsys.readouterr().err

@@ -15,7 +15,7 @@ import pytest
 from common import modules_beyond_transformers
 from hub_server import HubServer
 from huggingface_hub import ModelCard, RepoCard
-from PIL import Image
+from PIL import ExifTags, Image
 from save_tiny_models import PROCESSOR, TESTERS, make_image, make_tiny_model
 
 from unconceal.__main__ import main
@@ -23,12 +23,13 @@ from unconceal.api import load, weights_digest
 from unconceal.data.builders import build_synthetic
 from unconceal.data.cards import describe_set
 from unconceal.hub import cards
-from unconceal.hub.card_on_hub import kept_license, sign, with_kept_results
+from unconceal.hub.card_on_hub import kept_license, with_kept_results
 from unconceal.hub.convert import save_converted
 from unconceal.hub.stage import stage_dataset, stage_model, stage_space
 from unconceal.training.checkpoints import Progress, read_record
 from unconceal.training.recipe import load_recipe
 from unconceal.utils.errors import UserError
+from unconceal.utils.signatures import sign
 
 
 ROOT = Path(__file__).parents[1]
@@ -152,8 +153,9 @@ def data(tmp_path_factory) -> Path:
 
 
 def test_pushed_models_open_by_the_code_on_their_cards_without_this_package(client, models, tmp_path):
-    photo = make_image()
-    photo.save(tmp_path / "photo.jpg")
+    photo, turned = make_image(), Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # as a phone saves what was held upright
+    photo.save(tmp_path / "photo.jpg", exif=turned)
     code = f"import sys\nsys.modules.update(dict.fromkeys({modules_beyond_transformers()}))\n"
     for name, folder in models.items():
         assert "(public)" in client.push("model", folder, f"org/{name}", "--tag", "v1", "--public")
@@ -165,7 +167,7 @@ def test_pushed_models_open_by_the_code_on_their_cards_without_this_package(clie
         three_lines, parts = re.findall(r"```python\n(.*?)```", sent["README.md"].decode(), re.DOTALL)
         assert len([line for line in three_lines.splitlines() if line.strip()]) == 3
         code += (
-            f"{three_lines}\n{parts}\nassert (mask.size, mask.mode) == ({photo.size}, 'L'), mask\n"
+            f"{three_lines}\n{parts}\nassert (mask.size, mask.mode) == ({photo.size[::-1]}, 'L'), mask\n"
             f"mask.save('{name}.png')\nimport numpy\n"
             "assert abs(probs.numpy() * 255 - numpy.asarray(mask)).max() < 0.51\n"
         )
@@ -548,12 +550,14 @@ def test_cards_of_converted_weights_say_what_they_are(models, tmp_path, monkeypa
 
 def test_card_says_which_images_chose_the_checkpoint(models, tmp_path):
     checkpoint = shutil.copytree(models["run"], tmp_path / "net")
-    recipe = "network: run\noutput_dir: x\ndata: {path: x, split_seed: 3}\nphases: {segmentation: {epochs: 1}}\n"
+    paths = "{path: [data/scenes, org/more], split_seed: 3}"
+    recipe = f"network: run\noutput_dir: x\ndata: {paths}\nphases: {{segmentation: {{epochs: 1}}}}\n"
     write_progress(checkpoint, recipe)
 
-    def stage(split_seed: int | None) -> str:
-        results = write_results(tmp_path / f"results{split_seed}", models["run"], division_seed=split_seed)
-        out = tmp_path / f"out{split_seed}"
+    def stage(split_seed: int | None, data: str | None = "org/scenes") -> str:
+        name = f"{split_seed}{data}".replace("/", "-")
+        results = write_results(tmp_path / name, models["run"], division_seed=split_seed, data=data)
+        out = tmp_path / f"out{name}"
         out.mkdir()
         stage_model(checkpoint, "org/net", out, [results])
         return (out / "README.md").read_text()
@@ -562,7 +566,8 @@ def test_card_says_which_images_chose_the_checkpoint(models, tmp_path):
     assert "split again at random (seed 3): the `val` of the data set is not the one that chose" in text
     assert "- Start: random weights" in text
     assert "expect less on other images" not in text
-    assert "expect less on other images" in stage(3)
+    for data, is_same in (("org/scenes", True), (None, True), ("more/", True), ("data/others", False)):
+        assert ("expect less on other images" in stage(3, data)) == is_same, data
 
 
 def test_data_set_without_an_open_license_needs_a_statement(data, tmp_path):
@@ -592,6 +597,18 @@ def test_open_license_is_kept_and_paths_are_not(data, tmp_path):
     upload = stage_dataset(data, "org/scenes", tmp_path)
     assert "This copy" not in upload.files["README.md"].read_text()
     check_no_paths(upload, data)
+
+
+def test_files_that_are_no_part_of_a_data_set_are_named(data, tmp_path, caplog):
+    source = Path(shutil.copytree(data, tmp_path / "source"))
+    stage_dataset(source, "org/scenes", tmp_path)
+    assert caplog.text == ""
+    for name in ("LICENSE", "data/more.csv", "figures/one.png", ".cache/x"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).touch()
+    upload = stage_dataset(source, "org/scenes", tmp_path)
+    assert "LICENSE" not in upload.files
+    assert f"3 other files in {source} are not sent, such as LICENSE" in caplog.text
 
 
 def test_data_sets_that_are_refused(data, tmp_path):
@@ -635,6 +652,7 @@ def test_dry_run_lists_and_sends_nothing(models, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "model.safetensors" in said
     assert re.search(r"would send \d+ files", said) and "private if it is new, tag v1" in said
+    assert "the Hub could not be asked" in said
     assert card.read_text().startswith("---\n")
     written = card.read_text()
     with refuse("card.md exists"):
@@ -642,6 +660,21 @@ def test_dry_run_lists_and_sends_nothing(models, tmp_path, capsys):
     assert card.read_text() == written
     with refuse("--write-card without --dry-run"):
         main([*command, "--write-card", str(card)])
+
+
+def test_dry_run_lets_the_hub_check_the_card(models, monkeypatch, capsys):
+    def validate(card: RepoCard, repo_type: str):
+        if card.data.license != "mit":
+            raise ValueError('"license" must be one of [mit]')
+
+    monkeypatch.setattr(RepoCard, "validate", validate)
+    command = ["push", "model", str(models["srs"]), "org/net", "--dry-run", "--license"]
+    with refuse("the Hub refuses the card of org/net", "license"):
+        main([*command, "foo"])
+    assert "would send" not in capsys.readouterr().out
+    main([*command, "mit"])
+    said = capsys.readouterr().out
+    assert "would send" in said and "could not be asked" not in said
 
 
 def test_card_names_the_data_of_earlier_trainings(models, tmp_path):
@@ -661,3 +694,38 @@ def test_card_names_the_data_of_earlier_trainings(models, tmp_path):
     own, earlier = training.split("Seen in an earlier training only:")
     assert "Polyps" in own and "9 in `train`" in own
     assert "Animals" in earlier and "30 in `train`" in earlier
+
+
+def test_card_names_each_of_two_equal_data_sets(models, tmp_path):
+    checkpoint = shutil.copytree(models["run"], tmp_path / "net")
+    both = [{"path": f"data/{name}", "from_hub": False, "title": "Mine", "images": {"train": 9}} for name in "ab"]
+    data = "{path: [data/a, data/b], weights: [3, 1]}"
+    recipe = f"network: run\noutput_dir: x\ndata: {data}\nphases: {{segmentation: {{epochs: 1}}}}\n"
+    write_progress(checkpoint, recipe, data=both)
+    out = tmp_path / "out"
+    out.mkdir()
+    stage_model(checkpoint, "org/net", out)
+    text = (out / "README.md").read_text()
+    assert "Shares of the training samples: Mine (a) 75%, Mine (b) 25%." in text
+    assert text.count("9 in `train`") == 2
+
+
+def test_damaged_records_are_one_line(models, tmp_path):
+    recipe = "network: run\noutput_dir: x\ndata: {path: x}\nphases: {segmentation: {epochs: 1}}\n"
+    write_progress(tmp_path, recipe, start={"part": "network", "source": "org/net", "sha256": "a" * 64})
+    segmenter, record = load(models["run"], device="cpu"), read_record(tmp_path)
+    card = cards.make_model_card(segmenter, "org/net", cards.from_record(record))
+    assert "Start: network from `net`" in card
+    for damage in (
+        {"recipe": {**record["recipe"], "phases": None}},
+        {"recipe": {**record["recipe"], "colour": 1}},
+        {"recipe": [1]},
+        {"data": [1]},
+        {"data": [{"path": "x", "from_hub": False}]},
+        {"start": {"part": "network"}},
+        {"start": {**record["start"], "before": {"files": []}}},
+        {"colour": 1},
+    ):
+        with refuse("progress.json", "is damaged", "restore it, or remove it") as caught:
+            cards.make_model_card(segmenter, "org/net", cards.from_record({**record, **damage}))
+        assert "\n" not in str(caught.value)

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 from common import rejected
+from PIL import Image
 
+from unconceal.__main__ import main
+from unconceal.commands.explain import save_sheet
 from unconceal.data.sources import COD_TEST_SETS, DIS5K_SPLITS
 from unconceal.evaluation.protocols import PROTOCOLS
 from unconceal.evaluation.tables import find_benchmark, load_papers, make_tables, read_result, to_markdown
@@ -334,6 +337,24 @@ def test_foreign_file_is_rejected(write, changed, problem):
     path = write(**changed)
     with rejected(f"(?=.*{path}).*is not a results.json of unconceal evaluate: .*{problem}"):
         read_result(path)
+
+
+def test_overwrite_replaces_tables_and_sheets_only(write, tmp_path):
+    result, table, photo = write(), tmp_path / "table.md", tmp_path / "photo.png"
+    Image.new("RGB", (9, 9)).save(photo)
+    command = ["evaluate", "table", str(result), "--overwrite", "--out"]
+    for _ in range(2):
+        main([*command, str(table)])
+    text = table.read_text()
+    table.write_text("# Mine\n\n" + text)
+    for kind, out in (("table", table), ("table", result / "results.json"), ("table", photo), ("curves", photo)):
+        before = out.read_bytes()
+        with rejected(f"{out.name} is no file of this command, so it is not replaced"):
+            main(["evaluate", kind, str(result), "--overwrite", "--out", str(out)])
+        assert out.read_bytes() == before
+    save_sheet(Image.new("RGB", (9, 9)), photo)
+    with rejected("cannot read the curves"):  # a sheet of ours may go
+        main(["evaluate", "curves", str(result), "--overwrite", "--out", str(photo)])
 
 
 def test_markdown(write):

@@ -88,6 +88,9 @@ def run(args: argparse.Namespace) -> int:
         make_folder(args.json.parent)
         if is_taken(args.json) and not has_keys(args.json, "measurements"):
             raise UserError(f"got --json {args.json}, which is no report of this command; give another file")
+    for name in (*PARTS, "targets", *(Path(model).name for model in models)) if args.records else ():
+        if is_taken(file := _record_file(args, name)) and not has_keys(file, "title", "hardware", "numbers"):
+            raise UserError(f"got --records {args.records}, but {file} is no record; give another prefix")
     report = {
         "command": shlex.join(["unconceal", *args.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -101,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         rows = [{key: row.get(key) or "" for key in keys} for row in rows]
         print(f"\n## {title}\n\n{markdown_table(keys, (row.values() for row in rows))}", flush=True)
         if args.records:
-            _write(args.records.with_name(f"{args.records.name}-{name}.json"), _record(title, report, rows))
+            _write(_record_file(args, name), _record(title, report, rows))
 
     if "size" in args.only:
         parts = [(model, size, part) for model, size in sizes.items() for part in count_parts(model, size)]
@@ -136,7 +139,15 @@ def _folder(model: str) -> str:
 def _default_size(model: str) -> int:
     if model in DEFAULTS:
         return DEFAULTS[model][0]
-    return json.loads((Path(model) / PROCESSOR).read_text(encoding="utf-8"))["size"]["height"]
+    from ..models.image_processing_unconceal import UnconcealImageProcessor
+    from ..utils.loading_errors import loading_explained
+
+    with loading_explained(f"cannot load the settings of {model}"):
+        return UnconcealImageProcessor.from_pretrained(model).size.height
+
+
+def _record_file(args: argparse.Namespace, name: str) -> Path:
+    return args.records.with_name(f"{args.records.name}-{name}.json")
 
 
 def _tables(

@@ -1,6 +1,7 @@
 """Convert checkpoints published by a paper's authors."""
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 
@@ -75,6 +76,11 @@ def _convert_srs(args: argparse.Namespace):
     if args.reconstruction_out and not args.segmentation:
         advice = "for the reconstruction network alone use --out"
         raise UserError(f"got --reconstruction-out without --segmentation; {advice}")
+    if args.reconstruction_out:
+        out, other = (Path(os.path.realpath(one)) for one in (args.out, args.reconstruction_out))
+        if out.is_relative_to(other) or other.is_relative_to(out):
+            got = f"got {args.out} as --out and {args.reconstruction_out} as --reconstruction-out"
+            raise UserError(f"{got}, expected two folders, none in the other; choose another")
     config = SrsConfig(reconstruction_batch_statistics=args.release_quirks)
     processor = srs_processor(args.release_quirks, args.bgr)
     published = load_published(args.reconstruction)

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ..utils.arguments import FOREGROUND_HELP, class_ids, count, positive_int, p
 from ..utils.errors import UserError
 from ..utils.files import is_folder, is_taken, printable, replacing
 from ..utils.images import MAX_PIXELS
+from .explain import is_sheet, save_sheet
 from .segment import MODEL_HELP, REFINE
 
 
@@ -131,7 +133,7 @@ def run(args: argparse.Namespace):
     from accelerate import Accelerator
 
     from ..evaluation.protocols import PROTOCOLS
-    from ..evaluation.report import add_images, check_report_folder, format_table, write_report
+    from ..evaluation.report import IMAGE_FILES, add_images, check_report_folder, format_table, write_report
     from ..evaluation.workers import default_workers
 
     protocol = PROTOCOLS[args.protocol]
@@ -142,8 +144,9 @@ def run(args: argparse.Namespace):
         raise UserError(str(error)) from error
     # Without an accelerator, Accelerate needs `cpu` to recognize several processes.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    images = IMAGE_FILES if args.sheets else ()
     if args.out:
-        check_report_folder(args.out, args.overwrite)
+        check_report_folder(args.out, args.overwrite, images)
     dataset, unmatched = None, {}
     if args.model and args.images:
         from ..data.loading import load_folders
@@ -183,7 +186,7 @@ def run(args: argparse.Namespace):
         }
         if args.data and args.split_seed is not None:
             record["train_split"] = args.train_split
-        write_report(args.out, protocol, rows, summary, record, args.format)
+        write_report(args.out, protocol, rows, summary, record, args.format, images)
         if args.sheets:  # after the numbers, which a failure to draw must not lose
             from ..drawing.gallery import draw_gallery
 
@@ -194,10 +197,14 @@ def run(args: argparse.Namespace):
 def open_split(args: argparse.Namespace) -> "Dataset":
     """Open the split to score; with --split-seed as training splits the data."""
     from ..data.loading import load_splits
+    from ..data.sources import TEST_SPLITS
     from ..data.splits import split_datasets_at_random
 
     if args.split_seed is None:
         return load_splits(args.data, [args.split])[args.split]
+    if args.split in TEST_SPLITS:
+        got = f"got --split-seed {args.split_seed} for {args.split}, a test split"
+        raise UserError(f"{got}, which no training splits again; leave --split-seed out")
     splits = load_splits(args.data, [args.train_split, args.split])
     return split_datasets_at_random(splits, args.split_seed)[args.split]
 
@@ -349,7 +356,7 @@ def evaluate_files(args, dataset, protocol, workers, options):
 
 def run_table(args: argparse.Namespace):
     """Print results next to the papers' figures."""
-    check_free(args, "table")
+    check_free(args, "table", _is_table)
     from ..evaluation.tables import make_tables, read_result, to_markdown
 
     text = to_markdown(make_tables(map(read_result, args.results), with_papers=not args.no_papers))
@@ -365,18 +372,25 @@ def run_curves(args: argparse.Namespace):
     """Draw the curves of results into one image."""
     if args.out.suffix.lower() != ".png":
         raise UserError(f"got --out {args.out}, expected a file name that ends in .png; rename it")
-    check_free(args, "curves")
+    check_free(args, "curves", is_sheet)
     from ..drawing.gallery import compare_curves
     from ..evaluation.tables import read_result
 
-    image = compare_curves([read_result(path) for path in args.results])
-    with replacing(args.out) as path:
-        image.save(path)
+    save_sheet(compare_curves([read_result(path) for path in args.results]), args.out)
     print(f"wrote {args.out}")
 
 
-def check_free(args: argparse.Namespace, word: str):
-    """Check the place of the options, and that --out is free."""
+def _is_table(path: Path) -> bool:
+    """Return whether a file holds what `to_markdown` writes, and no more."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return text.startswith("### ") and text.rstrip().rpartition("\n")[2].startswith("Measured: ")
+
+
+def check_free(args: argparse.Namespace, word: str, is_ours: Callable[[Path], bool]):
+    """Check that options stand last and --out is free or ours."""
     if args.argv[1] != word:  # argparse drops an --out before it
         raise UserError(f"got {args.argv[1]} before `{word}`, expected options after it; put them after `{word}`")
     if args.out is None:
@@ -385,3 +399,5 @@ def check_free(args: argparse.Namespace, word: str):
         raise UserError(f"got the folder {args.out} as --out, expected a file; add a file name")
     if is_taken(args.out) and not args.overwrite:
         raise UserError(f"{args.out} exists; choose another --out, or pass --overwrite to replace it")
+    if is_taken(args.out) and not is_ours(args.out):
+        raise UserError(f"{args.out} is no file of this command, so it is not replaced; choose another --out")

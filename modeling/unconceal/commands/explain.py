@@ -1,11 +1,20 @@
 """Draw how a network finds its mask, stage by stage."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..utils.errors import UserError
 from ..utils.files import is_taken, replacing
 from .segment import add_model_arguments, load_model
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SOFTWARE = "unconceal sheet"  # in every sheet, so that --overwrite replaces no other file
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -26,10 +35,12 @@ def run(args: argparse.Namespace):
     out = args.out
     if out.suffix.lower() != ".png":
         raise UserError(f"got --out {out}, expected a file name that ends in .png")
-    if out.resolve() == args.image.resolve():
+    if os.path.realpath(out) == os.path.realpath(args.image):
         raise UserError(f"got {out} as input and as --out; choose another name for the sheet")
     if is_taken(out) and not args.overwrite:
         raise UserError(f"{out} exists; replace it with --overwrite")
+    if is_taken(out) and not is_sheet(out):
+        raise UserError(f"{out} is no sheet of this command, so it is not replaced; choose another --out")
     from ..api import opened
     from ..hub.exported import refuse_exported
 
@@ -37,8 +48,28 @@ def run(args: argparse.Namespace):
     image = opened(args.image, args.max_pixels)
     sheet = load_model(args).explain(image)
     try:
-        with replacing(out) as temporary:
-            sheet.save(temporary)
+        save_sheet(sheet, out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     print(f"wrote {out}")
+
+
+def save_sheet(sheet: "Image.Image", out: Path):
+    """Write a drawn image as a PNG file that `is_sheet` knows."""
+    from PIL.PngImagePlugin import PngInfo
+
+    marks = PngInfo()
+    marks.add_text("Software", SOFTWARE)
+    with replacing(out) as temporary:
+        sheet.save(temporary, pnginfo=marks)
+
+
+def is_sheet(path: Path) -> bool:
+    """Return whether `save_sheet` wrote a file."""
+    from ..utils.images import open_image
+
+    try:
+        with open_image(path, sys.maxsize) as image:
+            return image.info.get("Software") == SOFTWARE
+    except (OSError, ValueError, SyntaxError):
+        return False

@@ -53,9 +53,10 @@ def run(args: argparse.Namespace):
     from tempfile import TemporaryDirectory
 
     from huggingface_hub import get_token
+    from huggingface_hub.errors import HTTPError
     from transformers.utils import logging
 
-    from ..hub.push import CARD, check_names, push, read_card
+    from ..hub.push import CARD, check_card, check_names, push, read_card
 
     if args.write_card and not args.dry_run:
         raise UserError("got --write-card without --dry-run; add --dry-run, or read the card in the repository")
@@ -70,13 +71,17 @@ def run(args: argparse.Namespace):
         raise UserError("got no token of the Hub; log in with `hf auth login`, or set HF_TOKEN")
     logging.disable_progress_bar()
     with TemporaryDirectory() as folder:
-        # A dry run needs no repository. The Hub is asked only for what the card links to.
+        # A dry run needs no repository. The Hub is asked only about the card and what it links to.
         asks = not args.dry_run and args.kind != "space"
         present = read_card(args.repo_id, args.kind, args.revision) if asks else None
         upload = _stage(args, Path(folder), present)
         if not args.dry_run:
             print(push(upload, args.message, args.public, args.revision, args.tag))
             return
+        try:
+            check_card(upload)
+        except (HTTPError, OSError):
+            print("the Hub could not be asked whether it accepts the card")
         _print_files(args, upload)
         if args.write_card:
             with replacing(args.write_card) as file:

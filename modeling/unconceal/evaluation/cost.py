@@ -41,6 +41,7 @@ from ..models.modeling_unconceal import padding_to
 from ..models.run_layers import RunScan2d
 from ..models.selective_scan import selective_scan, selective_scan_ref
 from ..utils.devices import has_bfloat16
+from ..utils.loading_errors import loading_explained
 
 
 PVTV2_B4 = {"model_type": "pvt_v2", "hidden_sizes": [64, 128, 320, 512], "depths": [3, 8, 27, 3]}
@@ -57,10 +58,15 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def make_network(model: str) -> nn.Module:
-    """Make one of `MODELS`, or a saved network, with random weights."""
+    """Make one of `MODELS`, or a saved network, with random weights.
+
+    Raises:
+        UserError: If the settings of a saved network cannot be used.
+    """
     if model in MODELS:
         return MODELS[model]()
-    return AutoModelForImageSegmentation.from_config(AutoConfig.from_pretrained(model))
+    with loading_explained(f"cannot load the settings of {model}"):
+        return AutoModelForImageSegmentation.from_config(AutoConfig.from_pretrained(model))
 
 
 @dataclass(frozen=True)

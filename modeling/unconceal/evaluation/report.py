@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from .. import __version__
+from ..models.reading import tag_srgb
 from ..utils.commits import git_commit
 from ..utils.errors import UserError
 from ..utils.files import has_keys, is_folder, is_taken, make_folder, printable, replacing
@@ -23,26 +24,41 @@ from .base import THRESHOLDS, Protocol, mean_curve
 
 PER_IMAGE_FILES = {"csv": "per_image.csv", "parquet": "per_image.parquet"}
 CURVES_FILE, RESULTS_FILE = "curves.csv", "results.json"
+NUMBER_FILES = (*PER_IMAGE_FILES.values(), CURVES_FILE, RESULTS_FILE)
 IMAGE_FILES = ("samples.png", "worst.png", "best.png", "curves.png")
-REPORT_FILES = (*PER_IMAGE_FILES.values(), CURVES_FILE, *IMAGE_FILES, RESULTS_FILE)
 
 
-def check_report_folder(out: str | Path, overwrite: bool):
+def check_report_folder(out: str | Path, overwrite: bool, images: Sequence[str] = ()):
     """Make the folder of a report, before any work is done.
 
+    `images` are names that `add_images` will write.
+
     Raises:
-        UserError: If the folder holds a report and `overwrite` is false, or if it cannot be written.
+        UserError: If the folder holds a report and `overwrite` is false, if it holds a file of such a name that no
+            report wrote, or if it cannot be written.
     """
-    existing = [name for name in REPORT_FILES if is_taken(Path(out) / name)]
+    existing = [name for name in (*NUMBER_FILES, *images) if is_taken(Path(out) / name)]
     folders = [name for name in existing if is_folder(Path(out) / name)]
     if folders:
         raise UserError(f"{out} holds a folder named {folders[0]}, expected a file; choose another --out")
     if existing and not overwrite:
         names = " and ".join(existing)
         raise UserError(f"{out} already holds {names}; choose another --out, or pass --overwrite to replace them")
-    if existing and not has_keys(Path(out) / RESULTS_FILE, "protocol", "results"):
-        raise UserError(f"{out} holds {existing[0]}, but no {RESULTS_FILE} of this command; choose another --out")
+    written = _written_files(out)
+    if foreign := [name for name in existing if name not in written]:
+        what = f"{out} holds {foreign[0]}, but no {RESULTS_FILE} of this command that names it"
+        raise UserError(f"{what}; move it, or choose another --out")
     make_folder(out)
+
+
+def _written_files(out: str | Path) -> set[str]:
+    """Return the names of the files that a report wrote."""
+    file = Path(out) / RESULTS_FILE
+    if not has_keys(file, "protocol", "results"):
+        return set()
+    if not has_keys(file, "files"):  # an older report: nothing says whose the images are
+        return set(NUMBER_FILES)
+    return {*NUMBER_FILES, *IMAGE_FILES} & set(json.loads(file.read_text(encoding="utf-8"))["files"])
 
 
 def write_report(
@@ -52,10 +68,12 @@ def write_report(
     summary: Mapping[str, float],
     run: Mapping[str, Any],
     file_format: str = "csv",
+    images: Sequence[str] = (),
 ):
     """Write the numbers of each image, the mean curves and `results.json`.
 
-    An earlier report in the folder is replaced as a whole, after all files of this one are written.
+    An earlier report in the folder is replaced as a whole, after all files of this one are written. `results.json`
+    names the files of its report. Other files stay.
 
     Args:
         out: Folder.
@@ -65,8 +83,9 @@ def write_report(
         run: What else made the numbers: model, data, split, options of the protocol, command. It is kept together with
             protocol, sources, date, version and, in a git checkout, commit.
         file_format: Key of `PER_IMAGE_FILES`, for the numbers of each image.
+        images: Names of the images that `add_images` will add.
     """
-    folder = make_folder(out)
+    folder, stale = make_folder(out), _written_files(out)
     curves = mean_curves(protocol, rows)
     scalars = [{name: value for name, value in row.items() if name not in curves} for row in rows]
     for row in scalars:
@@ -91,11 +110,12 @@ def write_report(
             columns = {"threshold": THRESHOLDS, **curves}
             points = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             _write_csv(temporary / CURVES_FILE, points)
+        written = [*sorted(path.name for path in temporary.iterdir()), RESULTS_FILE]
+        results["files"] = [*written, *images]
         (temporary / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        written = sorted(path.name for path in temporary.iterdir())
         for name in written:
             (temporary / name).replace(folder / name)
-    for name in set(REPORT_FILES) - set(written):
+    for name in stale - set(written):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -103,7 +123,7 @@ def add_images(out: str | Path, images: Mapping[str, Image.Image]):
     """Save images, named as in `IMAGE_FILES`, into the folder of a report."""
     for name, image in images.items():
         with replacing(Path(out) / name) as path:
-            image.save(path)
+            tag_srgb(image).save(path)
 
 
 def format_table(protocol: Protocol, summary: Mapping[str, float]) -> str:

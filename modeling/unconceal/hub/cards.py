@@ -3,7 +3,8 @@
 import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError, HTTPError
+from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedConfig
 
 from .. import __version__
@@ -22,7 +24,7 @@ from ..evaluation.tables import Result, load_papers, make_tables, to_markdown
 from ..models.networks import NETWORKS
 from ..training.checkpoints import Conversion, Progress
 from ..training.recipe import Recipe, restore_recipe
-from ..utils.errors import UserError
+from ..utils.errors import UserError, one_line
 from ..utils.files import is_hub_id
 from ..utils.images import size_text
 from ..utils.markdown import markdown_table
@@ -53,9 +55,9 @@ class Training:
 
     def data(self) -> list[dict[str, Any]]:
         """Return the data sets of this training, then those of earlier ones."""
-        sets = {_set_key(one): one for training in reversed(self.chain()) for one in training.progress.data}
-        own = {_set_key(one): one for one in self.progress.data}
-        return list((own | sets | own).values())
+        own = {_set_key(one) for one in self.progress.data}
+        earlier = {_set_key(one): one for training in reversed(self.chain()[1:]) for one in training.progress.data}
+        return [*self.progress.data, *(one for key, one in earlier.items() if key not in own)]
 
     def conversion(self) -> Conversion | None:
         """Return the conversion of the weights that the first training began with."""
@@ -68,20 +70,35 @@ class Training:
 
 def _set_key(recorded: Mapping[str, Any]) -> tuple:
     """Return what tells a data set from others, wherever its folder lies."""
-    return recorded.get("title") or Path(recorded["path"]).name, *sorted(recorded["images"].items())
+    return recorded.get("title"), Path(recorded["path"]).name, *sorted(recorded["images"].items())
+
+
+@contextmanager
+def _damage_explained() -> Iterator[None]:
+    """Turn errors while a record is read into a `UserError`."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, OmegaConfBaseException) as error:
+        what = f"the record of the weights (progress.json or conversion.json) is damaged: {type(error).__name__}"
+        raise UserError(f"{what} {one_line(error)}; restore it, or remove it") from error
 
 
 def from_record(record: Mapping[str, Any] | None, whole: Progress | None = None) -> Training | Conversion | None:
-    """Return a training or conversion from the record beside its weights."""
+    """Return a training or conversion from the record beside its weights.
+
+    Raises:
+        UserError: If the record is damaged.
+    """
     if record is None:
         return None
-    if "files" in record:
-        return Conversion(**record)
-    progress = Progress(**record)
-    if progress.recipe is None:
-        return None
-    before = from_record(progress.start["before"]) if progress.start and progress.start.get("before") else None
-    return Training(restore_recipe(progress.recipe), progress, whole, before)
+    with _damage_explained():
+        if "files" in record:
+            return Conversion(**record)
+        progress = Progress(**record)
+        if progress.recipe is None:
+            return None
+        before = from_record(progress.start["before"]) if progress.start and progress.start.get("before") else None
+        return Training(restore_recipe(progress.recipe), progress, whole, before)
 
 
 @dataclass(frozen=True)
@@ -158,10 +175,13 @@ def make_model_card(
         for result, shown in zip(results, named, strict=True)
     ]
     training = origin if isinstance(origin, Training) else None
-    recipe = training.recipe if training else None
-    starts = training.starts() if training else []
-    bases = {start["source"] for start in starts if start.get("from_hub", True)}
-    sets = training.data() if training else []
+    recipe, facts, sets, bases = None, {"data": None}, [], set()
+    if training:
+        with _damage_explained():
+            recipe, sets = training.recipe, training.data()
+            bases = {start["source"] for start in training.starts() if start.get("from_hub", True)}
+            facts = {"data": _data_facts(training), **_training_facts(training)}
+            facts["earlier"] = [_training_facts(one) for one in training.chain()[1:]]
     rows = [row for result in results for row in _result_rows(result)]
     if shipment and shipment.false_alarms:
         found, empty = shipment.false_alarms
@@ -191,10 +211,8 @@ def make_model_card(
         size=size_text((segmenter.processor.size.width, segmenter.processor.size.height)),
         resizes=segmenter.processor.do_resize,
         smallest=size_text((segmenter.model.min_image_size,) * 2),
-        data=_data_facts(training) if training else None,
         recipe=recipe,
-        **(_training_facts(training) if training else {}),
-        earlier=[_training_facts(one) for one in training.chain()[1:]] if training else [],
+        **facts,
         conversion=training.conversion() if training else origin,
         origin=origin,
         shipment=shipment,
@@ -223,19 +241,22 @@ def use_on_hub(repo_id: str) -> str:
 def _data_facts(training: Training) -> dict[str, Any]:
     data = training.recipe.data
     facts = {name: getattr(data, name) for name in ("train_split", "eval_split", "split_seed")}
-    own = len(training.progress.data)
-    sets = [{**_set_facts(one), "is_earlier": number >= own} for number, one in enumerate(training.data())]
+    own, sets = len(training.progress.data), training.data()
+    titles = [one.get("title") for one in sets]
+    sets = [{**_set_facts(one, titles), "is_earlier": number >= own} for number, one in enumerate(sets)]
     shares = ""
     if data.weights:
-        names = {each["path"]: each["name"] for each in sets}
+        names = {each["path"]: each["name"] for each in sets[:own]}
         weighted = zip(data.paths, data.weights, strict=True)
         shares = ", ".join(f"{names[path]} {weight / sum(data.weights):.0%}" for path, weight in weighted)
     return facts | {"sets": sets, "shares": shares}
 
 
-def _set_facts(recorded: Mapping[str, Any]) -> dict[str, Any]:
+def _set_facts(recorded: Mapping[str, Any], titles: list[str | None]) -> dict[str, Any]:
     is_linked = recorded["from_hub"] and is_on_hub(recorded["path"], "dataset")
-    facts = {**recorded, "name": recorded.get("title") or Path(recorded["path"]).name, "is_linked": is_linked}
+    title, folder = recorded.get("title"), Path(recorded["path"]).name
+    name = f"{title} ({folder})" if title and titles.count(title) > 1 else title or folder
+    facts = {**recorded, "name": name, "is_linked": is_linked}
     counts = (f"{number} in `{split}`" for split, number in recorded["images"].items())
     return facts | {"has_card": "sections" in recorded, "counts": ", ".join(counts)}
 
@@ -297,11 +318,15 @@ def _path_name(start: Mapping[str, Any]) -> str:
 
 
 def _result_facts(results: Sequence[Result], recipe: Recipe | None) -> dict[str, Any]:
-    chosen_on = (recipe.data.eval_split, recipe.data.split_seed) if recipe else None
+    def is_chosen_on(result: Result) -> bool:
+        data = recipe.data
+        is_same = result.data is None or Path(result.data).name in [Path(path).name for path in data.paths]
+        return is_same and (result.split, result.split_seed) == (data.eval_split, data.split_seed)
+
     protocols = {result.protocol.name: sys.modules[result.protocol.score_image.__module__] for result in results}
     return {
         "tables": to_markdown(make_tables(results, with_papers=False)),
-        "has_chosen": recipe and any((result.split, result.split_seed) == chosen_on for result in results),
+        "has_chosen": recipe and any(map(is_chosen_on, results)),
         "commands": [without_folders(result.command) for result in results if result.command],
         "protocols": {name: inspect.getdoc(module) for name, module in protocols.items()},
     }

@@ -57,7 +57,7 @@ class ExportReport:
     """Report of an export and of its check, None without a check."""
 
     path: Path  # the exported file
-    size: tuple[int, int]  # (height, width) to which images should be resized
+    size: tuple[int, int]  # (height, width) to which images should be resized, or of tiles
     opset: int | None  # version of ONNX's operator set
     num_bytes: int  # with external weights, if there are any
     difference: float | None = None  # largest of a pixel, see the module's docstring
@@ -108,7 +108,17 @@ def check_target(
         raise UserError(f"{folder} exists and is not an empty folder; {advice}")
     if held - FILES:
         raise UserError(f"{folder} holds {min(held - FILES)!r}, which no export wrote; choose another")
+    if held and not _holds_our_config(folder):
+        raise UserError(f"{folder} has no config.json of {', '.join(NETWORKS)}, so it is not replaced; choose another")
     make_folder(folder.parent)
+
+
+def _holds_our_config(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return config["model_type"] in [network.config_class.model_type for network in NETWORKS.values()]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def export_model(
@@ -182,7 +192,8 @@ def export_model(
 def describe(model: nn.Module, processor, opset: int | None) -> dict[str, str]:
     """Return the metadata for users without this package: name -> text.
 
-    Lists and numbers are JSON. `image_mean` and `image_std` are in the order of `channel_order`.
+    All but texts are JSON. `image_mean` and `image_std` are in the order of `channel_order`. If `do_resize` is false,
+    images keep their size, and larger ones than `tile_size` are predicted in overlapping tiles of it.
     """
     path, package = Path(model.name_or_path), metadata("unconceal")
     names = {network.config_class.model_type: name for name, network in NETWORKS.items()}
@@ -190,7 +201,8 @@ def describe(model: nn.Module, processor, opset: int | None) -> dict[str, str]:
         # For a local folder keep the name only; never leak the path.
         "name": path.name if is_folder(path) else model.name_or_path,
         "network": names.get(model.config.model_type, model.config.model_type),
-        "image_size": [processor.size["height"], processor.size["width"]],
+        "do_resize": processor.do_resize,
+        "image_size" if processor.do_resize else "tile_size": [processor.size["height"], processor.size["width"]],
         "min_image_size": model.min_image_size,
         "resample": Image.Resampling(processor.resample).name.lower(),
         "channel_order": processor.channel_order,

@@ -90,7 +90,7 @@ def push(
     if not sys.stderr.isatty():
         disable_progress_bars()
     with _explained(upload.repo_id, api.endpoint):
-        _check_card(upload)
+        check_card(upload)
         if not api.repo_exists(**repo):
             api.create_repo(**repo, private=not public, exist_ok=True, space_sdk=upload.sdk)
         elif public is False and not api.repo_info(**repo).private:
@@ -177,8 +177,12 @@ def open_file(repo_id: str, repo_type: str, path: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def _check_card(upload: Upload):
-    """Let the Hub check the card before anything is created or sent."""
+def check_card(upload: Upload):
+    """Let the Hub check the card before anything is created or sent.
+
+    Raises:
+        UserError: If the Hub refuses it, for example for an unknown license. Errors of the connection pass.
+    """
     try:
         RepoCard(upload.files[CARD].read_text(encoding="utf-8")).validate(repo_type=upload.repo_type)
     except ValueError as error:
