@@ -1,19 +1,40 @@
 """A run that another one replaces."""
 
+import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from common import rejected
 
-from unconceal.training.earlier_run import ASIDE, alone_in, bring_back, check_apart, forget, parts_of_run, set_aside
+from unconceal.training.earlier_run import (
+    ASIDE,
+    alone_in,
+    bring_back,
+    check_apart,
+    check_own,
+    forget,
+    holds_run,
+    parts_of_run,
+    set_aside,
+)
+from unconceal.training.recipe import dump_recipe, load_recipe
+from unconceal.training.start import check_folder
+
+
+SMOKE = Path(__file__).parents[1] / "configs/srs/smoke.yaml"
+TASKS = ("reconstruction", "segmentation")
 
 
 def make_run(folder, text="old"):
-    for task in ("reconstruction", "segmentation"):
-        (folder / task / "best").mkdir(parents=True)
-        (folder / task / "best" / "model.safetensors").write_text(text)
+    for task in TASKS:
+        best = folder / task / "best"
+        best.mkdir(parents=True)
+        (best / "model.safetensors").write_text(text)
+        record = {"note": text, "digests": {"model.safetensors": ""}, "recipe": {"total_limit": 2}}
+        (best / "progress.json").write_text(json.dumps(record))
     (folder / "recipe.yaml").write_text(text)
 
 
@@ -88,7 +109,7 @@ def test_forget_removes_the_earlier_run_only(tmp_path):
     make_run(tmp_path, "new")
     forget(tmp_path)
     bring_back(tmp_path)
-    assert set(contents(tmp_path).values()) == {"new"}
+    assert all("new" in text for text in contents(tmp_path).values())
     assert not any(path.name.startswith(".") for path in tmp_path.iterdir())
 
 
@@ -107,3 +128,74 @@ def test_what_the_new_run_reads_is_not_replaced(tmp_path):
     for source in (tmp_path / "run" / "segmentation" / "best", tmp_path / "link" / "best"):
         with rejected("phases.segmentation.init_from is .*, a part of the run that --overwrite replaces"):
             check_apart(tmp_path / "run", [("phases.segmentation.init_from", str(source))])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes.txt",
+        "my_finetuned/model.safetensors",
+        "best/eval/results.json",
+        "best/.hidden",
+        "last/holiday.png",
+        "last-2/model.safetensors",
+        "progress.json",
+        "1.5/photo.png",
+    ],
+)
+def test_files_of_others_are_not_replaced_with_a_run(tmp_path, name):
+    make_run(tmp_path)
+    shutil.copytree(tmp_path / "segmentation" / "best", tmp_path / "segmentation" / "last-1")
+    for own in ("log.jsonl", "samples.png", "curves.png", "events.out.tfevents.1.host", "1.5/hparams.yml"):
+        (tmp_path / "segmentation" / own).parent.mkdir(exist_ok=True)
+        (tmp_path / "segmentation" / own).touch()
+    for own in (".last.training_state/optimizer.bin", ".0123abcd.next/model.safetensors"):  # after a kill
+        (tmp_path / "segmentation" / own).parent.mkdir()
+        (tmp_path / "segmentation" / own).touch()
+    check_own(tmp_path, TASKS, resume=False)
+    file = tmp_path / "segmentation" / name
+    if name == "last-2/model.safetensors":  # a copy by hand
+        shutil.copytree(file.parents[1] / "best", file.parent)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    with rejected(f"{file} was not written by a training and would be in the way of this one; move it elsewhere, or"):
+        check_own(tmp_path, TASKS, resume=False)
+    check_own(tmp_path, TASKS, resume=True)  # it stays where it is
+    set_aside(tmp_path)
+    assert not any(path in parts_of_run(tmp_path) for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "samples.png", "curves.png", "best/holiday.png", "last/config.json"])
+def test_a_folder_of_somebody_else_is_no_phase(tmp_path, name):
+    file = tmp_path / "segmentation" / name
+    file.parent.mkdir(parents=True)
+    file.write_text('{"step": 1, "loss": 2}')
+    assert not holds_run(tmp_path)
+    for resume in (False, True):
+        with rejected(f"{file} was not written by a training"):
+            check_own(tmp_path, TASKS, resume)
+        check_own(tmp_path, TASKS[:1], resume)  # no such phase
+    if name == "log.jsonl":
+        file.write_text('{"kind": "epoch", "step": 1}')  # of a run that ended before a checkpoint
+        assert parts_of_run(tmp_path) == [file.parent]
+        check_own(tmp_path, TASKS, resume=False)
+
+
+def test_a_recipe_of_the_user_is_not_replaced(tmp_path):
+    file, text = tmp_path / "recipe.yaml", SMOKE.read_text()
+    recipe = load_recipe(SMOKE, [f"output_dir={tmp_path}"])
+    whole = dump_recipe(recipe)
+    for kept in (text, f"# mine\n{whole}"):
+        file.write_text(kept)
+        for overwrite in (False, True):
+            with rejected(f"{file} was not written by a training"):
+                check_folder(tmp_path, recipe, resume=False, overwrite=overwrite)
+        assert file.read_text() == kept
+    file.write_text(whole)
+    with rejected("already holds a run"):
+        check_folder(tmp_path, recipe, resume=False, overwrite=False)
+    check_folder(tmp_path, recipe, resume=False, overwrite=True)
+    make_run(tmp_path, "# mine")
+    check_own(tmp_path, TASKS, resume=True)
+    with rejected(f"{file} was not written by a training"):
+        check_own(tmp_path, TASKS, resume=False)

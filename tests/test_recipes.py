@@ -1,7 +1,7 @@
 """Every shipped recipe loads, builds its network and names its source."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from unconceal.data.sources import SOURCES
 from unconceal.models.configuration_run import REMOVED_SWITCHES
 from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.networks import NETWORKS
-from unconceal.training.recipe import load_recipe, read_data_recipe
+from unconceal.training.recipe import load_recipe, read_data_recipe, restore_recipe
 from unconceal.training.start import check_folder, claim_folder
 from unconceal.utils.errors import UserError
 
@@ -113,6 +113,8 @@ def test_every_run_has_its_own_output_folder():
         ("phases.segmentation.optimizer.encoder_lr_ratio=0.1", "encoder_lr_ratio is 0.1, expected 1, as srs has no"),
         ("trackers=[foo]", "trackers is 'foo', expected one that is installed: tensorboard"),
         ("processor.preprocess=3", "processor is 'preprocess'"),
+        ("output_dir=", "output_dir is '', expected a folder"),
+        ("output_dir=' '", "output_dir is ' ', expected a folder"),
         ("nonsense", "got override 'nonsense', expected key=value"),
         ("trackers[0]=3", "got override 'trackers[0]=3', expected key=value"),
     ],
@@ -234,9 +236,12 @@ def test_wrong_arguments_are_explained(arguments, message, capsys):
     assert capsys.readouterr().err.endswith(message)
 
 
-@pytest.mark.parametrize("text", ["runs/exp #3", "007", "1e3", "no", "@x", "~x", "a: b", "[x", "{y}", "2026-01-02"])
+PLAIN = ["007", "1e3", "0x1f", "no", "2026-01-02", "runs/${seed}", "${oc.env:HOME}", "a${b", "???", "~x"]
+
+
+@pytest.mark.parametrize("text", [*PLAIN, "runs/exp #3", "@x", "a: b", "[x", "{y}"])
 def test_texts_are_taken_as_they_are_typed(text):
-    """YAML would read a comment, a number, a switch, nothing or a mistake."""
+    """YAML would read a comment, a number, a switch, nothing or a mistake, OmegaConf another value."""
     keys = ("output_dir", "data.train_split", "phases.segmentation.init_from", "best_metric")
     recipe = load_recipe(SMOKE, [f"{key}={text}" for key in keys[:3]])
     assert (recipe.output_dir, recipe.data.train_split) == (text, text)
@@ -244,6 +249,25 @@ def test_texts_are_taken_as_they_are_typed(text):
     if not text.startswith("["):
         assert load_recipe(SMOKE, [f"data.path={text}"]).data.paths == [text]
     assert load_recipe(SMOKE, [f"data.path=[a, '{text}']"]).data.paths == ["a", text]
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_texts_of_a_file_are_taken_as_they_are_typed(tmp_path, text):
+    """Also from a base, an alias, the recipe of a run and a record."""
+    (tmp_path / "base.yaml").write_text(
+        f"network: srs\noutput_dir: {text}\ndata: {{train_split: '{text}', path: ['{text}', b]}}\n"
+        f"phases:\n  reconstruction: &one\n    epochs: 1\n    init_from: {text}\n  segmentation: *one\n"
+    )
+    (tmp_path / "top.yaml").write_text("base: base.yaml\nphases: {reconstruction: {init_from: }}\nseed: 0x10\n")
+    recipe = load_recipe(tmp_path / "top.yaml")
+    assert (recipe.output_dir, recipe.data.train_split, recipe.data.path) == (text, text, [text, "b"])
+    assert [phase.init_from for phase in recipe.phases.values()] == [None, text]
+    assert (recipe.seed, recipe.save_every) == (16, "10min")
+    claim_folder(tmp_path / "run", recipe, resume=False)
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+    assert read_data_recipe(tmp_path / "run" / "recipe.yaml") == recipe.data
+    assert restore_recipe(asdict(recipe)) == recipe
+    check_folder(tmp_path / "run", recipe, resume=True, overwrite=False)
 
 
 def test_quotes_around_a_text_are_left_out():
@@ -267,6 +291,9 @@ def test_home_folder_of_a_recipe_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     recipe = load_recipe(ROOT / "configs/run/smoke.yaml", ["output_dir=~/run", "data.path=[~/a,owner/~b]"])
     assert (recipe.output_dir, recipe.data.path) == (f"{tmp_path}/run", [f"{tmp_path}/a", "owner/~b"])
+    (tmp_path / "base.yaml").write_text(SMOKE.read_text())
+    (tmp_path / "top.yaml").write_text("base: ~/base.yaml")
+    assert load_recipe(tmp_path / "top.yaml") == load_recipe(SMOKE)
 
 
 @pytest.mark.parametrize(

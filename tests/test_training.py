@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import multiprocessing
 import os
 import re
 import resource
@@ -52,9 +54,10 @@ from unconceal.training.checkpoints import (
     read_record,
     rotate,
 )
-from unconceal.training.earlier_run import set_aside
+from unconceal.training.earlier_run import alone_in, set_aside
+from unconceal.training.logs import EpochMeter, RunLog
 from unconceal.training.loop import train
-from unconceal.training.recipe import OptimizerRecipe, load_recipe
+from unconceal.training.recipe import OptimizerRecipe, ScheduleRecipe, load_recipe
 from unconceal.training.saving import parse_interval
 from unconceal.training.seeds import summarize_seeds, train_seeds
 from unconceal.training.speed import measure_recipe
@@ -72,6 +75,7 @@ from unconceal.utils.errors import UserError
 from unconceal.utils.files import file_sha256
 
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 ROOT = Path(__file__).parents[1]
 TIMES = ("seconds", "total_seconds", "samples_per_second", "data_wait_share", "first_step_seconds")
 
@@ -292,23 +296,25 @@ def test_intervals_of_saving(text, expected, recipe_file):
             load_recipe(recipe_file, [f"save_every={text}"])
 
 
-def test_checkpoints_survive_a_kill_while_they_are_moved(tmp_path):
-    def make(path, epoch):
-        path.mkdir(parents=True)
-        (path / "weights").write_text(str(epoch))
-        progress = Progress("segmentation", epoch=epoch, digests={"weights": file_sha256(path / "weights")})
-        (path / "progress.json").write_text(json.dumps(asdict(progress)))
+def make_checkpoint(path, epoch, limit=3):
+    path.mkdir(parents=True)
+    (path / "weights").write_text(str(epoch))
+    digests = {"weights": file_sha256(path / "weights")}
+    progress = Progress("segmentation", epoch=epoch, digests=digests, recipe={"total_limit": limit})
+    (path / "progress.json").write_text(json.dumps(asdict(progress)))
 
+
+def test_checkpoints_survive_a_kill_while_they_are_moved(tmp_path):
     last = tmp_path / "last"
-    make(last, 3)
-    make(tmp_path / "last-1", 2)
-    make(tmp_path / "last-2", 1)
+    make_checkpoint(last, 3)
+    make_checkpoint(tmp_path / "last-1", 2)
+    make_checkpoint(tmp_path / "last-2", 1)
     original = Path.rename
     for kill_at in range(5):  # before each move of the rotation
         folder = tmp_path / f"kill-{kill_at}"
         for name in ("last", "last-1", "last-2"):
             shutil.copytree(tmp_path / name, folder / name)
-        make(next_of(folder / "last"), 4)
+        make_checkpoint(next_of(folder / "last"), 4)
         moves = 0
 
         def rename(path, target, kill_at=kill_at):
@@ -330,6 +336,28 @@ def test_checkpoints_survive_a_kill_while_they_are_moved(tmp_path):
     assert find_checkpoint(tmp_path / "none", 3) is None
 
 
+def test_saving_removes_only_what_a_training_wrote(tmp_path):
+    last = tmp_path / "last"
+    for number in range(2):
+        make_checkpoint(tmp_path / ("last", "last-1")[number], 3 - number, limit=2)
+    for number in (2, 3):
+        shutil.copytree(last, tmp_path / f"last-{number}")  # by hand
+    (tmp_path / "last-1" / "eval").mkdir()
+    (tmp_path / "last-1" / "eval" / "results.json").write_text("mine")
+    make_checkpoint(next_of(last), 4, limit=2)
+    rotate(last, 2)
+    epochs = [read_progress(tmp_path / name).epoch for name in ("last", "last-1", "last-2", "last-3")]
+    assert epochs == [4, 3, 3, 3]
+    assert (last / "eval" / "results.json").read_text() == "mine"
+    for number in (2, 3):  # of an earlier, higher limit
+        shutil.rmtree(tmp_path / f"last-{number}")
+        make_checkpoint(tmp_path / f"last-{number}", 1, limit=4)
+    make_checkpoint(next_of(last), 5, limit=2)
+    rotate(last, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "last-1"]
+    assert (tmp_path / "last-1" / "eval" / "results.json").read_text() == "mine"
+
+
 def test_a_run_that_diverges_within_an_epoch_is_not_saved(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file, ["save_every=1step", "phases.reconstruction.optimizer.learning_rate=1e30"])
     with rejected("the loss is .* in epoch 1"):
@@ -341,12 +369,24 @@ def test_a_run_that_diverges_within_an_epoch_is_not_saved(recipe_file, tmp_path)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_stop(number, recipe_file, tmp_path):
-    code = "import os, sys; from unconceal.training import loop; original = loop.train_step; calls = []\n"
-    code += f"def train_step(*a, **k):\n  calls.append(1)\n  if len(calls) == 2: os.kill(os.getpid(), {int(number)})\n"
-    code += "  return original(*a, **k)\n"
-    code += "loop.train_step = train_step; from unconceal.__main__ import main; main(sys.argv[1:])"
+    """A batch system signals all processes of a job, loaders as well."""
+    code = f"""
+import os, psutil, subprocess, sys
+from unconceal.__main__ import main
+from unconceal.training import loop
+original, calls = loop.train_step, []
+def train_step(*args, **options):
+    calls.append(1)
+    if len(calls) == 2:
+        job = [psutil.Process(), *psutil.Process().children()]
+        assert len(job) > 1
+        subprocess.run(["kill", "-{int(number)}", *(str(one.pid) for one in job)])
+    return original(*args, **options)
+loop.train_step = train_step
+main(sys.argv[1:])
+"""
     done = subprocess.run(
-        [sys.executable, "-c", code, "train", str(recipe_file)],
+        [sys.executable, "-c", code, "train", str(recipe_file), "data.num_workers=1"],
         capture_output=True,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -358,6 +398,25 @@ def test_signals_save_and_stop(number, recipe_file, tmp_path):
     assert progress["batches"] == 2
     stop_after(-1, load_recipe(recipe_file), resume=True)
     assert len(history(tmp_path / "run" / "segmentation" / "last")) == 2
+
+
+def test_loader_processes_obey_their_parent_only():
+    """The SIGTERM of a batch system reaches all processes of a job."""
+    loader = torch.utils.data.DataLoader(
+        range(64),
+        num_workers=1,
+        persistent_workers=True,
+        collate_fn=lambda batch: os.getpid(),
+        worker_init_fn=loop._start_worker,
+    )
+    pid = next(iter(loader))
+    subprocess.run(["kill", "-TERM", str(pid)], check=True)
+    for _ in range(3):
+        assert list(loader) == [pid] * 64
+    (worker,) = (process for process in multiprocessing.active_children() if process.pid == pid)
+    worker.terminate()
+    worker.join(100)
+    assert worker.exitcode == 0
 
 
 @pytest.mark.thorough  # the test before interrupts and resumes in this process
@@ -418,6 +477,18 @@ def test_automatic_precision_is_that_of_the_device_and_stays(recipe_file, tmp_pa
     train(recipe, resume=True)
     assert AcceleratorState().mixed_precision == expected
     assert any("the run goes on in it, slowly" in record.message for record in caplog.records) == has_bfloat16
+
+
+@pytest.mark.parametrize("name", ["polynomial", "cosine", "constant"])
+def test_a_phase_can_be_all_warmup(name):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = loop.make_scheduler(optimizer, ScheduleRecipe(name=name, warmup_steps=3), 3)
+    rates = [scheduler.get_last_lr()[0]]
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+        rates += scheduler.get_last_lr()
+    assert rates == pytest.approx([0, 0.1 / 3, 0.2 / 3, 0.1])
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
@@ -746,10 +817,12 @@ def test_dry_run_tries_each_phase_and_writes_nothing(recipe_file, tmp_path, caps
         assert 0.1 < memory < 20
     assert "Nothing was written." in said
     assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
     with rejected("the loss is"):
         main(
             ["train", str(recipe_file), "--dry-run", "phases.segmentation.optimizer={name: sgd, learning_rate: 1e30}"]
         )
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_diverging_training_stops(recipe_file, tmp_path):
@@ -772,17 +845,36 @@ def test_diverging_training_stops(recipe_file, tmp_path):
     assert len({round(pixels.mean().item(), 4) for pixels in batch["pixel_values"]}) == 4
 
 
+def test_a_full_disk_keeps_an_older_diverged_batch(tmp_path, monkeypatch):
+    def save(values, file):
+        Path(file).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", save)
+    place = tmp_path / "diverged_batch.pt"
+    place.write_text("older")
+    samples = SimpleNamespace(batch_names=lambda batches, number: ["a"])
+    batches = SimpleNamespace(set_epoch=lambda epoch: None, dataset=samples, batch_sampler=None)
+    said = loop.describe_divergence(math.nan, {}, SimpleNamespace(batches=batches), 1, 1, place)
+    assert said.startswith("the loss is nan in epoch 1, batch 1 (a); lower")
+    assert place.read_text() == "older" and list(tmp_path.iterdir()) == [place]
+
+
 def test_unusable_checkpoint_is_rejected(recipe_file, tmp_path):
     other = ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1]))
     other.save_pretrained(tmp_path / "resnet")
     SrsForReconstruction(SrsConfig(**load_recipe(recipe_file).model)).save_pretrained(tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
+    model = SrsForReconstruction(SrsConfig(**load_recipe(recipe_file).model))
+    next(model.parameters()).data.view(-1)[0] = math.nan
+    model.save_pretrained(tmp_path / "nan")
     (tmp_path / "other" / "segmentation" / "best").mkdir(parents=True)
     shutil.copy(tmp_path / "cut" / "config.json", tmp_path / "other" / "segmentation" / "best")
     for name, expected in (
         ("resnet", "a network of type resnet, expected srs_seg"),
         ("cut", "cannot start from"),
+        ("nan", r"cannot start from .*nan: 1 of its weights are not finite \(NaN or infinity\), e.g. "),
         ("other", "other: it has no config.json; did you mean .*other/segmentation/best"),
     ):
         with rejected(expected):
@@ -1141,15 +1233,21 @@ def test_seeds_train_on_random_splits_and_print_mean_and_deviation(recipe_file, 
         train_seeds(load_recipe(recipe_file, [override, "phases.segmentation.batch_size=2"]), [3])
     with pytest.raises(UserError, match="expected different ones"):
         train_seeds(recipe, [3, 3])
+    with rejected("got seed 4294967296, expected one below 2\\^32"):
+        train_seeds(recipe, [2**32])
 
 
-def test_unfinished_seed_is_resumed_on_request_only(recipe_file, tmp_path):
+def test_unfinished_seed_is_resumed_on_request_only(recipe_file, tmp_path, monkeypatch):
     recipe = load_recipe(recipe_file, [f"output_dir={tmp_path / 'seeds'}"])
     seed_1 = [f"output_dir={tmp_path / 'seeds/seed-1'}", "seed=1", "data.split_seed=1"]
     train_until(2, load_recipe(recipe_file, seed_1))
     with pytest.raises(UserError, match="seed-1 already holds a run; add --resume"):
         train_seeds(recipe, [0, 1])
     assert not (tmp_path / "seeds" / "seed-0" / "recipe.yaml").exists(), "a run began before all folders were checked"
+    with monkeypatch.context() as patch, alone_in(tmp_path / "seeds" / "seed-1"):
+        patch.setattr("unconceal.training.seeds.check_folder", lambda *arguments: pytest.fail("not alone"))
+        with rejected("another process trains in"):
+            train_seeds(recipe, [1], overwrite=True)
     train_seeds(recipe, [1], resume=True)
     assert len(history(tmp_path / "seeds" / "seed-1" / "segmentation" / "last")) == 2
 
@@ -1215,6 +1313,25 @@ def test_log_tells_losses_by_term_speed_and_memory(recipe_file, tmp_path):
     assert not log_of(tmp_path / "run" / "reconstruction", "epoch")[0]["losses"]
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_bar_is_for_terminals(monkeypatch, is_terminal):
+    """In a file, each refresh would be a part of one endless line."""
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    accelerator = SimpleNamespace(process_index=0, device="cpu", is_local_main_process=True)
+    EpochMeter(accelerator, Progress("segmentation"), num_batches=2, num_epochs=3).bar.close()
+    assert ("epoch 1/3" in stream.getvalue()) == is_terminal
+
+
+def test_resumed_log_keeps_lines_of_others(tmp_path):
+    rows = [{"kind": "steps", "step": 1}, {"note": "mine"}, [5], {"kind": "steps", "step": 3}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    RunLog(tmp_path, SimpleNamespace(is_main_process=True), step=2)
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == rows[:2]
+
+
+@pytest.mark.pictures
 def test_trackers_get_losses_by_term_and_sample_images(recipe_file, tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train(load_recipe(recipe_file, ["log_every=1"]))
@@ -1255,6 +1372,7 @@ def test_log_that_cannot_be_written_does_not_end_the_run(recipe_file, tmp_path, 
     assert list(log.parent.glob("events.*"))  # the trackers go on
 
 
+@pytest.mark.pictures
 def test_report_has_the_numbers_of_the_record(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file)
     train(recipe, command="unconceal train RECIPE")
@@ -1276,6 +1394,7 @@ def test_report_has_the_numbers_of_the_record(recipe_file, tmp_path):
             assert image.width > 1000 and len(image.convert("RGB").getcolors(1 << 24)) > 4
 
 
+@pytest.mark.pictures
 def test_report_of_somebody_else_stays_and_that_of_an_old_run_goes(recipe_file, tmp_path, caplog):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -1293,6 +1412,7 @@ def test_report_of_somebody_else_stays_and_that_of_an_old_run_goes(recipe_file, 
     assert not (folder / "report.md").exists()  # of another run than the one in the folder
 
 
+@pytest.mark.pictures
 def test_report_after_resuming_a_run_of_an_older_version(recipe_file, tmp_path):
     recipe = load_recipe(recipe_file)
     train_until(2, recipe)
@@ -1306,6 +1426,7 @@ def test_report_after_resuming_a_run_of_an_older_version(recipe_file, tmp_path):
     assert "| dice |" in (tmp_path / "run" / "report.md").read_text()
 
 
+@pytest.mark.pictures
 def test_report_without_matplotlib_says_so(recipe_file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     train(load_recipe(recipe_file))

@@ -3,9 +3,9 @@
 import argparse
 import importlib
 import logging
-import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from . import __version__
 from .commands import COMMANDS
@@ -14,13 +14,26 @@ from .utils.errors import run_main
 from .utils.files import with_home
 
 
+# Arguments that are no paths. Recipes expand the paths among their settings.
+TEXTS = {"device", "dtype", "license", "mask_suffix", "message", "name", "overrides", "repo_id", "revision", "split"}
+TEXTS |= {"tag", "train_split", "truth_suffix"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser that expands the ~ of paths; shells leave --out=~/x alone."""
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        is_path = action.dest not in TEXTS and action.nargs != argparse.PARSER
+        return super()._get_value(action, with_home(arg_string) if is_path else arg_string)
+
+
 def make_parsers(command: str | None = None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
     """Return the parser of the command line, and the parser of `command`.
 
     Only that one has arguments, and it is None for an unknown command. The other commands are listed without importing
     them. This keeps `--help` fast.
     """
-    parser = argparse.ArgumentParser(prog="unconceal", description="Find objects that hide.")
+    parser = Parser(prog="unconceal", description="Find objects that hide.")
     parser.add_argument("--version", action="version", version=f"unconceal {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     parsers = {name: subparsers.add_parser(name, help=summary) for name, summary in COMMANDS.items()}
@@ -33,10 +46,7 @@ def make_parsers(command: str | None = None) -> tuple[argparse.ArgumentParser, a
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    typed = list(sys.argv[1:] if argv is None else argv)
-    # The shell leaves the ~ of --out=~/x and data.path=~/x alone.
-    pairs = [re.fullmatch(r"([\w.-]+=)?(.*)", one, re.DOTALL).groups() for one in typed]
-    argv = [(key or "") + with_home(value) for key, value in pairs]
+    argv = list(sys.argv[1:] if argv is None else argv)
     parser, command_parser = make_parsers(argv[0] if argv else None)
     if command_parser is None:
         args = parser.parse_args(argv)
@@ -44,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = command_parser.parse_args(argv[1:])  # intermixed parsing supports neither `--` nor subcommands
     else:
         args = command_parser.parse_intermixed_args(argv[1:])  # options may stand between positional arguments
-    args.argv = typed  # reports keep the command that made them
+    args.argv = argv  # reports keep the command that made them
     keep_freed_memory()
     logging.basicConfig(format="%(message)s")
     return args.run(args) or 0

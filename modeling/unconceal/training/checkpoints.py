@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
 REPORT_FILE, REPORT_TITLE = "report.md", "# Training of "
+LOG_FILE, LOG_START = "log.jsonl", '{"kind": "'
+SAMPLES_FILE, PLOT_FILE = "samples.png", "curves.png"
 PROGRESS_FILE = "progress.json"  # the record of a training
 CONVERSION_FILE = "conversion.json"  # the record of a conversion
 STATE_FOLDER = "training_state"
@@ -138,7 +140,7 @@ def rotate(folder: Path, total_limit: int):
     if not is_folder(next_of(folder)):
         return
     places = [numbered(folder, number) for number in range(total_limit)]
-    shutil.rmtree(removed, ignore_errors=True)
+    discard(removed, next_of(folder))
     free = next((number for number, place in enumerate(places) if not is_folder(place)), None)
     if free is None:
         places[-1].rename(removed)
@@ -146,15 +148,51 @@ def rotate(folder: Path, total_limit: int):
     for number in range(free, 0, -1):
         places[number - 1].rename(places[number])
     next_of(folder).rename(folder)
-    shutil.rmtree(removed, ignore_errors=True)
-    while is_folder(numbered(folder, total_limit)):  # of an earlier, higher limit
-        shutil.rmtree(numbered(folder, total_limit))
+    discard(removed, folder)
+    while written_files(numbered(folder, total_limit), total_limit):  # of an earlier, higher limit
+        discard(numbered(folder, total_limit), folder)
         total_limit += 1
+
+
+def discard(checkpoint: Path, heir: Path):
+    """Remove a checkpoint; what others put into it moves to `heir`."""
+    if written := written_files(checkpoint):
+        for name in set(files_of(checkpoint)) - set(written):
+            if not (heir / name).exists():
+                (heir / name).parent.mkdir(parents=True, exist_ok=True)
+                (checkpoint / name).rename(heir / name)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def written_files(checkpoint: Path, number: int = 0) -> list[str]:
+    """List the files that a training wrote into a checkpoint.
+
+    There are none without a record, and none in a copy by hand: `last-NUMBER` beyond the limit of its run.
+    """
+    try:
+        record = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))
+        if number and number >= record["recipe"]["total_limit"]:
+            return []
+        return [PROGRESS_FILE, *record["digests"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def is_report(file: Path) -> bool:
     """Return whether a file is the report of a training."""
-    return file.is_file() and file.read_text(encoding="utf-8", errors="replace").startswith(REPORT_TITLE)
+    return _starts_with(file, REPORT_TITLE)
+
+
+def is_log(file: Path) -> bool:
+    """Return whether a file is a training's log, or an empty one."""
+    return _starts_with(file, LOG_START) or (file.is_file() and not file.stat().st_size)
+
+
+def _starts_with(file: Path, start: str) -> bool:
+    if not file.is_file():
+        return False
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        return opened.read(len(start)) == start
 
 
 def files_of(folder: Path) -> list[str]:

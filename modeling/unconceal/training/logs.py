@@ -23,13 +23,11 @@ from ..models.inference import make_inference_form
 from ..models.predict import predict_masks
 from ..utils.errors import UserError, one_line
 from ..utils.files import replacing
-from .checkpoints import Progress
+from .checkpoints import LOG_FILE, SAMPLES_FILE, Progress
 
 
 logger = logging.getLogger(__name__)
 
-LOG_FILE = "log.jsonl"
-SAMPLES_FILE = "samples.png"
 NUM_SAMPLES = 4
 REFRESH_SECONDS = 1.0  # between two texts beside the bar: each waits for the accelerator
 NUM_SHOWN = 20  # batches whose mean loss the bar shows
@@ -50,7 +48,7 @@ class RunLog:
         self.accelerator, self.path = accelerator, folder / LOG_FILE
         self.failed: set[str | Path] = set()
         if accelerator.is_main_process and self.path.exists():
-            lines = [json.dumps(row) + "\n" for row in read_log(folder) if row["step"] <= step]
+            lines = [json.dumps(row) + "\n" for row in read_log(folder) if row.get("step", 0) <= step]
             with self._writing(self.path), replacing(self.path) as beside:
                 beside.write_text("".join(lines), encoding="utf-8")
 
@@ -125,7 +123,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with suppress(ValueError):
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -168,7 +166,7 @@ class EpochMeter:
             desc=f"epoch {progress.epoch + 1}/{num_epochs}",
             unit="batch",
             leave=False,
-            disable=not accelerator.is_local_main_process,
+            disable=None if accelerator.is_local_main_process else True,  # None: only in a terminal
         )
         self._open_window()
 

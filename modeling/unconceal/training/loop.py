@@ -37,13 +37,14 @@ from ..models.memory import keep_freed_memory
 from ..models.networks import NETWORKS
 from ..utils.commits import git_commit
 from ..utils.errors import UserError, one_line, tells_lost_process
+from ..utils.files import replacing
 from ..utils.loading_errors import loading_explained
-from .checkpoints import STATE_FOLDER, Progress, find_checkpoint, save_checkpoint
+from .checkpoints import STATE_FOLDER, WRITING_ERRORS, Progress, find_checkpoint, save_checkpoint
 from .earlier_run import alone_in, bring_back, forget, holds_run
 from .logs import EpochMeter, RunLog
 from .recipe import OptimizerRecipe, PhaseRecipe, Recipe, ScheduleRecipe, flatten
 from .report import write_report
-from .saving import SaveSchedule, StopRequest, stop_on_signals
+from .saving import SaveSchedule, StopRequest, obey_parent_only, stop_on_signals
 from .start import (
     build_config,
     build_processor,
@@ -74,6 +75,7 @@ def evaluate_loss(model, processor, dataset, accelerator, batch_size, num_worker
         TrainingSet(dataset, processor, UNCHANGED, seed=0),
         batch_sampler=[range(start, min(start + batch_size, len(dataset))) for start in starts],
         num_workers=num_workers,
+        worker_init_fn=_start_worker,
     )
     was_training = model.training
     model.eval()
@@ -261,6 +263,7 @@ def share_statistics(network: PreTrainedModel):
 
 def _start_worker(_):
     keep_freed_memory()
+    obey_parent_only()
 
 
 def run_phase(
@@ -434,7 +437,7 @@ def train_epoch(
         rate = parts.scheduler.get_last_lr()[0]
         meter.add(loss, terms, len(batch["pixel_values"]), waited, rate)
         if not losses[-1].isfinite():
-            place = Path(recipe.output_dir) / DIVERGED_FILE
+            place = Path(recipe.output_dir) / DIVERGED_FILE if log else None  # a trial writes nothing
             raise UserError(describe_divergence(losses[-1].item(), batch, parts, epoch, len(losses), place))
         step = progress.epoch * parts.steps_per_epoch + math.ceil(len(losses) / group)
         if log and len(losses) % recipe.log_every == 0:
@@ -449,14 +452,18 @@ def train_epoch(
     return {**meter.close(), **compiled}
 
 
-def describe_divergence(loss: float, batch: dict, parts: PhaseParts, epoch: int, number: int, place: Path) -> str:
+def describe_divergence(
+    loss: float, batch: dict, parts: PhaseParts, epoch: int, number: int, place: Path | None
+) -> str:
     """Save the batch whose loss is not finite; return what to say."""
     parts.batches.set_epoch(epoch - 1)
     names = parts.batches.dataset.batch_names(parts.batches.batch_sampler, number - 1)
     saved = ""
-    with suppress(OSError, RuntimeError):  # a full disk must not hide the error
-        torch.save({**{name: values.cpu() for name, values in batch.items()}, "ids": names}, place)
-        saved = f", saved in {place}"
+    if place:
+        with suppress(UserError, *WRITING_ERRORS):  # a full disk must not hide the error
+            with replacing(place) as beside:
+                torch.save({**{name: values.cpu() for name, values in batch.items()}, "ids": names}, beside)
+            saved = f", saved in {place}"
     return (
         f"the loss is {loss} in epoch {epoch}, batch {number} ({', '.join(names)}{saved}); lower "
         "phases.*.optimizer.learning_rate or set max_grad_norm (the checkpoint before is kept)"
@@ -574,6 +581,7 @@ def make_scheduler(optimizer, schedule: ScheduleRecipe, num_steps: int):
     """Return the learning rate schedule over `num_steps` optimizer steps."""
     name = "constant_with_warmup" if schedule.name == "constant" else schedule.name
     specific = {"power": schedule.power, "lr_end": 0.0} if name == "polynomial" else None
+    num_steps = max(num_steps, schedule.warmup_steps + 1)  # polynomial divides by the steps that are left
     return get_scheduler(name, optimizer, schedule.warmup_steps, num_steps, specific)
 
 

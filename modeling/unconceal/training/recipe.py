@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -194,12 +194,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe and apply dotted overrides.
 
     `base: other.yaml` in the file starts from another recipe. The path is relative to the file. Mappings are merged,
-    everything else is replaced.
+    everything else is replaced. A text, such as `output_dir`, is taken as it is typed, without quotes around it. All
+    other values are YAML.
 
     Args:
         path: YAML file.
-        overrides: Changes such as `phases.segmentation.epochs=5`. They come last. A text, such as `output_dir`, is
-            taken as it is typed, without quotes around it; all other values are YAML.
+        overrides: Changes such as `phases.segmentation.epochs=5`. They come last.
 
     Raises:
         UserError: If a file cannot be read, a key is unknown or missing, or a value is not allowed. The message names
@@ -209,16 +209,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         if not re.match(r"[^=\[\]]+=", override):
             raise UserError(f"got override {override!r}, expected key=value such as data.path=data/sirst")
-    merged, where = OmegaConf.structured(Recipe), path
+    merged, texts, where = OmegaConf.structured(Recipe), {}, path
     try:
-        for file, written in _with_bases(path):
+        for file, written, typed in _with_bases(path):
             where = file
-            merged = OmegaConf.merge(merged, written)
-        merged = OmegaConf.merge(merged, *map(_parse_override, overrides))
+            merged, texts = OmegaConf.merge(merged, written), texts | typed
+        for written, typed in map(_parse_override, overrides):
+            merged, texts = OmegaConf.merge(merged, written), texts | typed
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise UserError(f"recipe {path} lacks {', '.join(missing)}; set it there or as {missing[0]}=VALUE")
-        recipe = OmegaConf.to_object(merged)
+        recipe = _with_texts(OmegaConf.to_object(merged), texts)
     except OmegaConfBaseException as error:
         raise UserError(f"recipe {where}: {_describe(error)}") from error
     except (YAMLError, ValueError) as error:
@@ -238,27 +239,92 @@ def _expand_home(recipe: Recipe):
         phase.init_backbone_from = phase.init_backbone_from and with_home(phase.init_backbone_from)
 
 
-def _parse_override(override: str) -> DictConfig:
-    """Return a change as nested keys with its value."""
+Texts = dict[tuple[str, ...], Any]  # by their keys; data.path can be a list of them, and an optional text None
+DATA_PATH = ("data", "path")
+TEXT, NULL, MAPPING = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "map"))
+
+
+def _parse_override(override: str) -> tuple[DictConfig, Texts]:
+    """Return a change as nested keys with its value, and its texts."""
     key, _, value = override.partition("=")
-    quoted = re.fullmatch(r"""(['"])(.*)\1""", value)  # as YAML needs it elsewhere
-    text = quoted[2] if quoted else value
-    kind, parts = Recipe, key.split(".")
+    kind, parts = Recipe, tuple(key.split("."))
     for part in parts:
-        # Inside `model` and `processor`, and for unknown keys, there is no type.
-        of_dict = get_args(kind)[-1] if get_origin(kind) is dict else None
-        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else of_dict
-    if key == "data.path":  # a text or a list of texts
-        value = yaml.load(value, yaml.BaseLoader) if value.startswith("[") else text
-    elif kind == str | None:
-        value = None if value in ("", "null") else text
-    elif kind is str:
-        value = text
+        kind = _kind_of(kind, part)
+    if kind == str | None and value in ("", "null"):
+        node = yaml.ScalarNode(NULL, "null")
+    elif _is_text(kind, parts) and not (parts == DATA_PATH and value.startswith("[")):
+        quoted = re.fullmatch(r"""(['"])(.*)\1""", value)  # as YAML needs it elsewhere
+        node = yaml.ScalarNode(TEXT, quoted[2] if quoted else value)
     else:
-        return OmegaConf.from_dotlist([override])
+        node = yaml.compose(value, yaml.SafeLoader) or yaml.ScalarNode(NULL, "null")
     for part in reversed(parts):
-        value = {part: value}
-    return OmegaConf.create(value)
+        node = yaml.MappingNode(MAPPING, [(yaml.ScalarNode(TEXT, part), node)])
+    return _read(node)
+
+
+def _kind_of(kind: Any, name: str) -> Any:
+    """Return the type of a field; `model` and `processor` have none."""
+    of_dict = get_args(kind)[-1] if get_origin(kind) is dict else None
+    return get_type_hints(kind).get(name) if is_dataclass(kind) else of_dict
+
+
+def _is_text(kind: Any, key: tuple[str, ...]) -> bool:
+    return kind in (str, str | None) or key == DATA_PATH
+
+
+def _read(node: yaml.Node | None) -> tuple[DictConfig, Texts]:
+    """Return values without their texts, and the texts.
+
+    YAML would read some texts as numbers or switches, and OmegaConf fills in `${...}`.
+    """
+    texts = {}
+    written = yaml.serialize(_take_texts(node, texts), Dumper=yaml.SafeDumper, allow_unicode=True) if node else ""
+    written = OmegaConf.create(written)
+    if isinstance(written, DictConfig):
+        drop_old_keys(written)
+    return written, texts
+
+
+def _take_texts(node: yaml.Node, texts: Texts, kind: Any = Recipe, key: tuple[str, ...] = ()) -> yaml.Node:
+    """Copy a tree with empty texts; the texts go into `texts`."""
+    if _is_text(kind, key):
+        is_list = key == DATA_PATH and isinstance(node, yaml.SequenceNode)
+        values = node.value if is_list else [node]
+        if all(isinstance(one, yaml.ScalarNode) for one in values):
+            values = [None if one.tag == NULL else one.value for one in values]
+            texts[key] = values if is_list else values[0]
+            return node if texts[key] is None else yaml.ScalarNode(TEXT, "", style="'")
+    elif isinstance(node, yaml.MappingNode) and (is_dataclass(kind) or get_origin(kind) is dict):
+        pairs = []
+        for name, value in node.value:
+            part = str(name.value)
+            pairs.append((name, _take_texts(value, texts, _kind_of(kind, part), (*key, part))))
+        return yaml.MappingNode(node.tag, pairs, flow_style=node.flow_style)
+    return node
+
+
+def _with_texts(recipe: Any, texts: Texts) -> Any:
+    """Set the texts of a recipe, or of a part of it."""
+    for (*parts, name), text in texts.items():
+        owner = recipe
+        for part in parts:
+            owner = owner[part] if isinstance(owner, dict) else getattr(owner, part)
+        setattr(owner, name, text)
+    return recipe
+
+
+def parse_recipe(text: str) -> Recipe:
+    """Return the recipe in the file of a run, unchecked.
+
+    Defaults stand for the settings that older runs lack.
+    """
+    written, texts = _read(yaml.compose(text, yaml.SafeLoader))
+    return _with_texts(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), written)), texts)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return a recipe as YAML."""
+    return yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
 
 
 def read_data_recipe(path: Path) -> DataRecipe:
@@ -270,15 +336,16 @@ def read_data_recipe(path: Path) -> DataRecipe:
         UserError: If the file cannot be read.
     """
     try:
-        written = OmegaConf.load(path).get("data") or {}
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataRecipe), written))
+        written, texts = _read(yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader))
+        data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataRecipe), written.get("data") or {}))
+        return _with_texts(data, {key[1:]: text for key, text in texts.items() if key[0] == "data"})
     except (OSError, AttributeError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"cannot read recipe {path}: {_one_line(error)}") from error
 
 
 def restore_recipe(values: dict[str, Any]) -> Recipe:
     """Return the recipe on record beside a checkpoint."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), values))
+    return parse_recipe(yaml.safe_dump(values))
 
 
 def drop_old_keys(written: DictConfig):
@@ -302,7 +369,7 @@ def drop_old_switches(network: str, model: dict[str, Any], path: Path):
             raise UserError(f"recipe {path}: model: {error}") from error
 
 
-def _with_bases(path: Path, after: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig]]:
+def _with_bases(path: Path, after: tuple[Path, ...] = ()) -> Iterator[tuple[Path, DictConfig, Texts]]:
     """Yield the bases of a recipe file, then its own content."""
     if path.resolve() in [one.resolve() for one in after]:
         chain = " -> ".join(map(str, (*after, path)))
@@ -311,7 +378,7 @@ def _with_bases(path: Path, after: tuple[Path, ...] = ()) -> Iterator[tuple[Path
     if is_folder(path):
         raise UserError(f"{what} is a folder, expected a YAML file; add its name")
     try:
-        written = OmegaConf.create(path.read_text(encoding="utf-8"))
+        written, texts = _read(yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {what}: {getattr(error, 'strerror', None) or error}") from error
     except (YAMLError, OmegaConfBaseException) as error:
@@ -322,9 +389,8 @@ def _with_bases(path: Path, after: tuple[Path, ...] = ()) -> Iterator[tuple[Path
         base = written.pop("base")
         if not isinstance(base, str) or not base.strip():
             raise UserError(f"recipe {path}: base is {base!r}, expected the path of another recipe")
-        yield from _with_bases(path.parent / base, (*after, path))
-    drop_old_keys(written)
-    yield path, written
+        yield from _with_bases(path.parent / with_home(base), (*after, path))
+    yield path, written, texts
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -336,7 +402,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 _ABOVE_0 = ("epochs", "batch_size", "gradient_accumulation_steps", "max_grad_norm", "evaluate_every", "learning_rate")
-_ABOVE_0 += ("min_zoom", "max_zoom", "max_pastes", "log_every", "shuffle_buffer")
+_ABOVE_0 += ("power", "min_zoom", "max_zoom", "max_pastes", "log_every", "shuffle_buffer")
 _FROM_0 = ("num_workers", "weight_decay", "momentum", "warmup_steps")
 _FROM_0 += ("brightness", "contrast", "saturation", "sharpness", "encoder_lr_ratio", "freeze_encoder_epochs")
 _FROM_0 += ("freeze_norms_epochs", "max_blur", "noise")
@@ -402,8 +468,8 @@ def _check(recipe: Recipe, path: Path):
                     default = "null" if default is None else default
                     refuse(f"{key}.{name}", value, f"{default}, as {recipe.network} has no backbone")
 
-    if recipe.mixed_precision == "False":
-        recipe.mixed_precision = "no"  # YAML reads a bare no as false
+    if not recipe.output_dir.strip():
+        refuse("output_dir", recipe.output_dir, "a folder")
     one_of("mixed_precision", recipe.mixed_precision, (None, "no", "fp16", "bf16", "auto"))
     one_of("protocol", recipe.protocol, PROTOCOLS)
     best_metrics = PROTOCOLS[recipe.protocol].best_metrics

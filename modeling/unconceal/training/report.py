@@ -9,14 +9,20 @@ from typing import Any
 from ..utils.errors import UserError, one_line
 from ..utils.files import replacing
 from ..utils.markdown import markdown_table
-from .checkpoints import REPORT_FILE, REPORT_TITLE, Progress, is_report, read_progress
-from .logs import SAMPLES_FILE, read_log
+from .checkpoints import (
+    PLOT_FILE,
+    REPORT_FILE,
+    REPORT_TITLE,
+    SAMPLES_FILE,
+    Progress,
+    is_report,
+    read_progress,
+)
+from .logs import read_log
 from .recipe import Recipe
 
 
 logger = logging.getLogger(__name__)
-
-PLOT_FILE = "curves.png"
 
 
 def write_report(recipe: Recipe):
@@ -112,7 +118,7 @@ def _draw(folder: Path, progress: Progress, metric: str) -> str:
     """Draw the curves of a phase; return the line that shows them."""
     from ..drawing.training import draw_training  # slow to import
 
-    steps = [row for row in read_log(folder) if row["kind"] == "steps"]
+    steps = [row for row in read_log(folder) if row.get("kind") == "steps"]
     try:
         image = draw_training(progress.history, steps, metric)
     except UserError as error:  # without matplotlib

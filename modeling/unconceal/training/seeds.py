@@ -5,9 +5,13 @@ from copy import deepcopy
 from pathlib import Path
 from statistics import mean, stdev
 
+import torch
+from accelerate import PartialState
+
 from ..utils.errors import UserError
 from ..utils.markdown import markdown_table
-from .checkpoints import read_progress
+from .checkpoints import read_progress, read_record
+from .earlier_run import alone_in
 from .loop import train
 from .recipe import Recipe
 from .start import check_folder
@@ -22,8 +26,11 @@ def train_seeds(
     kept.
 
     Raises:
-        UserError: If a folder holds another run, or a run fails.
+        UserError: If seeds are equal or too large, a folder holds another run, another process trains there, or a run
+            fails.
     """
+    if (highest := max(seeds)) >= 2**32:
+        raise UserError(f"got seed {highest}, expected one below 2^32")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"got seeds {', '.join(map(str, seeds))}, expected different ones")
     runs = []
@@ -32,16 +39,19 @@ def train_seeds(
         run.seed = run.data.split_seed = seed
         run.output_dir = str(Path(recipe.output_dir) / f"seed-{seed}")
         runs.append((run, resume or not overwrite and is_finished(run)))
-    for run, continues in runs:  # all of them, before the first one runs for hours
-        check_folder(Path(run.output_dir), run, continues, overwrite)
+    if PartialState(cpu=not torch.accelerator.is_available()).is_main_process:
+        for run, continues in runs:  # all of them, before the first one runs for hours
+            with alone_in(run.output_dir):
+                check_folder(Path(run.output_dir), run, continues, overwrite)
     return [train(run, continues, overwrite, command) for run, continues in runs]
 
 
 def is_finished(recipe: Recipe) -> bool:
     """Return whether the last phase of a run is finished."""
     task, phase = list(recipe.phases.items())[-1]
-    progress = read_progress(Path(recipe.output_dir) / task / "last")
-    return progress is not None and progress.epoch >= phase.epochs
+    # Unlike `read_progress`, this moves nothing in a folder where another process may train.
+    record = read_record(Path(recipe.output_dir) / task / "last")
+    return record is not None and record.get("epoch", 0) >= phase.epochs
 
 
 def summarize_seeds(checkpoints: Sequence[Path]) -> str:

@@ -11,7 +11,6 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from datasets import Image as EncodedImage
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import ExifTags, Image
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -33,8 +32,8 @@ from ..utils.files import is_hub_id, make_folder, replacing
 from ..utils.images import size_text
 from ..utils.loading_errors import loading_explained
 from .checkpoints import RECIPE_FILE, read_record
-from .earlier_run import bring_back, check_apart, holds_run, parts_of_run, set_aside
-from .recipe import DataRecipe, PhaseRecipe, Recipe, drop_old_keys, drop_old_switches, flatten
+from .earlier_run import bring_back, check_apart, check_own, holds_run, parts_of_run, set_aside
+from .recipe import DataRecipe, PhaseRecipe, Recipe, drop_old_switches, dump_recipe, flatten, parse_recipe
 
 
 logger = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ def check_masks(splits: dict[str, Dataset], recipe: DataRecipe, tasks: list[str]
 
 
 def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool):
-    """Check the output folder: writable, and without another run.
+    """Check the output folder: writable, without another run, without files of others.
 
     Raises:
         UserError: If it cannot be used.
@@ -102,6 +101,7 @@ def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool
     make_folder(output_dir)
     if not resume and not overwrite and holds_run(output_dir):
         raise UserError(f"{output_dir} already holds a run; add --resume, --overwrite or output_dir=ANOTHER")
+    check_own(output_dir, recipe.phases, resume)
     bring_back(output_dir)  # a kill before the first checkpoint can have left it aside
     held, file = parts_of_run(output_dir), output_dir / RECIPE_FILE
     if overwrite:
@@ -116,7 +116,7 @@ def check_folder(output_dir: Path, recipe: Recipe, resume: bool, overwrite: bool
         return
     kept = read_kept_recipe(file)
     drop_old_switches(kept["network"], kept["model"], file)
-    old, new = flatten(kept), flatten(OmegaConf.to_container(OmegaConf.create(asdict(recipe))))
+    old, new = flatten(kept), flatten(asdict(parse_recipe(dump_recipe(recipe))))
     if recipe.mixed_precision == "auto":
         new["mixed_precision"] = old["mixed_precision"]
     changed = sorted(key for key in (old | new).keys() - FREE_KEYS if old.get(key) != new.get(key))
@@ -134,11 +134,7 @@ def read_kept_recipe(file: Path) -> dict[str, Any]:
         UserError: If the file is damaged.
     """
     try:
-        # Merged with the defaults: an older run lacks the settings that did not exist yet.
-        written = OmegaConf.load(file)
-        drop_old_keys(written)
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), written)
-        return OmegaConf.to_container(merged, throw_on_missing=True)
+        return asdict(parse_recipe(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(
             f"cannot resume: {file} is damaged ({one_line(error)}); write it again as it was, or start from scratch "
@@ -153,7 +149,8 @@ def choose_precision(recipe: Recipe, resume: bool, device: torch.device) -> str 
     """
     precision = recipe.mixed_precision
     if precision == "auto":
-        precision = OmegaConf.load(Path(recipe.output_dir) / RECIPE_FILE).mixed_precision if resume else "bf16"
+        file = Path(recipe.output_dir) / RECIPE_FILE
+        precision = read_kept_recipe(file)["mixed_precision"] if resume else "bf16"
         if precision == "bf16" and not has_bfloat16(device):
             precision = precision if resume else "no"
             consequence = "the run goes on in it, slowly" if resume else "training in float32"
@@ -189,7 +186,7 @@ def claim_folder(output_dir: Path, recipe: Recipe, resume: bool):
         return
     set_aside(output_dir)
     with replacing(file) as beside:
-        OmegaConf.save(OmegaConf.create(asdict(recipe)), beside)
+        beside.write_text(dump_recipe(recipe), encoding="utf-8")
 
 
 def check_start(recipe: Recipe, task: str, resume: bool, splits: dict[str, Dataset] | None = None):
@@ -391,7 +388,7 @@ def load_start(recipe: Recipe, task: str, init_from: str | Path | None) -> tuple
         The model, and what goes into the record of the training. None stands for random weights.
 
     Raises:
-        UserError: As `start_model` and `load_backbone`.
+        UserError: As `start_model` and `load_backbone`, and if weights are not finite.
     """
     network, new = start_model(recipe, task, init_from)
     source = init_from or recipe.phases[task].init_backbone_from
@@ -402,5 +399,11 @@ def load_start(recipe: Recipe, task: str, init_from: str | Path | None) -> tuple
     else:
         before = load_backbone(network, source)
         part, loaded, new = "encoder", network.backbone, set()
+    damaged = [name for name, weight in loaded.state_dict().items() if not weight.isfinite().all()]
+    if damaged:
+        raise UserError(
+            f"cannot start from {source}: {len(damaged)} of its weights are not finite (NaN or infinity), e.g. "
+            f"{damaged[0]}; give another checkpoint"
+        )
     facts = {"part": part, "source": str(source), "sha256": weights_digest(loaded), "num_random": len(new)}
     return network, {**facts, "from_hub": is_hub_id(source) and not Path(source).exists(), "before": before}
