@@ -313,7 +313,7 @@ def test_a_data_set_on_the_hub_keeps_its_splits_and_no_other_is_taken(tmp_path, 
     shard, cards = "train-00000-of-00001.parquet", []
     ground_truth = sign("---\nlicense: mit\n---\n\n# Polyps\n")
     for name, replacement in {
-        "get_token": lambda: "token",
+        "check_token": lambda: None,
         "list_files": lambda *args: [f"data/{shard}"],
         "read_card": lambda *args: cards[-1] if cards else None,
         "open_file": lambda *args: (tmp_path / shard).open("rb"),
@@ -334,7 +334,8 @@ def test_a_data_set_on_the_hub_keeps_its_splits_and_no_other_is_taken(tmp_path, 
     cards.append(ground_truth)
     with rejected("org/masks holds README.md, which is not of this command"):
         target.finished([])
-    monkeypatch.setattr(segmenting_data, "get_token", lambda: None)
+    monkeypatch.undo()
+    monkeypatch.setattr("unconceal.hub.push.get_token", lambda: None)
     with rejected("got no token of the Hub"):
         target.finished([])
 

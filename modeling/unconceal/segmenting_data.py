@@ -20,11 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import SplitInfo, load_dataset
 from datasets.exceptions import DatasetsError
-from huggingface_hub import get_token
 
 from .data.write import FEATURES, make_row, row_groups, write_card
 from .hub.card_on_hub import CARD, kept_license
-from .hub.push import Upload, list_files, open_file, push, read_card
+from .hub.push import Upload, check_token, list_files, open_file, push, read_card
 from .segmenting import (
     INPUT,
     PNG_OPTIONS,
@@ -211,8 +210,8 @@ class DataTarget:
             UserError: If the place cannot be used, or holds something else. Without `overwrite`, also if a shard of
                 this split has other settings or another input. Then one of those on the Hub is read.
         """
-        if self.on_hub and not get_token():
-            raise UserError("got no token of the Hub; log in with `hf auth login`, or set HF_TOKEN")
+        if self.on_hub:
+            check_token()
         folder, held, ours = Path(self.name), self._held(), {shard.name for shard in shards}
         if self.on_hub:
             card = read_card(self.name, "dataset")

@@ -52,11 +52,10 @@ def run(args: argparse.Namespace):
     """Stage the upload, then list it or send it."""
     from tempfile import TemporaryDirectory
 
-    from huggingface_hub import get_token
     from huggingface_hub.errors import HTTPError
     from transformers.utils import logging
 
-    from ..hub.push import CARD, check_card, check_names, push, read_card
+    from ..hub.push import CARD, check_card, check_names, check_token, push, read_card
 
     if args.write_card and not args.dry_run:
         raise UserError("got --write-card without --dry-run; add --dry-run, or read the card in the repository")
@@ -67,8 +66,8 @@ def run(args: argparse.Namespace):
     if not args.message.strip():
         raise UserError("got an empty message; write one, or leave out --message")
     check_names(args.repo_id, args.revision, args.tag)
-    if not args.dry_run and not get_token():
-        raise UserError("got no token of the Hub; log in with `hf auth login`, or set HF_TOKEN")
+    if not args.dry_run:
+        check_token()
     logging.disable_progress_bar()
     with TemporaryDirectory() as folder:
         # A dry run needs no repository. The Hub is asked only about the card and what it links to.

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, RepoCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, RepoCard, get_token
 from huggingface_hub.constants import DEFAULT_REVISION
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
@@ -34,6 +34,12 @@ class Upload:
     files: Mapping[str, Path]  # path in the repository -> local file
     replaces: tuple[str, ...] = ()  # patterns of earlier files; matches that are not in `files` are removed
     sdk: str | None = None  # of a Space
+
+
+def check_token():
+    """Raise `UserError` without a token of the Hub."""
+    if not get_token():
+        raise UserError("got no token of the Hub; log in with `hf auth login`, or set HF_TOKEN")
 
 
 def check_names(repo_id: str, revision: str | None = None, tag: str | None = None):
