@@ -23,6 +23,7 @@ from ..models.inference import make_inference_form
 from ..models.predict import predict_masks
 from ..utils.errors import UserError
 from ..utils.images import size_text
+from ..utils.processes import obey_parent_only
 from . import protocol_segmentation
 from .base import Protocol
 from .workers import map_unordered
@@ -89,7 +90,8 @@ def evaluate_model(
     indices = range(len(dataset))
     batches = [indices[start : start + batch_size] for start in range(0, len(dataset), batch_size)][rank::world_size]
     collate = partial(_collate, dataset, processor, refine != "never", resize_masks)
-    loader = DataLoader(indices, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
+    options = {"num_workers": num_workers, "worker_init_fn": obey_parent_only}
+    loader = DataLoader(indices, batch_sampler=batches, collate_fn=collate, **options)
 
     def jobs() -> Iterator[Job]:
         read = readable(loader, "the data")

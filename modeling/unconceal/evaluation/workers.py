@@ -11,6 +11,7 @@ from typing import Any
 
 from ..models.memory import keep_freed_memory
 from ..utils.errors import UserError
+from ..utils.processes import obey_parent_only
 
 
 def num_cores() -> int:
@@ -62,6 +63,7 @@ def map_unordered(function: Callable[[Any], Any], jobs: Iterable[Any], num_worke
 
 def _start_worker():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    obey_parent_only()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
     import cv2

@@ -39,12 +39,13 @@ from ..utils.commits import git_commit
 from ..utils.errors import UserError, one_line, tells_lost_process
 from ..utils.files import replacing
 from ..utils.loading_errors import loading_explained
+from ..utils.processes import obey_parent_only
 from .checkpoints import STATE_FOLDER, WRITING_ERRORS, Progress, find_checkpoint, save_checkpoint
 from .earlier_run import alone_in, bring_back, forget, holds_run
 from .logs import EpochMeter, RunLog
 from .recipe import OptimizerRecipe, PhaseRecipe, Recipe, ScheduleRecipe, flatten
 from .report import write_report
-from .saving import SaveSchedule, StopRequest, obey_parent_only, stop_on_signals
+from .saving import SaveSchedule, StopRequest, stop_on_signals
 from .start import (
     build_config,
     build_processor,

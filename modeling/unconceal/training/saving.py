@@ -1,6 +1,5 @@
 """Save a run within an epoch; stop it on a signal."""
 
-import os
 import re
 import signal
 import threading
@@ -73,22 +72,6 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def obey_parent_only():
-    """Let a loader's process end by a SIGTERM of its parent only.
-
-    The SIGTERM of a batch system reaches all processes, and the parent needs its loaders until it has saved.
-    """
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_await_parent, daemon=True).start()
-
-
-def _await_parent():
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
 class SaveSchedule:
     """When to save within an epoch.
 
@@ -131,4 +114,4 @@ class SaveSchedule:
             raise Stopped(self.request.number)
 
 
-__all__ = ["SaveSchedule", "StopRequest", "Stopped", "obey_parent_only", "parse_interval", "stop_on_signals"]
+__all__ = ["SaveSchedule", "StopRequest", "Stopped", "parse_interval", "stop_on_signals"]
