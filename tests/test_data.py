@@ -1158,6 +1158,11 @@ def test_images_and_masks_are_prepared_when_they_are_opened(tmp_path, monkeypatc
     (root / "masks" / "3.png").unlink()
     with rejected("1 of 11 pairs are unusable"):
         load_splits(str(root), ["train"])
+    for name in ("Test.txt", "idx_427"):
+        (root / name).touch()
+        with rejected(f"raw holds {name}, which a random split would ignore; run unconceal prepare"):
+            load_splits(str(root), ["train"])
+        (root / name).unlink()
 
 
 def test_names_of_lists_may_be_in_capitals(sirst, run, out):

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +108,9 @@ def is_raw(folder: Path) -> bool:
     return is_folder(folder / "images") and is_folder(folder / "masks") and not is_folder(folder / "data")
 
 
+LIST_OF_SPLIT = re.compile(r"(train|val|valid|validation|test)\.(txt|lst|csv)$|idx_", re.IGNORECASE)
+
+
 def prepare_raw(folder: Path) -> str:
     """Prepare a folder of images and masks; return the data set.
 
@@ -114,10 +118,15 @@ def prepare_raw(folder: Path) -> str:
     change, it is made again.
 
     Raises:
-        UserError: If a pair is unusable.
+        UserError: If a pair is unusable, or if the folder holds lists of splits.
     """
     from .builders import build  # slow to import
 
+    if lists := sorted(path.name for path in folder.iterdir() if LIST_OF_SPLIT.match(path.name)):
+        raise UserError(
+            f"{folder} holds {', '.join(lists)}, which a random split would ignore; run unconceal prepare with the name "
+            "of the data set and give the result, or move the lists away"
+        )
     files = [path for part in ("images", "masks") for found in list_images(folder / part).values() for path in found]
     facts = [f"{path} {(state := path.stat()).st_size} {state.st_mtime_ns}" for path in sorted(files)]
     name = hashlib.sha256("\n".join([__version__, str(folder.resolve()), *facts]).encode(errors="replace")).hexdigest()
