@@ -124,8 +124,8 @@ def prepare_raw(folder: Path) -> str:
 
     if lists := sorted(path.name for path in folder.iterdir() if LIST_OF_SPLIT.match(path.name)):
         raise UserError(
-            f"{folder} holds {', '.join(lists)}, which a random split would ignore; run unconceal prepare with the name "
-            "of the data set and give the result, or move the lists away"
+            f"{folder} holds {', '.join(lists)}, which a random split would ignore; run unconceal prepare with the "
+            "name of the data set and give the result, or move the lists away"
         )
     files = [path for part in ("images", "masks") for found in list_images(folder / part).values() for path in found]
     facts = [f"{path} {(state := path.stat()).st_size} {state.st_mtime_ns}" for path in sorted(files)]
