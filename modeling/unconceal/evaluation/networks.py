@@ -90,8 +90,13 @@ def evaluate_model(
     indices = range(len(dataset))
     batches = [indices[start : start + batch_size] for start in range(0, len(dataset), batch_size)][rank::world_size]
     collate = partial(_collate, dataset, processor, refine != "never", resize_masks)
-    options = {"num_workers": num_workers, "worker_init_fn": obey_parent_only}
-    loader = DataLoader(indices, batch_sampler=batches, collate_fn=collate, **options)
+    loader = DataLoader(
+        indices,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate,
+        worker_init_fn=obey_parent_only,
+    )
 
     def jobs() -> Iterator[Job]:
         read = readable(loader, "the data")
