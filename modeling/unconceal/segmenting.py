@@ -160,11 +160,11 @@ def other_mark(path: Path, found: str, settings: str, option: str) -> UserError:
     return UserError(f"{path} exists and is of {other}; choose another {option}, or pass --overwrite to replace it")
 
 
-def mark_of_png(path: Path) -> str | None:
-    """Return the mark in a PNG file, None for another file."""
+def mark_of_png(path: Path, software: str = SOFTWARE) -> str | None:
+    """Return the mark in a file of `software`, otherwise None."""
     try:
         with open_image(path, sys.maxsize) as image:
-            return image.info.get("Comment", "") if image.info.get("Software") == SOFTWARE else None
+            return image.info.get("Comment", "") if image.info.get("Software") == software else None
     except (OSError, ValueError, SyntaxError):
         return None
 

@@ -2,10 +2,10 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..segmenting import mark_of_png
 from ..utils.errors import UserError
 from ..utils.files import is_taken, replacing
 from .segment import add_model_arguments, load_model
@@ -66,10 +66,4 @@ def save_sheet(sheet: "Image.Image", out: Path):
 
 def is_sheet(path: Path) -> bool:
     """Return whether `save_sheet` wrote a file."""
-    from ..utils.images import open_image
-
-    try:
-        with open_image(path, sys.maxsize) as image:
-            return image.info.get("Software") == SOFTWARE
-    except (OSError, ValueError, SyntaxError):
-        return False
+    return mark_of_png(path, SOFTWARE) is not None

@@ -19,6 +19,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
+from ..data.names import first_names
 from ..models.configuration_efficientnet_lite import IMAGE_MEAN, IMAGE_STD, EfficientNetLiteConfig
 from ..models.configuration_efficientnet_lite import SIZES as LITE_SIZES
 from ..models.configuration_mscan import SIZES, MscanConfig
@@ -318,7 +319,7 @@ def _take(
     dropped = {name: name.rpartition(".")[0] for name in left if re.fullmatch(unused, name.rpartition(".")[0])}
     left_over = [name for name in left if name not in dropped]
     faults = [
-        f"{len(found)} {kind} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+        f"{len(found)} {kind} ({first_names(found)})"
         for kind, found in (("missing", missing), ("of another shape", misshapen), ("left over", left_over))
         if found
     ]
