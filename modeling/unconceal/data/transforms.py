@@ -178,8 +178,9 @@ def degrade(image: Image.Image, recipe: TransformRecipe, rng: Rng) -> Image.Imag
         image = image.filter(ImageFilter.GaussianBlur(radius * recipe.max_blur))
     if recipe.noise:
         noise = rng.standard_normal((image.height, image.width, 3), dtype=np.float32)
-        noisy = np.asarray(image) + noise * (255 * deviation * recipe.noise)
-        image = Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
+        noise *= 255 * deviation * recipe.noise
+        noise += np.asarray(image)  # in place: arrays of whole images are slow to make
+        image = Image.fromarray(noise.round(out=noise).clip(0, 255, out=noise).astype(np.uint8))
     return image
 
 

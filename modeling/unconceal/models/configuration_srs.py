@@ -25,6 +25,8 @@ class SrsConfig(PreTrainedConfig):
         attention_reduction_ratio: Factor by which channel attention narrows its channels.
         bce_weight: Weight of the binary cross-entropy in the segmentation loss.
         dice_weight: Weight of the Dice loss in the segmentation loss.
+        batch_dice: Compute the Dice loss over all pixels of a batch instead of over each image. It then also punishes
+            what is found in an image without an object.
         reconstruction_batch_statistics: Normalize the frozen encoder with the statistics of the batch instead of the
             learned ones. The authors' release does this even in tests, as it never switches the encoder to evaluation.
             A mask then depends on the other images of the batch. Only for comparing with published checkpoints.
@@ -43,6 +45,7 @@ class SrsConfig(PreTrainedConfig):
     attention_reduction_ratio: int = 8
     bce_weight: float | int = 0.5
     dice_weight: float | int = 1.0
+    batch_dice: bool = False
     reconstruction_batch_statistics: bool = False
 
     def __post_init__(self, **kwargs):

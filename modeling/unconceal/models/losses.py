@@ -11,25 +11,28 @@ def add_terms(terms: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     return sum(terms.values()), {name: term.detach() for name, term in terms.items()}
 
 
-def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1e-5) -> Tensor:
+def dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1e-5, over_batch: bool = False) -> Tensor:
     """Return one minus the soft Dice coefficient, averaged over images.
 
     Args:
         logits: (B, 1, H, W), pre-sigmoid.
         labels: (B, 1, H, W), in [0, 1].
         smooth: Added to numerator and denominator, so that an empty prediction of an empty mask has no loss.
+        over_batch: Whether all pixels of the batch give one coefficient. What is found in an image without an object
+            then has a gradient. Averaged over images, it has none.
     """
-    probs, labels = logits.float().sigmoid().flatten(1), labels.float().flatten(1)  # (B, H * W)
-    dice = (2 * (probs * labels).sum(1) + smooth) / (probs.sum(1) + labels.sum(1) + smooth)
+    first = 0 if over_batch else 1
+    probs, labels = logits.float().sigmoid().flatten(first), labels.float().flatten(first)  # ([B,] H * W)
+    dice = (2 * (probs * labels).sum(-1) + smooth) / (probs.sum(-1) + labels.sum(-1) + smooth)
     return 1 - dice.mean()
 
 
 def bce_dice_terms(
-    logits: Tensor, labels: Tensor, bce_weight: float = 0.5, dice_weight: float = 1.0
+    logits: Tensor, labels: Tensor, bce_weight: float = 0.5, dice_weight: float = 1.0, batch_dice: bool = False
 ) -> dict[str, Tensor]:
     """Return weighted cross-entropy and `dice_loss` by name; shapes as there."""
     bce = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-    return {"cross_entropy": bce_weight * bce, "dice": dice_weight * dice_loss(logits, labels)}
+    return {"cross_entropy": bce_weight * bce, "dice": dice_weight * dice_loss(logits, labels, over_batch=batch_dice)}
 
 
 def contour_weights(labels: Tensor) -> Tensor:

@@ -488,7 +488,8 @@ class SrsForImageSegmentation(SrsPreTrainedModel):
         loss = loss_dict = None
         if labels is not None:
             labels = self.match_labels(labels, logits)
-            terms = bce_dice_terms(logits, labels, self.config.bce_weight, self.config.dice_weight)
+            weights = self.config.bce_weight, self.config.dice_weight
+            terms = bce_dice_terms(logits, labels, *weights, batch_dice=self.config.batch_dice)
             loss, loss_dict = add_terms(terms)
         hidden_states = self.keep_hidden_states(output_hidden_states, (*features, *decoded))
         return SrsSegmentationOutput(loss, logits, hidden_states, loss_dict)
