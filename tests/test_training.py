@@ -65,6 +65,7 @@ from unconceal.training.start import (
     build_config,
     build_model,
     build_processor,
+    check_masks,
     check_start,
     claim_folder,
     load_backbone,
@@ -771,7 +772,13 @@ def test_images_that_do_not_fit_into_batches_are_refused_at_the_start(recipe_fil
     check_start(recipe, "reconstruction", False, {"train": mixed["val"]})
     with rejected("the images of split train differ in size: 64x64 and, in .*, 65x64"):
         check_start(recipe, "reconstruction", False, mixed)
-    check_start(load_recipe(recipe_file, [*own_size, "data.transforms.crop_size=64"]), "reconstruction", False, mixed)
+    cropped = load_recipe(recipe_file, [*own_size, "data.transforms.crop_size=64"])
+    check_start(cropped, "reconstruction", False, mixed)
+    small = {split: rows.map(lambda row: {"image": row["image"].resize((20, 64))}) for split, rows in mixed.items()}
+    with rejected("images of split train are too small: .* has 20x64, expected at least 32x32"):
+        check_start(recipe, "reconstruction", False, small)
+    with rejected("images of split val are too small"):
+        check_start(cropped, "reconstruction", False, small)
 
 
 def test_batches_of_one_image(run_recipe, recipe_file):
@@ -779,6 +786,12 @@ def test_batches_of_one_image(run_recipe, recipe_file):
     recipe = run_recipe(*small)
     with rejected("cannot train on 1 image of 32x32 pixels at a time"):
         check_start(recipe, "segmentation", False)
+    # One image is no larger batch, and images that are not resized count as they are.
+    splits = load_splits(str(recipe.data.path), ["train"])
+    tiny = splits["train"].select([0]).map(lambda row: {"image": row["image"].resize((32, 32))})
+    for settings in (small[:1], ["processor={do_resize: false}"]):
+        with rejected("cannot train on 1 image of 32x32 pixels at a time"):
+            check_start(run_recipe(*settings), "segmentation", False, {"train": tiny})
     # 10 images: the last one is left out of the epoch.
     best = train(load_recipe(recipe_file, ["phases.reconstruction.batch_size=9", "phases.segmentation.batch_size=9"]))
     last = best.with_name("last")
@@ -893,6 +906,44 @@ def test_checkpoint_of_another_width_is_rejected_with_shapes(recipe_file, tmp_pa
 
 def resize_mask(row):
     return {"mask": row["mask"].resize((52, 48))}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [("resize", "has an image of .* and a mask of"), ("drop", "has no mask")]
+)
+def test_unusable_rows_of_val_are_named_at_the_start(recipe_file, scenes, tmp_path, change, message):
+    splits = load_splits(str(scenes), ["train", "val"])
+    one = splits["val"].map(resize_mask if change == "resize" else drop_mask)
+    splits["val"] = datasets.concatenate_datasets(
+        [splits["val"].select([0]), one.select([0]).cast(splits["val"].features)]
+    )
+    with rejected(f"split val: .* {message}"):
+        check_masks(splits, load_recipe(recipe_file).data, ["segmentation"])
+
+
+def test_resuming_on_other_data_is_refused(recipe_file, tmp_path):
+    build_synthetic("ultrasound", tmp_path / "data", {"train": 4, "val": 2}, size=48)
+    recipe = load_recipe(recipe_file, [f"data.path={tmp_path / 'data'}"])
+    train_until(2, recipe)
+    record = tmp_path / "run" / "reconstruction" / "last" / "progress.json"
+    before = record.read_bytes()
+    build_synthetic("ultrasound", tmp_path / "data", {"train": 5, "val": 2}, size=48, overwrite=True)
+    with rejected("the data set .* had {'train': 4, 'val': 2} images, got {'train': 5, 'val': 2}; give it the same"):
+        train(recipe, resume=True)
+    assert record.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epoch": "3"}, {"history": None}, {"history": [1]}, {"best": "x"}, {"digests": None}, {"data": [1]}, {"new": 1}],
+    ids=str,
+)
+def test_record_with_wrong_types_is_damaged(change, tmp_path):
+    (tmp_path / "progress.json").write_text(json.dumps({"task": "segmentation"}))
+    assert read_progress(tmp_path).epoch == 0
+    (tmp_path / "progress.json").write_text(json.dumps({"task": "segmentation", **change}))
+    with rejected(f"progress.json is damaged .*{next(iter(change))}.*; remove .* to train from scratch"):
+        read_progress(tmp_path)
 
 
 def drop_mask(row):

@@ -13,7 +13,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError
 
@@ -62,6 +63,11 @@ class Progress:
     batch_terms: list[dict[str, float]] = field(default_factory=list)  # sums of the terms of these losses, likewise
     batch_seconds: tuple[float, float] = (0.0, 0.0)  # time that they took, and time that they waited for data
 
+    def __post_init__(self):
+        for name, kind in get_type_hints(Progress).items():
+            if not _fits(value := getattr(self, name), kind):
+                raise TypeError(f"{name}: got {repr(value)[:100]}, expected {Progress.__annotations__[name]}")
+
 
 @dataclass
 class Conversion:
@@ -73,6 +79,22 @@ class Conversion:
     command: str | None = None
     git_commit: str | None = None
     date: str | None = None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value from JSON has a type."""
+    inner = get_args(kind)
+    if kind is Any:
+        return True
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, one) for one in inner)
+    if get_origin(kind) is tuple:
+        return isinstance(value, (list, tuple)) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(one, inner[1]) for one in value.values())
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
 
 
 def save_checkpoint(

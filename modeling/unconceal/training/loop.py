@@ -53,6 +53,7 @@ from .start import (
     check_compiler,
     check_folder,
     check_masks,
+    check_same_data,
     check_start,
     choose_precision,
     claim_folder,
@@ -298,6 +299,7 @@ def run_phase(
             f"the run in {folder} was started with {progress.num_processes} processes, "
             f"got {accelerator.num_processes}; resume it with the same number"
         )
+    check_same_data(progress.data, data, recipe.output_dir)
     if len(set(gather_object([(progress.epoch, progress.batches)]))) > 1:
         raise UserError(f"the processes see different checkpoints in {last}; use an output_dir that all of them share")
     if progress.epoch >= phase.epochs:

@@ -1,6 +1,7 @@
 """Check and build the parts of a training run."""
 
 import logging
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from io import BytesIO
@@ -33,7 +34,7 @@ from ..utils.images import size_text
 from ..utils.loading_errors import loading_explained
 from .checkpoints import RECIPE_FILE, read_record
 from .earlier_run import bring_back, check_apart, check_own, holds_run, parts_of_run, set_aside
-from .recipe import DataRecipe, PhaseRecipe, Recipe, drop_old_switches, dump_recipe, flatten, parse_recipe
+from .recipe import DataRecipe, Recipe, drop_old_switches, dump_recipe, flatten, parse_recipe
 
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def check_masks(splits: dict[str, Dataset], recipe: DataRecipe, tasks: list[str]
             f"split {recipe.train_split} of {', '.join(recipe.paths)}: {problem}, so there is nothing to learn; "
             "check its masks"
         )
+    check_pairs(recipe.eval_split, splits[recipe.eval_split])
     if problem := only_value(splits[recipe.eval_split]):
         logger.warning("split %s: %s, so its scores say little", recipe.eval_split, problem)
 
@@ -179,6 +181,26 @@ def check_compiler(device: torch.device):
         ) from error
 
 
+def check_same_data(before: list[dict[str, Any]], data: list[dict[str, Any]], output_dir: str):
+    """Check that a resumed phase finds as many images as it began with.
+
+    Args:
+        before: The data sets on record, as `describe_set` describes them. None are left in a new phase.
+        data: The data sets that were found now.
+        output_dir: Folder of the run.
+
+    Raises:
+        UserError: If a data set has changed.
+    """
+    counts = {one["path"]: one.get("images") for one in before}
+    for one in data:
+        if counts.get(one["path"], one["images"]) != one["images"]:
+            raise UserError(
+                f"cannot resume the run in {output_dir}: the data set {one['path']} had {counts[one['path']]} images, "
+                f"got {one['images']}; give it the same images, or start from scratch with output_dir=ANOTHER"
+            )
+
+
 def claim_folder(output_dir: Path, recipe: Recipe, resume: bool):
     """Write the recipe of a new run; an earlier run stands aside."""
     file = output_dir / RECIPE_FILE
@@ -208,9 +230,20 @@ def check_start(recipe: Recipe, task: str, resume: bool, splits: dict[str, Datas
         model.check_pixel_values(pixel_values)
     with loading_explained("recipe: model", CHECK_RECIPE):
         model(pixel_values.to("meta"))
-    check_batch(model.train(), phase, recipe.data.transforms.crop_size, pixel_values)
-    if splits and not processor.do_resize and phase.batch_size > 1 and not recipe.data.transforms.crop_size:
-        check_sizes(recipe.data.train_split, first_rows(splits[recipe.data.train_split]))
+    train, crop_size = recipe.data.train_split, recipe.data.transforms.crop_size
+    height, width = (crop_size, crop_size) if crop_size else pixel_values.shape[-2:]
+    batch_size = phase.batch_size
+    if splits and not processor.do_resize:
+        for split, rows in splits.items():
+            if split == train and crop_size:
+                continue
+            are_equal = split == train and phase.batch_size > 1
+            smallest = check_sizes(split, first_rows(rows), model.min_image_size, are_equal)
+            if split == train:
+                width, height = smallest or (width, height)
+    if splits and not isinstance(splits[train], Stream):
+        batch_size = min(batch_size, len(splits[train]))
+    check_batch(model.train(), batch_size, pixel_values.new_empty(1, pixel_values.shape[1], height, width))
     plain = model.denormalize(pixel_values)
     if plain is not None:
         seen = plain.mean(dim=(0, 2, 3)) * 255
@@ -223,45 +256,84 @@ def check_start(recipe: Recipe, task: str, resume: bool, splits: dict[str, Datas
         load_start(recipe, task, phase.init_from)
 
 
-def check_batch(model: PreTrainedModel, phase: PhaseRecipe, crop_size: int | None, pixel_values: torch.Tensor):
-    """Check that batch normalization has enough values.
+def check_batch(model: PreTrainedModel, batch_size: int, pixel_values: torch.Tensor):
+    """Check that batch normalization has enough values, for images like (1, C, H, W).
 
     Raises:
         UserError: If a batch has one value a channel.
     """
-    height, width = (crop_size, crop_size) if crop_size else pixel_values.shape[-2:]
+    height, width = pixel_values.shape[-2:]
     try:
-        model(torch.empty(phase.batch_size, pixel_values.shape[1], height, width, device="meta"))
+        model(pixel_values.expand(batch_size, -1, -1, -1).to("meta"))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            f"the network cannot train on {phase.batch_size} image of {height}x{width} pixels at a time: batch "
-            "normalization would have one value a channel; raise batch_size or the size of the images"
+            f"the network cannot train on {batch_size} image of {width}x{height} pixels at a time: batch "
+            "normalization would have one value a channel; raise batch_size, or the number or size of the images"
         ) from error
 
 
-def check_sizes(split: str, dataset: Dataset):
-    """Check that images which are not resized fit into batches.
+def check_sizes(split: str, dataset: Dataset, at_least: int, are_equal: bool) -> tuple[int, int] | None:
+    """Check images that are not resized; return the smallest width and height.
+
+    Args:
+        split: Name of the split.
+        dataset: Its rows.
+        at_least: Smallest side that the network takes.
+        are_equal: Whether the images go into batches, so that all need one size.
 
     Raises:
-        UserError: If two differ in size.
+        UserError: If an image is too small, or if two differ in size.
     """
-    first, files = None, dataset.select_columns(["image"]).cast_column("image", EncodedImage(decode=False))
-    for row, file in enumerate(files["image"]):
-        if file is None:
-            continue  # reading the row reports it
-        source = BytesIO(file["bytes"]) if file["bytes"] else file["path"]
-        with suppress(OSError, Image.DecompressionBombError), Image.open(source) as image:
-            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-            size = image.size[::-1] if is_turned else image.size
-            first = first or size
-            if size != first:
-                raise UserError(
-                    f"processor.do_resize is false, but the images of split {split} differ in size: "
-                    f"{size_text(first)} and, in {row_name(dataset, row)}, {size_text(size)}; set "
-                    "data.transforms.crop_size, processor.do_resize=true, or a batch_size of 1"
-                )
+    sizes = {row: size for row, size in enumerate(read_sizes(dataset, "image")) if size}
+    first = next(iter(sizes.values()), None)
+    for row, size in sizes.items():
+        where = f"processor.do_resize is false, but the images of split {split}"
+        if min(size) < at_least:
+            raise UserError(
+                f"{where} are too small: {row_name(dataset, row)} has {size_text(size)}, expected at least "
+                f"{at_least}x{at_least}; leave it out, or set processor.do_resize=true"
+            )
+        if are_equal and size != first:
+            raise UserError(
+                f"{where} differ in size: {size_text(first)} and, in {row_name(dataset, row)}, {size_text(size)}; set "
+                "data.transforms.crop_size, processor.do_resize=true, or a batch_size of 1"
+            )
+    return min(sizes.values(), key=lambda size: size[0] * size[1], default=None)
+
+
+def check_pairs(split: str, dataset: Dataset):
+    """Check by their headers that images and masks are there and of one size.
+
+    Raises:
+        UserError: If a row lacks one, or if they differ in size.
+    """
+    for column in ("image", "mask"):
+        files = dataset.select_columns([column]).cast_column(column, EncodedImage(decode=False))[column]
+        missing = [row for row, file in enumerate(files) if file is None]
+        if missing:
+            raise UserError(
+                f"split {split}: {row_name(dataset, missing[0])} has no {column}, expected one; leave the row out"
+            )
+    for row, (image, mask) in enumerate(zip(read_sizes(dataset, "image"), read_sizes(dataset, "mask"), strict=True)):
+        if image and mask and image != mask:
+            raise UserError(
+                f"split {split}: {row_name(dataset, row)} has an image of {size_text(image)} and a mask of "
+                f"{size_text(mask)}, expected one size; resize the mask, or leave the row out"
+            )
+
+
+def read_sizes(dataset: Dataset, column: str) -> Iterator[tuple[int, int] | None]:
+    """Yield width and height of each image as displayed; None without a readable header."""
+    for file in dataset.select_columns([column]).cast_column(column, EncodedImage(decode=False))[column]:
+        size = None
+        if file is not None:
+            source = BytesIO(file["bytes"]) if file["bytes"] else file["path"]
+            with suppress(OSError, Image.DecompressionBombError), Image.open(source) as image:
+                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                size = image.size[::-1] if is_turned else image.size
+        yield size
 
 
 def find_start(init_from: str | Path) -> str | Path:
