@@ -141,6 +141,14 @@ def edit_config(**changes):
     return damage
 
 
+def edit_processor(**changes):
+    def damage(folder):
+        path = folder / "preprocessor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return damage
+
+
 def write(name, text):
     return lambda folder: (folder / name).write_text(text)
 
@@ -167,6 +175,9 @@ def remove(name):
         (remove("preprocessor_config.json"), "preprocessor_config.json"),
         (write("preprocessor_config.json", "[]"), "preprocessor_config.json"),
         (write("preprocessor_config.json", '{"image_processor_type": "ViTImageProcessor"}'), "expected Unconceal"),
+        (edit_processor(size=10), "no usable preprocessor_config.json: .*got 10x10 pixels"),
+        (edit_processor(image_mean=None), "no usable preprocessor_config.json"),
+        (edit_processor(rescale_factor="x"), "no usable preprocessor_config.json: got rescale_factor='x'"),
         (lambda folder: BertConfig().save_pretrained(folder), "BertConfig"),
         (lambda folder: SrsForReconstruction(SrsConfig(**SMALLEST_SRS)).save_pretrained(folder), "was saved as Srs"),
     ],

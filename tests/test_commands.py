@@ -120,6 +120,22 @@ def test_scripts_do_not_hide_the_library_evaluate():
     assert done.stdout.startswith("<function load"), done.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "recipe.yaml", "output_dir=NAME"],
+        ["prepare", "folder", "--source", "NAME", "--out", "data"],
+        ["evaluate", "--model", "polyp", "--data", "data", "--out", "NAME"],
+        ["segment", "a.png", "--model", "NAME", "--out", "out"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_names_that_are_no_utf8_are_refused(command):
+    name = os.fsdecode(b"a\xff")
+    with rejected(r"got (output_dir=)?a\\udcff, a name that is no UTF-8; rename"):
+        main([word.replace("NAME", name) for word in command])
+
+
 def test_names_after_two_dashes_may_begin_with_a_dash(tmp_path, monkeypatch):
     (tmp_path / "-a.jpg").touch()
     monkeypatch.chdir(tmp_path)

@@ -934,6 +934,8 @@ def test_wrong_lists_and_shares_are_errors(tmp_path, run, out):
     assert_one_error(run("folder", "--out", out), out, "--images")
     assert_one_error(run("folder", "--list", root / "list.txt", "--out", out), out, "3 entries")
     assert_one_error(run("folder", "--list", root / "none.txt", "--out", out), out, "none.txt")
+    (root / "list.txt").write_text(f"{'a' * 300}.png masks/a.png\n")
+    assert_one_error(run("folder", "--list", root / "list.txt", "--out", out), out, "cannot open", "name too long")
     (root / "list.txt").write_text("images/a.png masks/absent.png\n")
     assert_one_error(run("folder", "--list", root / "list.txt", "--out", out), out, "1 of 1 pairs")
     source = ["folder", "--source", root, "--out", out, "--fractions"]

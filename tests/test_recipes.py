@@ -203,6 +203,28 @@ def test_fields_of_an_encoder_are_checked():
         load_recipe(ROOT / "configs/run/smoke.yaml", ["model.backbone_config.depth=[1,1,1,1]"])
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model=[]", r"model: got \[\], expected keys with values"),
+        ("phases=[]", r"phases: got \[\], expected keys with values"),
+        ("phases.segmentation=3", "phases.segmentation: got 3, expected keys with values"),
+        ("processor.size=[32,32,3]", "processor: got a list in place of keys"),
+        ("model.hidden_sizes={a: 1}", "model: got a list in place of keys with values, or the reverse"),
+    ],
+)
+def test_lists_in_place_of_keys_are_refused(override, expected):
+    with rejected(f"recipe .*smoke.yaml: {expected}"):
+        load_recipe(SMOKE, ["processor.size={height: 32, width: 32}", override])
+
+
+@pytest.mark.parametrize("text", ["42", "- a", "network"])
+def test_a_recipe_is_keys_with_values(text, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with rejected(f"recipe.yaml: the file: got {text}, expected keys with values"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
 def test_switches_of_older_recipes_are_dropped():
     smoke = ROOT / "configs/run/smoke.yaml"
     switches = [f"model.{name}=true" for name in REMOVED_SWITCHES]

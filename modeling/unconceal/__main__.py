@@ -5,12 +5,13 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .commands import COMMANDS
 from .models.memory import keep_freed_memory
-from .utils.errors import run_main
+from .utils.errors import UserError, run_main
 from .utils.files import with_home
 
 
@@ -44,6 +45,22 @@ def make_parsers(command: str | None = None) -> tuple[argparse.ArgumentParser, a
     return parser, parsers.get(command)
 
 
+def check_names(command: str | None, args: argparse.Namespace):
+    """Refuse names that are no UTF-8; records and cards could not hold them.
+
+    `segment` reads such images. Their names are in no record.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for name, value in vars(args).items():
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            text = str(one) if isinstance(one, (str, Path)) else ""
+            if text != text.encode(errors="replace").decode() and (command, name) != ("segment", "paths"):
+                shown = text.encode(errors="backslashreplace").decode()
+                raise UserError(f"got {shown}, a name that is no UTF-8; rename the file or folder")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -54,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = command_parser.parse_args(argv[1:])  # intermixed parsing supports neither `--` nor subcommands
     else:
         args = command_parser.parse_intermixed_args(argv[1:])  # options may stand between positional arguments
+    check_names(argv[0] if argv else None, args)
     args.argv = argv  # reports keep the command that made them
     keep_freed_memory()
     logging.basicConfig(format="%(message)s")
@@ -62,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry(command: str | None = None):
     """Run the command line and exit; scripts name their command."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # to print any file name
     run_main(lambda: main([command, *sys.argv[1:]] if command else None))
 
 

@@ -294,11 +294,12 @@ def load(
         )
     with loading_explained(f"{name} has no usable preprocessor_config.json"):
         processor = AutoImageProcessor.from_pretrained(name, **options)
-    if not hasattr(processor, "post_process_masks"):
-        raise UserError(
-            f"{name} has the processor {type(processor).__name__}, expected UnconcealImageProcessor; "
-            "give a checkpoint of this project"
-        )
+        if not hasattr(processor, "post_process_masks"):
+            raise UserError(
+                f"{name} has the processor {type(processor).__name__}, expected UnconcealImageProcessor; "
+                "give a checkpoint of this project"
+            )
+        model.check_pixel_values(processor(Image.new("RGB", (64, 64))).pixel_values)
     segmenter = Segmenter(model.to(device).eval(), processor, dtype)
     if compile:
         from .utils.compiling import compile_forward  # slow to import

@@ -1,5 +1,6 @@
 """Write a data set as Parquet shards with a card."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby, permutations
@@ -189,4 +190,6 @@ def new_data_set(out: str | Path, overwrite: bool, sources: Sequence[str] = ()) 
             yield folder
         except OSError as error:
             reason = error.strerror or error
+            if error.filename and not Path(os.fsdecode(error.filename)).absolute().is_relative_to(folder):
+                raise UserError(f"cannot open {os.fsdecode(error.filename)}: {reason}") from error
             raise UserError(f"cannot write {out}: {reason}; free space or choose another --out") from error

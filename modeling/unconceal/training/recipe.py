@@ -213,9 +213,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         for file, written, typed in _with_bases(path):
             where = file
-            merged, texts = OmegaConf.merge(merged, written), texts | typed
+            merged, texts = _merge(merged, written), texts | typed
         for written, typed in map(_parse_override, overrides):
-            merged, texts = OmegaConf.merge(merged, written), texts | typed
+            merged, texts = _merge(merged, written), texts | typed
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise UserError(f"recipe {path} lacks {', '.join(missing)}; set it there or as {missing[0]}=VALUE")
@@ -228,6 +228,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     _check(recipe, path)
     _expand_home(recipe)
     return recipe
+
+
+def _merge(recipe: DictConfig, written: DictConfig) -> DictConfig:
+    try:
+        return OmegaConf.merge(recipe, written)
+    except TypeError as error:  # of `model` and `processor`, which have no types
+        keys = ", ".join(OmegaConf.to_container(written))
+        raise ValueError(f"{keys}: got a list in place of keys with values, or the reverse") from error
 
 
 def _expand_home(recipe: Recipe):
@@ -294,7 +302,12 @@ def _take_texts(node: yaml.Node, texts: Texts, kind: Any = Recipe, key: tuple[st
             values = [None if one.tag == NULL else one.value for one in values]
             texts[key] = values if is_list else values[0]
             return node if texts[key] is None else yaml.ScalarNode(TEXT, "", style="'")
-    elif isinstance(node, yaml.MappingNode) and (is_dataclass(kind) or get_origin(kind) is dict):
+    elif is_dataclass(kind) or get_origin(kind) is dict:
+        if not isinstance(node, yaml.MappingNode):
+            if node.tag == NULL:
+                return node
+            got = yaml.serialize(node, Dumper=yaml.SafeDumper).splitlines()[0][:100]
+            raise ValueError(f"{'.'.join(key) or 'the file'}: got {got}, expected keys with values")
         pairs = []
         for name, value in node.value:
             part = str(name.value)
