@@ -46,9 +46,9 @@ def make_parsers(command: str | None = None) -> tuple[argparse.ArgumentParser, a
 
 
 def check_names(command: str | None, args: argparse.Namespace):
-    """Refuse names that are no UTF-8; records and cards could not hold them.
+    """Refuse names that are no UTF-8.
 
-    `segment` reads such images. Their names are in no record.
+    Records and cards could not hold them. `segment` reads images with such names, which are in no record.
 
     Raises:
         UserError: If there is one.

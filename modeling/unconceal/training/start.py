@@ -182,7 +182,7 @@ def check_compiler(device: torch.device):
 
 
 def check_same_data(before: list[dict[str, Any]], data: list[dict[str, Any]], output_dir: str):
-    """Check that a resumed phase finds as many images as it began with.
+    """Check that a resumed phase finds its data unchanged.
 
     Args:
         before: The data sets on record, as `describe_set` describes them. None are left in a new phase.
@@ -257,7 +257,9 @@ def check_start(recipe: Recipe, task: str, resume: bool, splits: dict[str, Datas
 
 
 def check_batch(model: PreTrainedModel, batch_size: int, pixel_values: torch.Tensor):
-    """Check that batch normalization has enough values, for images like (1, C, H, W).
+    """Check that batch normalization has enough values.
+
+    `pixel_values` (1, C, H, W) has the size of an image.
 
     Raises:
         UserError: If a batch has one value a channel.
@@ -304,7 +306,9 @@ def check_sizes(split: str, dataset: Dataset, at_least: int, are_equal: bool) ->
 
 
 def check_pairs(split: str, dataset: Dataset):
-    """Check by their headers that images and masks are there and of one size.
+    """Check that images and masks are there, and of one size.
+
+    Only their headers are read.
 
     Raises:
         UserError: If a row lacks one, or if they differ in size.
@@ -325,7 +329,7 @@ def check_pairs(split: str, dataset: Dataset):
 
 
 def read_sizes(dataset: Dataset, column: str) -> Iterator[tuple[int, int] | None]:
-    """Yield width and height of each image as displayed; None without a readable header."""
+    """Yield displayed widths and heights; None for an unreadable header."""
     for file in dataset.select_columns([column]).cast_column(column, EncodedImage(decode=False))[column]:
         size = None
         if file is not None:
