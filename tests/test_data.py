@@ -20,6 +20,7 @@ from PIL import Image
 from unconceal.__main__ import main
 from unconceal.data import write as data_write
 from unconceal.data.builders import build, build_synthetic
+from unconceal.data.cards import describe_set
 from unconceal.data.finders import FINDERS
 from unconceal.data.loading import UnreadableSample, load_splits, only_value, with_names
 from unconceal.data.masks import UnusablePair, is_object, read_mask
@@ -1151,6 +1152,10 @@ def test_images_and_masks_are_prepared_when_they_are_opened(tmp_path, monkeypatc
     splits = load_splits(str(root), ["train", "val"])
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 8, "val": 2}
     assert "raw holds images and masks: a fifth, chosen at random, is val" in caplog.text
+    facts = describe_set(str(root), splits)
+    assert (facts["path"], facts["images"], facts["license"]) == (str(root), {"train": 8, "val": 2}, "unknown")
+    assert facts["sections"]["Terms"] == SOURCES["folder"].terms
+    assert facts["sections"]["Splits"] == "random with seed 0, shares train 0.8, val 0.2, equal in each class."
     # Opened again, it is the same data set, until a file changes.
     made = list((tmp_path / "cache" / "unconceal").iterdir())
     assert load_splits(str(root), ["val"])["val"]["id"][:] == splits["val"]["id"][:]

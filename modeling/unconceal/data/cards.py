@@ -39,14 +39,21 @@ def section(card: DatasetCard, title: str) -> str | None:
 def describe_set(path: str, splits: Mapping[str, Sized]) -> dict[str, Any]:
     """Return what a training records about a data set.
 
+    Of a folder of images and masks, it is what was prepared from it.
+
     Args:
         path: Folder or Hub id, as in the recipe.
         splits: The splits that are read.
     """
+    from .loading import is_raw, prepared_folder  # which need this module
+
     facts = {"path": path, "from_hub": not Path(path).exists()}
     facts["images"] = {split: len(rows) for split, rows in splits.items()}
-    card = None if facts["from_hub"] else read_data_card(path)
+    folder = prepared_folder(Path(path)) if is_raw(Path(path)) else path
+    card = None if facts["from_hub"] else read_data_card(folder)
     if card is not None:
         facts |= {"title": card.data.pretty_name, "license": card.data.license}
         facts["sections"] = {title: text for title in ("Source", "Terms") if (text := section(card, title))}
+        if split_rule := re.search(r"^- Splits: (.+)$", section(card, "How it was built") or "", re.MULTILINE):
+            facts["sections"]["Splits"] = split_rule[1]
     return facts

@@ -19,10 +19,9 @@ from .. import __version__
 from ..models.reading import to_mask, to_rgb
 from ..utils.errors import UserError, explained, one_line
 from ..utils.files import data_set_path, is_folder, is_hub_id
-from ..utils.images import size_text
+from ..utils.images import IMAGE_SUFFIXES, size_text
 from .finders import find_folder
 from .masks import is_object, one_value
-from .names import list_images
 from .write import FEATURES
 
 
@@ -127,10 +126,7 @@ def prepare_raw(folder: Path) -> str:
             f"{folder} holds {', '.join(lists)}, which a random split would ignore; run unconceal prepare with the "
             "name of the data set and give the result, or move the lists away"
         )
-    files = [path for part in ("images", "masks") for found in list_images(folder / part).values() for path in found]
-    facts = [f"{path} {(state := path.stat()).st_size} {state.st_mtime_ns}" for path in sorted(files)]
-    name = hashlib.sha256("\n".join([__version__, str(folder.resolve()), *facts]).encode(errors="replace")).hexdigest()
-    out = Path(datasets.config.HF_DATASETS_CACHE) / "unconceal" / name[:16]
+    out = prepared_folder(folder)
     if not out.exists():
         try:
             build("folder", folder, out, fractions={"train": 0.8, "val": 0.2})
@@ -143,6 +139,15 @@ def prepare_raw(folder: Path) -> str:
         out,
     )
     return str(out)
+
+
+def prepared_folder(folder: Path) -> Path:
+    """Return where `prepare_raw` puts a data set; changed files change it."""
+    found = (path for part in ("images", "masks") for path in (folder / part).iterdir())
+    files = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    facts = [f"{path} {(state := path.stat()).st_size} {state.st_mtime_ns}" for path in files]
+    name = hashlib.sha256("\n".join([__version__, str(folder.resolve()), *facts]).encode(errors="replace")).hexdigest()
+    return Path(datasets.config.HF_DATASETS_CACHE) / "unconceal" / name[:16]
 
 
 def load_folders(
