@@ -1,6 +1,7 @@
 """The command line as a whole: help without heavy imports, exit codes, scripts and `python -m unconceal`."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from common import rejected
 from safetensors import SafetensorError
 
 from unconceal import __version__
-from unconceal.__main__ import main
+from unconceal.__main__ import entry, main
 from unconceal.commands import COMMANDS
 from unconceal.utils.devices import choose_device
 from unconceal.utils.errors import UserError, explained, run_main
@@ -120,22 +121,6 @@ def test_scripts_do_not_hide_the_library_evaluate():
     assert done.stdout.startswith("<function load"), done.stderr
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["train", "recipe.yaml", "output_dir=NAME"],
-        ["prepare", "folder", "--source", "NAME", "--out", "data"],
-        ["evaluate", "--model", "polyp", "--data", "data", "--out", "NAME"],
-        ["segment", "a.png", "--model", "NAME", "--out", "out"],
-    ],
-    ids=lambda command: command[0],
-)
-def test_names_that_are_no_utf8_are_refused(command):
-    name = os.fsdecode(b"a\xff")
-    with rejected(r"got (output_dir=)?a\\udcff, a name that is no UTF-8; rename"):
-        main([word.replace("NAME", name) for word in command])
-
-
 def test_names_after_two_dashes_may_begin_with_a_dash(tmp_path, monkeypatch):
     (tmp_path / "-a.jpg").touch()
     monkeypatch.chdir(tmp_path)
@@ -186,6 +171,48 @@ def test_home_folder_of_paths_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setattr("unconceal.commands.evaluate.run", seen.append)
     main(["evaluate", "--predictions", "~/p", "--truth-suffix=~", "--name", "~/x"])
     assert (seen[3].predictions, seen[3].truth_suffix, seen[3].name) == (f"{tmp_path}/p", "~", "~/x")
+
+
+ODD = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "got"),
+    [
+        (["train", ODD], "got caf?,"),
+        (["train", "recipe.yaml", f"output_dir={ODD}"], "got output_dir=caf?,"),
+        (["train", "recipe.yaml", "--", f"data.path={ODD}"], "got data.path=caf?,"),
+        (["prepare", "folder", "--source", ODD, "--out", "data"], "got --source caf?,"),
+        (["prepare", "folder", "--source", "raw", f"--out={ODD}"], "got --out caf?,"),
+        (["evaluate", "--predictions", "masks", "--out", ODD], "got --out caf?,"),
+        (["evaluate", "table", "a", ODD], "got caf?,"),
+        (["segment", "a.png", "--out", "masks", "--model", ODD], "got --model caf?,"),
+        (["segment", "a.png", "--model", "polyp", "--out", ODD], "got --out caf?,"),
+    ],
+)
+def test_names_that_are_no_text_are_refused(arguments, got):
+    with rejected(re.escape(f"{got} expected a name in UTF-8; choose another folder, or rename it")):
+        main(arguments)
+
+
+def test_images_may_have_names_that_are_no_text(monkeypatch):
+    seen = []
+    monkeypatch.setattr("unconceal.commands.segment.run", seen.append)
+    main(["segment", ODD, "a.png", "--background", ODD, "--model", "polyp", "--out", "masks"])
+    assert (seen[0].paths, seen[0].background) == ([ODD, "a.png"], ODD)
+    monkeypatch.setattr("unconceal.commands.explain.run", seen.append)
+    main(["explain", ODD, "--model", "polyp", "--out", "sheet.png"])
+    assert seen[1].image == Path(ODD)
+
+
+def test_names_that_are_no_text_are_printed(monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(sys, "argv", ["unconceal"])
+    monkeypatch.setattr("unconceal.commands.models.run", lambda args: stdout.writelines([ODD]))
+    with pytest.raises(SystemExit) as caught:
+        entry("models")
+    assert (caught.value.code, stdout.buffer.getvalue()) == (0, b"caf\\udce9")
 
 
 LESS = "lower the batch size, or the size of the images or the network"

@@ -2,30 +2,40 @@
 
 import argparse
 import importlib
+import io
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .commands import COMMANDS
 from .models.memory import keep_freed_memory
 from .utils.errors import UserError, run_main
-from .utils.files import with_home
+from .utils.files import printable, with_home
 
 
 # Arguments that are no paths. Recipes expand the paths among their settings.
 TEXTS = {"device", "dtype", "license", "mask_suffix", "message", "name", "overrides", "repo_id", "revision", "split"}
 TEXTS |= {"tag", "train_split", "truth_suffix"}
+# Arguments that may hold undecodable bytes: images to read, and a name that is shown with question marks.
+ANY_BYTES = {"background", "image", "name", "paths"}
 
 
 class Parser(argparse.ArgumentParser):
-    """Parser that expands the ~ of paths; shells leave --out=~/x alone."""
+    """Parser that expands the ~ of paths; shells leave --out=~/x alone.
+
+    Records and libraries hold UTF-8 text only, so other arguments are refused.
+    """
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        is_path = action.dest not in TEXTS and action.nargs != argparse.PARSER
-        return super()._get_value(action, with_home(arg_string) if is_path else arg_string)
+        if action.nargs == argparse.PARSER:  # the parser of the subcommand sees them again
+            return super()._get_value(action, arg_string)
+        value = arg_string if action.dest in TEXTS else with_home(arg_string)
+        if action.dest not in ANY_BYTES and value != printable(value):
+            got = " ".join([*action.option_strings[-1:], printable(value)])
+            raise UserError(f"got {got}, expected a name in UTF-8; choose another folder, or rename it")
+        return super()._get_value(action, value)
 
 
 def make_parsers(command: str | None = None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
@@ -45,22 +55,6 @@ def make_parsers(command: str | None = None) -> tuple[argparse.ArgumentParser, a
     return parser, parsers.get(command)
 
 
-def check_names(command: str | None, args: argparse.Namespace):
-    """Refuse names that are no UTF-8.
-
-    Records and cards could not hold them. `segment` reads images with such names, which are in no record.
-
-    Raises:
-        UserError: If there is one.
-    """
-    for name, value in vars(args).items():
-        for one in value if isinstance(value, (list, tuple)) else [value]:
-            text = str(one) if isinstance(one, (str, Path)) else ""
-            if text != text.encode(errors="replace").decode() and (command, name) != ("segment", "paths"):
-                shown = text.encode(errors="backslashreplace").decode()
-                raise UserError(f"got {shown}, a name that is no UTF-8; rename the file or folder")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -71,7 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = command_parser.parse_args(argv[1:])  # intermixed parsing supports neither `--` nor subcommands
     else:
         args = command_parser.parse_intermixed_args(argv[1:])  # options may stand between positional arguments
-    check_names(argv[0] if argv else None, args)
     args.argv = argv  # reports keep the command that made them
     keep_freed_memory()
     logging.basicConfig(format="%(message)s")
@@ -79,9 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry(command: str | None = None):
-    """Run the command line and exit; scripts name their command."""
+    """Run the command line and exit; scripts name their command.
+
+    Names of undecodable bytes are printed with backslashes.
+    """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # to print any file name
+        if isinstance(stream, io.TextIOWrapper):  # it can be closed, or replaced
+            stream.reconfigure(errors="backslashreplace")
     run_main(lambda: main([command, *sys.argv[1:]] if command else None))
 
 
