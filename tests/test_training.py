@@ -994,6 +994,21 @@ def test_a_few_unreadable_images_are_named_and_replaced(recipe_file, scenes, tmp
         train(load_recipe(recipe_file, [*settings, *few]))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_masks_that_show_no_object_are_named_once(recipe_file, scenes, tmp_path, caplog, streaming):
+    def fade(row):
+        dark = row["id"] in ("train-000000", "train-000004")
+        width, height = row["mask"].size
+        return {"mask": Image.fromarray(np.arange(height, dtype=np.uint8)[:, None].repeat(width, 1))} if dark else {}
+
+    for split, rows in datasets.load_dataset(str(scenes)).items():
+        rows.map(fade).to_parquet(tmp_path / "faint" / "data" / f"{split}-00000-of-00001.parquet")
+    train(load_recipe(recipe_file, [f"data.path={tmp_path / 'faint'}", f"data.streaming={streaming}".lower()]))
+    lines = [line for line in caplog.messages if "show no object" in line]
+    assert len(lines) == 1 and lines[0].startswith("2 training masks hold gray levels but none above half")
+    assert "train-000000" in lines[0] and "train-000004" in lines[0]
+
+
 @pytest.mark.parametrize("error", [ValueError, OSError])
 def test_defects_of_the_transforms_are_not_blamed_on_the_data(recipe_file, monkeypatch, error):
     def defect(*arguments):

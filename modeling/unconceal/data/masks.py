@@ -6,7 +6,8 @@ outside the object of the file.
 """
 
 import io
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,10 @@ from ..models.reading import Foreground, UnclearMask, distinct, gray_mask, mask_
 from ..utils.errors import UserError
 from ..utils.images import MAX_PIXELS
 from .image_files import read_upright
+from .names import first_names
+
+
+logger = logging.getLogger(__name__)
 
 
 class UnusablePair(UserError):
@@ -36,6 +41,27 @@ class TrueMask(NamedTuple):
 def is_object(gray: Image.Image | np.ndarray) -> np.ndarray:
     """Return where the gray values of `to_mask` are above half."""
     return np.asarray(gray) > 127
+
+
+def is_faint(mask: Image.Image) -> bool:
+    """Return whether a gray mask is not black, but shows no object."""
+    brightest = mask.getextrema()[1]
+    return bool(brightest > 0 and not is_object(brightest))
+
+
+def report_faint(names: Sequence[str], what: str):
+    """Name masks that are not black, but show no object.
+
+    Args:
+        names: Their ids.
+        what: Which masks they are, such as "ground truth masks".
+    """
+    if names:
+        logger.warning(
+            "%d %s hold gray levels but none above half, so they show no object; if they are ids of classes, prepare "
+            "them with --foreground (%s)",
+            *(len(names), what, first_names(names)),
+        )
 
 
 def read_mask(

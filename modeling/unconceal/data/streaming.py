@@ -213,7 +213,10 @@ class StreamedTrainingSet(TrainingSet):
         super().__init__(stream.head, processor, recipe, seed)
         self.stream, self.buffer_size = stream, buffer_size
         self.sampler: StreamBatches | None = None
-        self.unreadable = torch.zeros(2 * len(stream), dtype=torch.bool).share_memory_()  # by position
+        # By position.
+        self.unreadable, self.faint = (
+            torch.zeros(2 * len(stream), dtype=torch.bool).share_memory_() for _ in range(2)
+        )
         self.limit = int(max_unreadable * len(stream))
 
     def __len__(self) -> int:
@@ -228,15 +231,16 @@ class StreamedTrainingSet(TrainingSet):
         """Select the random numbers of an epoch; call it before iterating."""
         super().set_epoch(epoch)
         self.unreadable.fill_(False)
+        self.faint.fill_(False)
 
     def batch_names(self, batches: Any, number: int) -> list[str]:
         """Return the ids of a batch that was read, counted from 0."""
         size = self.sampler.batch_size
         return self.sampler.names[number * size : (number + 1) * size]
 
-    def unreadable_names(self) -> list[str]:
-        """Return the ids of this epoch's rows that were unreadable."""
-        positions = self.unreadable.nonzero().flatten().tolist()
+    def _names(self, marked: torch.Tensor) -> list[str]:
+        """Return the ids of this epoch's rows that are marked."""
+        positions = marked.nonzero().flatten().tolist()
         return [self.sampler.names[position // self.sampler.num_processes] for position in positions]
 
     def __getitems__(self, items: Sequence[Item]) -> list[dict[str, torch.Tensor]]:
@@ -249,6 +253,7 @@ class StreamedTrainingSet(TrainingSet):
         for item in items:
             try:
                 pairs.append(self.decode(item))
+                self.mark_faint(item[0], pairs[-1][1])
             except UnreadableSample as error:
                 self.count_unreadable(item[0], error)
                 pairs.append(None)

@@ -17,6 +17,7 @@ from datasets import Dataset
 from PIL import Image, ImageEnhance, ImageFilter, ImageStat
 
 from .loading import UnreadableSample, check_pair, read_pair, row_name
+from .masks import is_faint
 from .mixing import Mixture
 from .targets import find_target, paste_target
 
@@ -217,7 +218,8 @@ class TrainingSet(torch.utils.data.Dataset):
     """One split with `image` and `mask`, changed at random for training.
 
     A mixture chooses the rows of an epoch; without one an epoch has each row once. Up to a share of `max_unreadable`
-    rows may be unreadable. The next readable row takes their place, and `unreadable` marks them.
+    rows may be unreadable. The next readable row takes their place, and `unreadable` marks them. `faint` marks rows
+    whose mask has gray levels, but shows no object.
     """
 
     def __init__(
@@ -233,6 +235,7 @@ class TrainingSet(torch.utils.data.Dataset):
         self.processor, self.recipe, self.seed, self.mixture = processor, recipe, seed, mixture
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # loader processes outlive an epoch
         self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
+        self.faint = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
         self.limit = int(max_unreadable * len(dataset))
 
     def set_epoch(self, epoch: int):
@@ -298,9 +301,12 @@ class TrainingSet(torch.utils.data.Dataset):
         """
         for chosen in (*range(row, len(self.dataset)), *range(row)):
             try:
-                return self.read_row(chosen)
+                image, mask = self.read_row(chosen)
             except UnreadableSample as error:
                 self.count_unreadable(chosen, error)
+                continue
+            self.mark_faint(chosen, mask)
+            return image, mask
         raise AssertionError("the limit is below the number of rows")
 
     def count_unreadable(self, place: int, error: UnreadableSample):
@@ -311,13 +317,25 @@ class TrainingSet(torch.utils.data.Dataset):
             counted = f" ({number} of {len(self)} images, more than data.max_unreadable allows)"
             raise UnreadableSample(f"{error}{counted * (self.limit > 0)}") from error
 
+    def mark_faint(self, place: int, mask: Image.Image):
+        """Mark a row if its mask has gray levels, but shows no object."""
+        if is_faint(mask):
+            self.faint[place] = True
+
     def batch_names(self, batches: Iterable, number: int) -> list[str]:
         """Return the ids of a batch of this epoch, counted from 0."""
         return [self.name(index) for index in next(islice(batches, number, None))]
 
     def unreadable_names(self) -> list[str]:
         """Return the ids of the rows that were unreadable."""
-        return [row_name(self.dataset, row) for row in self.unreadable.nonzero().flatten().tolist()]
+        return self._names(self.unreadable)
+
+    def faint_names(self) -> list[str]:
+        """Return the ids of the rows whose masks show no object."""
+        return self._names(self.faint)
+
+    def _names(self, marked: torch.Tensor) -> list[str]:
+        return [row_name(self.dataset, row) for row in marked.nonzero().flatten().tolist()]
 
     def read_row(self, row: int) -> ImageAndMask:
         """Return image and mask of a row.

@@ -1,6 +1,5 @@
 """Score a network on a data set."""
 
-import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,8 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.loading import read_pair, readable
-from ..data.masks import is_object
-from ..data.names import first_names
+from ..data.masks import is_faint, is_object, report_faint
 from ..models.image_processing_unconceal import NonFiniteLogits
 from ..models.inference import make_inference_form
 from ..models.predict import predict_masks
@@ -29,7 +27,6 @@ from .base import Protocol
 from .workers import map_unordered
 
 
-logger = logging.getLogger(__name__)
 Job = tuple[dict[str, Any], np.ndarray, np.ndarray]  # facts, prediction and ground truth of one image
 
 
@@ -129,8 +126,7 @@ def _collate(
     for index in indices:
         row, image, mask = read_pair(dataset, index)
         facts = {"id": row["id"], "source": row["source"], "height": image.height, "width": image.width}
-        brightest = mask.getextrema()[1]
-        facts["has_vanished"] = brightest > 0 and not is_object(brightest)
+        facts["has_vanished"] = is_faint(mask)
         if resize_masks:
             facts["mask_resized"] = mask.size != image.size
             mask = mask.resize(image.size, Image.Resampling.NEAREST)
@@ -159,12 +155,8 @@ def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def report_vanished(rows: list[dict[str, Any]], is_silent: bool = False):
     """Drop `has_vanished` from rows, and name those where it is true."""
     vanished = [row["id"] for row in rows if row.pop("has_vanished")]
-    if vanished and not is_silent:
-        logger.warning(
-            "%d ground truth masks hold gray levels but none above half, so they show no object; if they are ids of "
-            "classes, prepare them with --foreground (%s)",
-            *(len(vanished), first_names(vanished)),
-        )
+    if not is_silent:
+        report_faint(vanished, "ground truth masks")
 
 
 def _checked(example: dict[str, Any], probs: torch.Tensor) -> Job:

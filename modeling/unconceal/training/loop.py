@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.cards import describe_set
 from ..data.loading import readable
+from ..data.masks import report_faint
 from ..data.mixing import Mixture, join_sets
 from ..data.streaming import Stream, StreamedTrainingSet
 from ..data.transforms import TrainingSet, TransformRecipe
@@ -352,6 +353,7 @@ def run_phase(
     log = RunLog(folder, accelerator, progress.step)
 
     # 2. Epochs.
+    faint = set()
     for epoch in range(progress.epoch, phase.epochs):
         samples.set_epoch(epoch)
         parts.batches.set_epoch(epoch)
@@ -364,6 +366,8 @@ def run_phase(
         progress.epoch, progress.step = epoch + 1, (epoch + 1) * parts.steps_per_epoch
         progress.batches, progress.batch_losses, progress.batch_terms, progress.batch_seconds = 0, [], [], (0.0, 0.0)
         report_unreadable(samples, accelerator, progress)
+        if task == "segmentation":
+            report_faint_masks(samples, accelerator, faint)
         kept = parts.averaged.module if parts.averaged is not None else network
         synchronize_buffers(kept)
         is_best, began = False, time.perf_counter()
@@ -483,6 +487,14 @@ def report_unreadable(samples: TrainingSet, accelerator: Accelerator, progress: 
             "%d of %d training images cannot be read, and the next takes their place: %s",
             *(len(progress.unreadable), len(samples), ", ".join(new)),
         )
+
+
+def report_faint_masks(samples: TrainingSet, accelerator: Accelerator, named: set[str]):
+    """Name the masks without an object that are not yet in `named`."""
+    new = [name for name in dict.fromkeys(gather_object(samples.faint_names())) if name not in named]
+    named.update(new)
+    if accelerator.is_main_process:
+        report_faint(new, "training masks")
 
 
 def train_step(
