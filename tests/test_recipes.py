@@ -128,7 +128,7 @@ def test_mistakes_name_the_key(override, expected):
     ("text", "expected"),
     [
         ("network: [srs\nx", "is not valid YAML"),
-        ("- network\n- srs", "is a list"),
+        ("- network\n- srs", "is a list, expected key: value lines"),
         ("", "lacks"),
         ("network: srs\nnetwork: run", "is not valid YAML"),
         ("base: absent.yaml", "absent.yaml of recipe"),
@@ -218,10 +218,20 @@ def test_lists_in_place_of_keys_are_refused(override, expected):
         load_recipe(SMOKE, ["processor.size={height: 32, width: 32}", override])
 
 
-@pytest.mark.parametrize("text", ["42", "- a", "network"])
-def test_a_recipe_is_keys_with_values(text, tmp_path):
-    (tmp_path / "recipe.yaml").write_text(text)
-    with rejected(f"recipe.yaml: the file: got {text}, expected keys with values"):
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("42", "is '42', expected key: value"),
+        ("srs", "is 'srs', expected"),
+        ("model: []", r": model: got \[\], expected"),
+    ],
+)
+def test_a_file_of_a_recipe_is_keys_with_values(text, expected, tmp_path):
+    (tmp_path / "other.yaml").write_text(text)
+    (tmp_path / "recipe.yaml").write_text("base: other.yaml")
+    with rejected(f"^recipe .*other.yaml ?{expected}"):
+        load_recipe(tmp_path / "other.yaml")
+    with rejected(f"^base .*other.yaml of recipe .*recipe.yaml ?{expected}"):
         load_recipe(tmp_path / "recipe.yaml")
 
 

@@ -318,7 +318,7 @@ class TrainingSet(torch.utils.data.Dataset):
             raise UnreadableSample(f"{error}{counted * (self.limit > 0)}") from error
 
     def mark_faint(self, place: int, mask: Image.Image):
-        """Mark a row if its mask has gray levels, but shows no object."""
+        """Mark a row whose gray mask shows no object."""
         if is_faint(mask):
             self.faint[place] = True
 

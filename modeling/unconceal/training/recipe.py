@@ -391,13 +391,17 @@ def _with_bases(path: Path, after: tuple[Path, ...] = ()) -> Iterator[tuple[Path
     if is_folder(path):
         raise UserError(f"{what} is a folder, expected a YAML file; add its name")
     try:
-        written, texts = _read(yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader))
+        node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+        if node and not isinstance(node, yaml.MappingNode) and node.tag != NULL:
+            got = "a list" if isinstance(node, yaml.SequenceNode) else repr(node.value)[:100]
+            raise UserError(f"{what} is {got}, expected key: value lines")
+        written, texts = _read(node)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {what}: {getattr(error, 'strerror', None) or error}") from error
     except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{what} is not valid YAML: {_one_line(error)}") from error
-    if not isinstance(written, DictConfig):
-        raise UserError(f"{what} is a list, expected key: value lines")
+    except ValueError as error:
+        raise UserError(f"{what}: {_one_line(error)}") from error
     if "base" in written:
         base = written.pop("base")
         if not isinstance(base, str) or not base.strip():
