@@ -779,6 +779,7 @@ def test_images_that_do_not_fit_into_batches_are_refused_at_the_start(recipe_fil
         check_start(recipe, "reconstruction", False, small)
     with rejected("images of split val are too small"):
         check_start(cropped, "reconstruction", False, small)
+    check_start(cropped, "segmentation", False, small)  # its evaluation pads small images
 
 
 def test_batches_of_one_image(run_recipe, recipe_file):

@@ -235,7 +235,8 @@ def check_start(recipe: Recipe, task: str, resume: bool, splits: dict[str, Datas
     batch_size = phase.batch_size
     if splits and not processor.do_resize:
         for split, rows in splits.items():
-            if split == train and crop_size:
+            # Crops are padded, and so are small images when a segmentation is scored.
+            if crop_size if split == train else task == "segmentation":
                 continue
             are_equal = split == train and phase.batch_size > 1
             smallest = check_sizes(split, first_rows(rows), model.min_image_size, are_equal)
