@@ -50,6 +50,8 @@ def test_dice(logits, labels, expected):
 def test_smoothing_is_added_to_numerator_and_denominator():
     assert dice_loss(mask(-SURE, -SURE, -SURE), mask(0, 0, 0)) < 1e-6
     assert dice_loss(mask(SURE, SURE, SURE), mask(0, 0, 0)) > 0.999
+    # (2 * 0 + 1) / (2 + 1 + 1): one predicted pixel and two other labeled ones.
+    torch.testing.assert_close(dice_loss(mask(SURE, -SURE, -SURE), mask(0, 1, 1), smooth=1.0), torch.tensor(0.75))
 
 
 def test_dice_over_a_batch_pushes_finds_in_an_empty_image_down():
@@ -64,8 +66,6 @@ def test_dice_over_a_batch_pushes_finds_in_an_empty_image_down():
     p = torch.tensor(3.0).sigmoid()
     torch.testing.assert_close(loss.detach(), 1 - 32 * p / (32 * p + 16))
     assert gradients[True] > 100 * abs(gradients[False])
-    # (2 * 0 + 1) / (2 + 1 + 1): one predicted pixel and two other labeled ones.
-    torch.testing.assert_close(dice_loss(mask(SURE, -SURE, -SURE), mask(0, 1, 1), smooth=1.0), torch.tensor(0.75))
 
 
 def test_dice_is_a_mean_over_images():

@@ -769,7 +769,7 @@ def test_images_that_do_not_fit_into_batches_are_refused_at_the_start(recipe_fil
     mixed = load_splits(str(scenes), ["train", "val"])
     mixed["train"] = mixed["train"].map(lambda row, i: {"image": row["image"].resize((64 + i, 64))}, with_indices=True)
     recipe = load_recipe(recipe_file, own_size)
-    check_start(recipe, "reconstruction", False, {"train": mixed["val"]})
+    check_start(recipe, "reconstruction", False, {"train": mixed["val"], "val": mixed["val"]})
     with rejected("the images of split train differ in size: 64x64 and, in .*, 65x64"):
         check_start(recipe, "reconstruction", False, mixed)
     cropped = load_recipe(recipe_file, [*own_size, "data.transforms.crop_size=64"])
@@ -909,12 +909,20 @@ def resize_mask(row):
     return {"mask": row["mask"].resize((52, 48))}
 
 
+def drop_mask(row):
+    return {"mask": None}
+
+
+def damage_image(row):
+    return {"image": {"bytes": row["image"]["bytes"][:200], "path": None}}
+
+
 @pytest.mark.parametrize(
-    ("change", "message"), [("resize", "has an image of .* and a mask of"), ("drop", "has no mask")]
+    ("change", "message"), [(resize_mask, "has an image of .* and a mask of"), (drop_mask, "has no mask")]
 )
 def test_unusable_rows_of_val_are_named_at_the_start(recipe_file, scenes, tmp_path, change, message):
     splits = load_splits(str(scenes), ["train", "val"])
-    one = splits["val"].map(resize_mask if change == "resize" else drop_mask)
+    one = splits["val"].map(change)
     splits["val"] = datasets.concatenate_datasets(
         [splits["val"].select([0]), one.select([0]).cast(splits["val"].features)]
     )
@@ -945,14 +953,6 @@ def test_record_with_wrong_types_is_damaged(change, tmp_path):
     (tmp_path / "progress.json").write_text(json.dumps({"task": "segmentation", **change}))
     with rejected(f"progress.json is damaged .*{next(iter(change))}.*; remove .* to train from scratch"):
         read_progress(tmp_path)
-
-
-def drop_mask(row):
-    return {"mask": None}
-
-
-def damage_image(row):
-    return {"image": {"bytes": row["image"]["bytes"][:200], "path": None}}
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
