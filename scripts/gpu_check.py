@@ -94,19 +94,7 @@ def run_tests(args: argparse.Namespace):
         files = [path for path in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")]
         # Without `addopts`, the settings of a plugin that is not installed are no error. Each test is named at once:
         # if time runs out, the output still tells which ones failed.
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-o",
-            "addopts=",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "gpu",
-            "-ra",
-            "-v",
-        ]
+        command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-m", "gpu", "-vra"]
         if find_spec("xdist") and not args.quick:
             command += ["-n", "4"]
         with subprocess.Popen([*command, *sorted(files)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:

@@ -19,9 +19,10 @@ from .. import __version__
 from ..models.reading import to_mask, to_rgb
 from ..utils.errors import UserError, explained, one_line
 from ..utils.files import data_set_path, is_folder, is_hub_id
-from ..utils.images import IMAGE_SUFFIXES, size_text
+from ..utils.images import size_text
 from .finders import find_folder
 from .masks import is_object, one_value
+from .names import sort_files
 from .write import FEATURES
 
 
@@ -143,8 +144,8 @@ def prepare_raw(folder: Path) -> str:
 
 def prepared_folder(folder: Path) -> Path:
     """Return where `prepare_raw` puts a data set; changed files change it."""
-    found = (path for part in ("images", "masks") for path in (folder / part).iterdir())
-    files = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    parts = (folder / "images", folder / "masks")
+    files = [path for part in parts for path in sort_files(part.iterdir(), part)[0]]
     facts = [f"{path} {(state := path.stat()).st_size} {state.st_mtime_ns}" for path in files]
     name = hashlib.sha256("\n".join([__version__, str(folder.resolve()), *facts]).encode(errors="replace")).hexdigest()
     return Path(datasets.config.HF_DATASETS_CACHE) / "unconceal" / name[:16]

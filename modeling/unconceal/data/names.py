@@ -31,7 +31,7 @@ def list_images(folder: Path, ending: str = "") -> dict[str, list[Path]]:
         UserError: If the folder is missing, cannot be listed, or holds no image.
     """
     try:
-        files, left_out = _sort(folder.iterdir(), folder)
+        files, left_out = sort_files(folder.iterdir(), folder)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror or error}; expected a folder of images") from error
     nested = sorted(path for path in folder.glob("[!.]*/**/*") if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -53,14 +53,14 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected a folder of images")
-    files, left_out = _sort(folder.rglob("*"), folder)
+    files, left_out = sort_files(folder.rglob("*"), folder)
     if not files:
         raise UserError(f"{folder} holds no images; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     say_left_out(folder, left_out)
     return files
 
 
-def _sort(paths: Iterable[Path], folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
+def sort_files(paths: Iterable[Path], folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
     """Return the images, and what else there is by its kind, sorted.
 
     Folders count only if they are links, hidden files only if they have the suffix of an image.

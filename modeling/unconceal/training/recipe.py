@@ -288,8 +288,7 @@ def _read(node: yaml.Node | None) -> tuple[DictConfig, Texts]:
     texts = {}
     written = yaml.serialize(_take_texts(node, texts), Dumper=yaml.SafeDumper, allow_unicode=True) if node else ""
     written = OmegaConf.create(written)
-    if isinstance(written, DictConfig):
-        drop_old_keys(written)
+    drop_old_keys(written)
     return written, texts
 
 

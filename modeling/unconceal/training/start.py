@@ -1,7 +1,6 @@
 """Check and build the parts of a training run."""
 
 import logging
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from io import BytesIO
@@ -234,14 +233,11 @@ def check_start(recipe: Recipe, task: str, resume: bool, splits: dict[str, Datas
     height, width = (crop_size, crop_size) if crop_size else pixel_values.shape[-2:]
     batch_size = phase.batch_size
     if splits and not processor.do_resize:
-        for split, rows in splits.items():
-            # Crops are padded, and so are small images when a segmentation is scored.
-            if crop_size if split == train else task == "segmentation":
-                continue
-            are_equal = split == train and phase.batch_size > 1
-            smallest = check_sizes(split, first_rows(rows), model.min_image_size, are_equal)
-            if split == train:
-                width, height = smallest or (width, height)
+        if not crop_size:
+            rows, are_equal = first_rows(splits[train]), phase.batch_size > 1
+            width, height = check_sizes(train, rows, model.min_image_size, are_equal) or (width, height)
+        if task != "segmentation":  # the evaluation of that one pads small images
+            check_sizes(recipe.data.eval_split, splits[recipe.data.eval_split], model.min_image_size, False)
     if splits and not isinstance(splits[train], Stream):
         batch_size = min(batch_size, len(splits[train]))
     check_batch(model.train(), batch_size, pixel_values.new_empty(1, pixel_values.shape[1], height, width))
@@ -289,7 +285,8 @@ def check_sizes(split: str, dataset: Dataset, at_least: int, are_equal: bool) ->
     Raises:
         UserError: If an image is too small, or if two differ in size.
     """
-    sizes = {row: size for row, size in enumerate(read_sizes(dataset, "image")) if size}
+    files = encoded(dataset, "image")["image"]
+    sizes = {row: size for row, file in enumerate(files) if file and (size := displayed_size(file))}
     first = next(iter(sizes.values()), None)
     for row, size in sizes.items():
         where = f"processor.do_resize is false, but the images of split {split}"
@@ -314,14 +311,12 @@ def check_pairs(split: str, dataset: Dataset):
     Raises:
         UserError: If a row lacks one, or if they differ in size.
     """
-    for column in ("image", "mask"):
-        files = dataset.select_columns([column]).cast_column(column, EncodedImage(decode=False))[column]
-        missing = [row for row, file in enumerate(files) if file is None]
-        if missing:
-            raise UserError(
-                f"split {split}: {row_name(dataset, missing[0])} has no {column}, expected one; leave the row out"
-            )
-    for row, (image, mask) in enumerate(zip(read_sizes(dataset, "image"), read_sizes(dataset, "mask"), strict=True)):
+    for row, files in enumerate(encoded(dataset, "image", "mask")):
+        for column, file in files.items():
+            if file is None:
+                got = f"split {split}: {row_name(dataset, row)} has no {column}"
+                raise UserError(f"{got}, expected one; leave the row out")
+        image, mask = displayed_size(files["image"]), displayed_size(files["mask"])
         if image and mask and image != mask:
             raise UserError(
                 f"split {split}: {row_name(dataset, row)} has an image of {size_text(image)} and a mask of "
@@ -329,16 +324,21 @@ def check_pairs(split: str, dataset: Dataset):
             )
 
 
-def read_sizes(dataset: Dataset, column: str) -> Iterator[tuple[int, int] | None]:
-    """Yield displayed widths and heights; None for an unreadable header."""
-    for file in dataset.select_columns([column]).cast_column(column, EncodedImage(decode=False))[column]:
-        size = None
-        if file is not None:
-            source = BytesIO(file["bytes"]) if file["bytes"] else file["path"]
-            with suppress(OSError, Image.DecompressionBombError), Image.open(source) as image:
-                is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-                size = image.size[::-1] if is_turned else image.size
-        yield size
+def encoded(dataset: Dataset, *columns: str) -> Dataset:
+    """Return columns of images as their files."""
+    dataset = dataset.select_columns(list(columns))
+    for column in columns:
+        dataset = dataset.cast_column(column, EncodedImage(decode=False))
+    return dataset
+
+
+def displayed_size(file: dict[str, Any]) -> tuple[int, int] | None:
+    """Return width and height; None for an unreadable header."""
+    source = BytesIO(file["bytes"]) if file["bytes"] else file["path"]
+    with suppress(OSError, Image.DecompressionBombError), Image.open(source) as image:
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        return image.size[::-1] if is_turned else image.size
+    return None
 
 
 def find_start(init_from: str | Path) -> str | Path:
