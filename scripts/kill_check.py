@@ -9,10 +9,12 @@ row differs.
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from unconceal.training.recipe import load_recipe
 from unconceal.utils.markdown import markdown_table
 
 
-SIZE, BATCH_SIZE, NUM_IMAGES, EPOCHS = 64, 2, 22, 3
+SIZE, BATCH_SIZE, NUM_IMAGES, EPOCHS = 64, 2, 22, 5
 # Networks as small as they get, with every kind of random number: drop path, crops, colors.
 MODELS = {
     "srs": {
@@ -109,25 +111,31 @@ def check(network: str, num_processes: int, kills: int, out: Path, rng: np.rando
     unbroken, killed = (out / f"{network}-{num_processes}-{name}" for name in ("unbroken", "killed"))
     if start(write_recipe(network, data, unbroken), num_processes):
         return {"network": network, "processes": str(num_processes), "equal": "no", "why": "the unbroken run failed"}
-    recipe, deaths, starts = write_recipe(network, data, killed), 0, 0
-    code = 1
+    tasks = NETWORKS[network].tasks
+    steps = len(tasks) * EPOCHS * math.ceil(NUM_IMAGES / BATCH_SIZE / num_processes)
+    recipe, deaths, starts, code = write_recipe(network, data, killed), Counter(), 0, 1
     while code and starts < 10 * kills:
         starts += 1
-        # From the first step after a save on: a later start may have fewer steps left.
-        code = start(recipe, num_processes, int(rng.integers(2, 6)) if deaths < kills else 0)
-        deaths += code != 0
+        # The kills are spread over most of the run, so over all phases.
+        step = int(rng.integers(2, max(3, round(1.6 * steps / kills)) + 1))
+        code = start(recipe, num_processes, step if deaths.total() < kills else 0)
+        if code:
+            deaths[[task for task in tasks if (killed / task).is_dir()][-1]] += 1
     rows = []
-    for task in NETWORKS[network].tasks:
+    for task in tasks:
         one, other = (folder / task / "last" for folder in (unbroken, killed))
         equal = [np.array_equal(a, b) for a, b in zip(weights(one), weights(other), strict=True)]
         losses = [[row["train_loss"] for row in history(folder)] for folder in (one, other)]
         same_losses = losses[0] == losses[1]
-        rows.append(f"{task}: {sum(equal)} of {len(equal)} tensors" + ", other losses" * (not same_losses))
+        rows.append(
+            f"{task}: {deaths[task]} kills, {sum(equal)} of {len(equal)} tensors"
+            + ", other losses" * (not same_losses)
+        )
         code = code or not (all(equal) and same_losses)
     return {
         "network": network,
         "processes": str(num_processes),
-        "kills": str(deaths),
+        "kills": str(deaths.total()),
         "equal": "no" if code else "yes",
         "why": "; ".join(rows),
     }

@@ -1146,6 +1146,16 @@ def test_names_that_are_no_text_are_unusable(tmp_path, run, out, caplog):
     assert len(load_splits(str(out), ["train"])["train"]) == 3
 
 
+def test_files_changed_by_hand_are_read_again(tmp_path):
+    """The datasets library itself would give its cached copy, because the card is the same."""
+    build_synthetic("ultrasound", tmp_path / "set", {"train": 3}, size=48)
+    before = load_splits(str(tmp_path / "set"), ["train"])["train"]
+    (file,) = (tmp_path / "set" / "data").glob("*.parquet")
+    before.map(lambda row: {"id": "new " + row["id"]}).to_parquet(file)
+    after = load_splits(str(tmp_path / "set"), ["train"])["train"]
+    assert after["id"][:] == ["new " + id for id in before["id"]]
+
+
 def test_images_and_masks_are_prepared_when_they_are_opened(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     root = write_pairs(tmp_path / "raw", [f"{i}" for i in range(10)])

@@ -40,7 +40,7 @@ from transformers.utils import is_timm_available
 from unconceal import OpdsConfig, RunForImageSegmentation, SrsConfig, SrsForImageSegmentation, SrsForReconstruction
 from unconceal.__main__ import main
 from unconceal.data.builders import build_synthetic
-from unconceal.data.loading import load_splits
+from unconceal.data.loading import contents_digest, load_splits
 from unconceal.data.transforms import TrainingSet
 from unconceal.data.write import make_row, write_splits
 from unconceal.evaluation.protocols import PROTOCOLS
@@ -71,6 +71,7 @@ from unconceal.training.start import (
     load_backbone,
     load_data,
 )
+from unconceal.training.trial import try_recipe
 from unconceal.utils.digests import weights_digest
 from unconceal.utils.errors import UserError
 from unconceal.utils.files import file_sha256
@@ -782,6 +783,40 @@ def test_images_that_do_not_fit_into_batches_are_refused_at_the_start(recipe_fil
     check_start(cropped, "segmentation", False, small)  # its evaluation pads small images
 
 
+@pytest.mark.parametrize(
+    ("width", "setting"), [(80, "rotate90_probability"), (64, "max_crop_ratio")], ids=["turns", "trims"]
+)
+def test_changes_of_the_size_are_refused_without_resizing(recipe_file, scenes, width, setting):
+    settings = ["processor={do_resize: false}", "data.transforms={flip_probability: 0, rotate90_probability: 0}"]
+    rows = load_splits(str(scenes), ["train"])["train"].map(
+        lambda row: {name: row[name].resize((width, 64)) for name in ("image", "mask")}
+    )
+    splits = {"train": rows, "val": rows}
+    check_start(load_recipe(recipe_file, settings), "reconstruction", False, splits)
+    settings.append(f"data.transforms.{setting}=0.5")
+    recipe = load_recipe(recipe_file, settings)
+    with rejected(f"do_resize is false, and data.transforms.{setting} changes the size of images of {width}x64"):
+        check_start(recipe, "reconstruction", False, splits)
+    # It is right: such samples differ in size.
+    samples = TrainingSet(rows, build_processor(recipe, None), recipe.data.transforms, seed=0)
+    assert len({samples[i]["labels"].shape for i in range(len(samples))}) > 1
+    for cure in ("data.transforms.crop_size=64", "phases.reconstruction.batch_size=1"):
+        check_start(load_recipe(recipe_file, [*settings, cure]), "reconstruction", False, splits)
+
+
+@pytest.mark.parametrize("run", [train, try_recipe])
+def test_each_phase_is_tried_before_the_first_starts(recipe_file, scenes, tmp_path, run):
+    def widen(row, number):
+        return {name: row[name].resize((64 + number, 64)) for name in ("image", "mask")}
+
+    for split, rows in load_splits(str(scenes), ["train", "val"]).items():
+        rows.map(widen, with_indices=True).to_parquet(tmp_path / "mixed" / "data" / f"{split}-00000-of-00001.parquet")
+    settings = ["processor.do_resize=false", f"data.path={tmp_path / 'mixed'}", "phases.reconstruction.batch_size=1"]
+    with rejected("images of split train differ in size: 64x64 and, in train-000001, 65x64"):
+        run(load_recipe(recipe_file, settings))
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
 def test_batches_of_one_image(run_recipe, recipe_file):
     small = ["processor={size: {height: 32, width: 32}}", "phases.segmentation.batch_size=1"]
     recipe = run_recipe(*small)
@@ -918,15 +953,20 @@ def damage_image(row):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [(resize_mask, "has an image of .* and a mask of"), (drop_mask, "has no mask")]
+    ("change", "message"),
+    [
+        (resize_mask, r"the mask of val-\d+ is .*, its image"),
+        (drop_mask, r"val-\d+: its mask is empty"),
+        (damage_image, r"val-\d+: .*truncated"),
+    ],
 )
-def test_unusable_rows_of_val_are_named_at_the_start(recipe_file, scenes, tmp_path, change, message):
+def test_unusable_rows_of_val_are_named_at_the_start(recipe_file, scenes, change, message):
     splits = load_splits(str(scenes), ["train", "val"])
-    one = splits["val"].map(change)
-    splits["val"] = datasets.concatenate_datasets(
-        [splits["val"].select([0]), one.select([0]).cast(splits["val"].features)]
-    )
-    with rejected(f"split val: .* {message}"):
+    features = splits["val"].features
+    rows = splits["val"].cast_column("image", datasets.Image(decode=False))
+    changed = rows.map(lambda row, i: change(row) if i else {}, with_indices=True)
+    splits["val"] = changed.cast_column("image", datasets.Image()).cast(features)
+    with rejected(f"split val: {message}"):
         check_masks(splits, load_recipe(recipe_file).data, ["segmentation"])
 
 
@@ -939,7 +979,24 @@ def test_resuming_on_other_data_is_refused(recipe_file, tmp_path):
     build_synthetic("ultrasound", tmp_path / "data", {"train": 5, "val": 2}, size=48, overwrite=True)
     with rejected("the data set .* had {'train': 4, 'val': 2} images, got {'train': 5, 'val': 2}; give it the same"):
         train(recipe, resume=True)
+    # As many images, of the same names and sizes.
+    build_synthetic("ultrasound", tmp_path / "data", {"train": 4, "val": 2}, size=48, seed=1, overwrite=True)
+    with rejected("the data set .* had other images, masks or ids in train, val; give it the same images"):
+        train(recipe, resume=True)
     assert record.read_bytes() == before
+
+
+def test_digest_of_a_data_set_tells_its_contents(scenes, tmp_path):
+    rows = load_splits(str(scenes), ["train"])["train"]
+    digest = contents_digest(rows)
+    rows.to_parquet(tmp_path / "copy" / "train.parquet")  # another place, other files
+    assert contents_digest(load_splits(str(tmp_path / "copy"), ["train"])["train"]) == digest
+    for other in (rows.select([1, 0, *range(2, len(rows))]), rows.select(range(1, len(rows)))):
+        assert contents_digest(other) != digest
+    changes = {"mask": None, "id": "x", "image": rows[0]["image"]}
+    for column, value in changes.items():
+        changed = rows.map(lambda row, one=column, new=value: {one: new if row["id"] == rows[3]["id"] else row[one]})
+        assert contents_digest(changed) != contents_digest(rows.map(lambda row, one=column: {one: row[one]}))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from datasets import Dataset
 from huggingface_hub import DatasetCard
 
 from ..utils.errors import UserError, one_line
@@ -45,10 +46,12 @@ def describe_set(path: str, splits: Mapping[str, Sized]) -> dict[str, Any]:
         path: Folder or Hub id, as in the recipe.
         splits: The splits that are read.
     """
-    from .loading import is_raw, prepared_folder  # which need this module
+    from .loading import contents_digest, is_raw, prepared_folder  # which need this module
 
     facts = {"path": path, "from_hub": not Path(path).exists()}
     facts["images"] = {split: len(rows) for split, rows in splits.items()}
+    # A stream is not read as a whole.
+    facts["sha256"] = {split: contents_digest(rows) for split, rows in splits.items() if isinstance(rows, Dataset)}
     folder = prepared_folder(Path(path)) if is_raw(Path(path)) else path
     card = None if facts["from_hub"] else read_data_card(folder)
     if card is not None:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ def load_splits(path: str, splits: list[str], optional: Sequence[str] = ()) -> d
     """
     with opening(path):
         folder = prepare_raw(Path(path)) if is_raw(Path(path)) else data_set_path(path)
-        available = load_dataset(folder)
+        # The library's own cache does not notice changed files of a folder with a card.
+        held = sorted(path for path in Path(folder).rglob("[!.]*") if path.is_file()) if Path(folder).is_dir() else []
+        available = load_dataset(folder, cache_dir=cache_path(Path(folder), held) if held else None)
     absent = [split for split in splits if split not in available and split not in optional]
     if absent:
         raise UserError(f"data set {path} has no split {', '.join(absent)}; it has {', '.join(available)}")
@@ -146,6 +148,11 @@ def prepared_folder(folder: Path) -> Path:
     """Return where `prepare_raw` puts a data set; changed files change it."""
     parts = (folder / "images", folder / "masks")
     files = [path for part in parts for path in sort_files(part.iterdir(), part)[0]]
+    return cache_path(folder, files)
+
+
+def cache_path(folder: Path, files: Iterable[Path]) -> Path:
+    """Return a folder in the datasets library's cache; changed files change it."""
     facts = [f"{path} {(state := path.stat()).st_size} {state.st_mtime_ns}" for path in files]
     name = hashlib.sha256("\n".join([__version__, str(folder.resolve()), *facts]).encode(errors="replace")).hexdigest()
     return Path(datasets.config.HF_DATASETS_CACHE) / "unconceal" / name[:16]
@@ -182,6 +189,29 @@ def load_folders(
         "source": [pair.source for pair in usable],
     }
     return Dataset.from_dict(columns, Features({**FEATURES, "mask": ImageFeature()})), [pair.id for pair in rest]
+
+
+def encoded(dataset: Dataset, *columns: str) -> Dataset:
+    """Return columns of images as their files."""
+    dataset = dataset.select_columns(list(columns))
+    for column in columns:
+        dataset = dataset.cast_column(column, ImageFeature(decode=False))
+    return dataset
+
+
+def contents_digest(dataset: Dataset) -> str:
+    """Return the SHA-256 of the ids and files of a split."""
+    digest = hashlib.sha256()
+    for id, files in zip(dataset["id"], encoded(dataset, "image", "mask"), strict=True):
+        digest.update(f"{len(id)} {id}".encode(errors="replace"))
+        for file in files.values():
+            held = (file or {}).get("bytes") or b""
+            if file and not held:
+                with suppress(OSError):  # a row that cannot be read is found where it is used
+                    held = Path(file["path"]).read_bytes()
+            digest.update(f" {len(held)} ".encode())
+            digest.update(held)
+    return digest.hexdigest()
 
 
 class UnreadableSample(ValueError):

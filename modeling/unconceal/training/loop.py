@@ -135,23 +135,25 @@ def run_phases(
     tasks = tasks[given[-1] :] if given else tasks
     # Check everything before anything is written or removed.
     with state.main_process_first():
-        precision = None
+        precision = data = None
         if state.is_main_process:
             check_folder(output_dir, recipe, resume, overwrite)
             precision = choose_precision(recipe, resume, state.device)
         sets = open_sets(recipe.data)
-        data = [describe_set(*one) for one in zip(recipe.data.paths, sets, strict=True)]
         splits, mixture = join_sets(sets), None
         if recipe.data.weights:
             sizes = [len(one[recipe.data.train_split]) for one in sets]
             mixture = Mixture(sizes, recipe.data.weights, recipe.seed)
         if state.is_main_process:
             check_masks(splits, recipe.data, tasks)
-        check_start(recipe, tasks[0], resume, splits)
+            data = [describe_set(*one) for one in zip(recipe.data.paths, sets, strict=True)]
+        for task in tasks:
+            check_start(recipe, task, resume, splits)
         if recipe.compile:
             check_compiler(state.device)
         check_batch_norms(recipe, state)
-    recipe = replace(recipe, mixed_precision=broadcast_object_list([precision])[0])
+    precision, data = broadcast_object_list([precision, data])
+    recipe = replace(recipe, mixed_precision=precision)
     report_threads(state)
     report_processes(state)
     best = None

@@ -1,6 +1,7 @@
 """Check and build the parts of a training run."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from io import BytesIO
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from datasets import Image as EncodedImage
 from omegaconf.errors import OmegaConfBaseException
 from PIL import ExifTags, Image
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -18,9 +18,10 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 from yaml import YAMLError
 
-from ..data.loading import only_value, row_name
+from ..data.loading import UnreadableSample, check_pair, encoded, only_value, read_pair, row_name
 from ..data.mixing import join_sets, load_sets
 from ..data.streaming import Stream, open_streams
+from ..data.transforms import TransformRecipe
 from ..hub.encoders import PACKAGED, packaged_encoder
 from ..hub.shipped import resolve
 from ..models.image_processing_unconceal import UnconcealImageProcessor
@@ -191,12 +192,17 @@ def check_same_data(before: list[dict[str, Any]], data: list[dict[str, Any]], ou
     Raises:
         UserError: If a data set has changed.
     """
-    counts = {one["path"]: one.get("images") for one in before}
+    kept = {one["path"]: one for one in before}
     for one in data:
-        if counts.get(one["path"], one["images"]) != one["images"]:
+        old, got = kept.get(one["path"], {}), None
+        if old.get("images", one["images"]) != one["images"]:
+            got = f"had {old['images']} images, got {one['images']}"
+        elif changed := [split for split, value in old.get("sha256", {}).items() if one["sha256"].get(split) != value]:
+            got = f"had other images, masks or ids in {', '.join(changed)}"
+        if got:
             raise UserError(
-                f"cannot resume the run in {output_dir}: the data set {one['path']} had {counts[one['path']]} images, "
-                f"got {one['images']}; give it the same images, or start from scratch with output_dir=ANOTHER"
+                f"cannot resume the run in {output_dir}: the data set {one['path']} {got}; give it the same images, "
+                "or start from scratch with output_dir=ANOTHER"
             )
 
 
@@ -211,7 +217,7 @@ def claim_folder(output_dir: Path, recipe: Recipe, resume: bool):
 
 
 def check_start(recipe: Recipe, task: str, resume: bool, splits: dict[str, Dataset] | None = None):
-    """Try the first phase's model without computing, to find mistakes early.
+    """Try a phase's model without computing, to find mistakes early.
 
     With `splits`, the sizes of their images are checked too.
 
@@ -236,6 +242,8 @@ def check_start(recipe: Recipe, task: str, resume: bool, splits: dict[str, Datas
         if not crop_size:
             rows, are_equal = first_rows(splits[train]), phase.batch_size > 1
             width, height = check_sizes(train, rows, model.min_image_size, are_equal) or (width, height)
+            if are_equal:
+                check_changes(recipe.data.transforms, width, height)
         if task != "segmentation":  # the evaluation of that one pads small images
             check_sizes(recipe.data.eval_split, splits[recipe.data.eval_split], model.min_image_size, False)
     if splits and not isinstance(splits[train], Stream):
@@ -303,33 +311,42 @@ def check_sizes(split: str, dataset: Dataset, at_least: int, are_equal: bool) ->
     return min(sizes.values(), key=lambda size: size[0] * size[1], default=None)
 
 
-def check_pairs(split: str, dataset: Dataset):
-    """Check that images and masks are there, and of one size.
-
-    Only their headers are read.
+def check_changes(recipe: TransformRecipe, width: int, height: int):
+    """Check that images of one size, which are not resized, keep it.
 
     Raises:
-        UserError: If a row lacks one, or if they differ in size.
+        UserError: If a change of training samples gives them other sizes.
     """
-    for row, files in enumerate(encoded(dataset, "image", "mask")):
-        for column, file in files.items():
-            if file is None:
-                got = f"split {split}: {row_name(dataset, row)} has no {column}"
-                raise UserError(f"{got}, expected one; leave the row out")
-        image, mask = displayed_size(files["image"]), displayed_size(files["mask"])
-        if image and mask and image != mask:
-            raise UserError(
-                f"split {split}: {row_name(dataset, row)} has an image of {size_text(image)} and a mask of "
-                f"{size_text(mask)}, expected one size; resize the mask, or leave the row out"
-            )
+    setting = None
+    if recipe.rotate90_probability and width != height:
+        setting = "rotate90_probability"
+    elif recipe.max_crop_ratio:
+        setting = "max_crop_ratio"
+    if setting:
+        raise UserError(
+            f"processor.do_resize is false, and data.transforms.{setting} changes the size of images of "
+            f"{width}x{height}, which then do not fit into one batch; set it to 0, or set "
+            "data.transforms.crop_size or processor.do_resize=true"
+        )
 
 
-def encoded(dataset: Dataset, *columns: str) -> Dataset:
-    """Return columns of images as their files."""
-    dataset = dataset.select_columns(list(columns))
-    for column in columns:
-        dataset = dataset.cast_column(column, EncodedImage(decode=False))
-    return dataset
+def check_pairs(split: str, dataset: Dataset):
+    """Read all images and masks of a split once.
+
+    Raises:
+        UserError: If one is missing or cannot be read, or if a mask differs in size from its image.
+    """
+
+    def check(row: int):
+        pair = read_pair(dataset, row)[1:]
+        check_pair(*pair, lambda: row_name(dataset, row))
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            list(pool.map(check, range(len(dataset))))
+        except UnreadableSample as error:
+            pool.shutdown(cancel_futures=True)
+            raise UserError(f"split {split}: {error}") from error
 
 
 def displayed_size(file: dict[str, Any]) -> tuple[int, int] | None:

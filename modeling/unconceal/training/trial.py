@@ -30,7 +30,8 @@ def try_recipe(recipe: Recipe) -> list[dict[str, Any]]:
     splits = join_sets(open_sets(recipe.data))
     tasks = list(recipe.phases)
     check_masks(splits, recipe.data, tasks)
-    check_start(recipe, tasks[0], False, splits)
+    for task in tasks:
+        check_start(recipe, task, False, splits)
     check_batch_norms(recipe, PartialState(cpu=not torch.accelerator.is_available()))
     rows, found = splits[recipe.data.train_split], []
     device = PartialState(cpu=not torch.accelerator.is_available()).device.type
