@@ -82,12 +82,20 @@ def write_recipe(network: str, data: Path, folder: Path) -> Path:
 
 
 def start(recipe: Path, num_processes: int, kill_after: int = 0) -> int:
-    """Train in new processes; return the exit code."""
+    """Train in new processes; return the exit code.
+
+    Raises:
+        RuntimeError: If training failed without a kill.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
     command = command if num_processes > 1 else [sys.executable]
     command += [__file__, "--child", str(recipe), "--kill-after", str(kill_after)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, env=environment, capture_output=True, text=True).returncode
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    was_killed = kill_after and (done.returncode == -signal.SIGKILL or "Signal 9 (SIGKILL)" in done.stderr)
+    if done.returncode and not was_killed:
+        raise RuntimeError(f"training failed: {' '.join(command)}\n{done.stderr}")
+    return done.returncode
 
 
 def run_child(recipe: Path, kill_after: int):
@@ -109,8 +117,7 @@ def check(network: str, num_processes: int, kills: int, out: Path, rng: np.rando
     """Compare an unbroken run of a network with a killed one."""
     data = out / "data"
     unbroken, killed = (out / f"{network}-{num_processes}-{name}" for name in ("unbroken", "killed"))
-    if start(write_recipe(network, data, unbroken), num_processes):
-        return {"network": network, "processes": str(num_processes), "equal": "no", "why": "the unbroken run failed"}
+    start(write_recipe(network, data, unbroken), num_processes)
     tasks = NETWORKS[network].tasks
     steps = len(tasks) * EPOCHS * math.ceil(NUM_IMAGES / BATCH_SIZE / num_processes)
     recipe, deaths, starts, code = write_recipe(network, data, killed), Counter(), 0, 1

@@ -36,7 +36,7 @@ from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.refine import REFINE
 from unconceal.training.recipe import DataRecipe
 from unconceal.training.start import load_data
-from unconceal.utils.devices import has_bfloat16
+from unconceal.utils.devices import gains_from_bfloat16
 from unconceal.utils.errors import UserError
 
 
@@ -436,7 +436,7 @@ def test_dtype_is_used_and_recorded(data, model_folder, tmp_path):
         where = ["--data", str(data), "--split", "val", "--out", str(out)]
         main(["evaluate", "--model", str(model_folder), *where, "--dtype", dtype])
         results[dtype] = json.loads((out / "results.json").read_text())
-    expected = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
+    expected = "bfloat16" if gains_from_bfloat16(torch.device("cpu")) else "float32"
     assert [result["dtype"] for result in results.values()] == ["float32", expected]
     if expected == "bfloat16":
         one, two = ((tmp_path / dtype / "per_image.csv").read_text() for dtype in results)

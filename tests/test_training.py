@@ -72,6 +72,7 @@ from unconceal.training.start import (
     load_data,
 )
 from unconceal.training.trial import try_recipe
+from unconceal.utils.devices import gains_from_bfloat16
 from unconceal.utils.digests import weights_digest
 from unconceal.utils.errors import UserError
 from unconceal.utils.files import file_sha256
@@ -465,20 +466,36 @@ def test_reduced_precision_and_memory_under_accelerate_launch(recipe_file, tmp_p
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
 
 
-@pytest.mark.parametrize("has_bfloat16", [True, False])
-def test_automatic_precision_is_that_of_the_device_and_stays(recipe_file, tmp_path, monkeypatch, caplog, has_bfloat16):
+@pytest.mark.parametrize("gains", [True, False])
+def test_automatic_precision_is_that_of_the_device_and_stays(recipe_file, tmp_path, monkeypatch, caplog, gains):
     recipe = load_recipe(recipe_file, ["mixed_precision=auto", "phases.segmentation.epochs=1"])
-    monkeypatch.setattr("unconceal.training.start.has_bfloat16", lambda device: has_bfloat16)
+    monkeypatch.setattr("unconceal.training.start.gains_from_bfloat16", lambda device: gains)
     train_until(1, recipe)
-    expected = "bf16" if has_bfloat16 else "no"
+    expected = "bf16" if gains else "no"
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["mixed_precision"] == expected
-    said = ["mixed_precision: cpu has no bfloat16 of its own; training in float32"]
-    assert [record.message for record in caplog.records] == ([] if has_bfloat16 else said)
+    said = ["mixed_precision: cpu is not faster in bfloat16; training in float32"]
+    assert [record.message for record in caplog.records] == ([] if gains else said)
     # On another machine the run goes on as it began.
-    monkeypatch.setattr("unconceal.training.start.has_bfloat16", lambda device: not has_bfloat16)
+    monkeypatch.setattr("unconceal.training.start.gains_from_bfloat16", lambda device: not gains)
     train(recipe, resume=True)
     assert AcceleratorState().mixed_precision == expected
-    assert any("the run goes on in it, slowly" in record.message for record in caplog.records) == has_bfloat16
+    assert any("the run goes on in it, slowly" in record.message for record in caplog.records) == gains
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "gains"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"cpu_name": "AMD Zen 4", "avx512_bf16": True}, True),
+        ({"bf16": True}, True),
+        ({"avx2": True}, False),
+    ],
+    ids=str,
+)
+def test_processors_that_are_faster_in_bfloat16(monkeypatch, capabilities, gains):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert gains_from_bfloat16(torch.device("cpu")) == gains
 
 
 @pytest.mark.parametrize("name", ["polynomial", "cosine", "constant"])

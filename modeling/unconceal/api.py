@@ -236,7 +236,7 @@ def load(
         device: As torch names it. None is the accelerator if there is one, otherwise the CPU. For an export it is the
             CPU.
         dtype: Type of the arithmetic: "float32", "bfloat16", "float16" or torch's own. None keeps the checkpoint's. A
-            device without bfloat16 uses float32, and a line in the log says so.
+            device that is not faster in bfloat16 uses float32, and a line in the log says so.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Run the code that comes with the checkpoint. Networks of this package do not need it.
         compile: Compile the network by torch.compile. The first batch takes minutes; the log says how long.

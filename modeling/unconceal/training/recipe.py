@@ -156,8 +156,8 @@ class Recipe:
         model: Fields of the network's configuration that differ from its defaults.
         processor: Fields of the image processor that differ from its defaults.
         seed: Seed of the weights, of the order of the samples and of their random changes.
-        mixed_precision: no, fp16, bf16 or auto. auto is bf16 where the device has instructions for it, otherwise no;
-            a resumed run keeps what it began with. None leaves it to `accelerate launch`.
+        mixed_precision: no, fp16, bf16 or auto. auto is bf16 where the device is faster in it, otherwise no; a resumed
+            run keeps what it began with. None leaves it to `accelerate launch`.
         save_every: How often to save within an epoch, such as 10min, 2h or 500steps. None saves after epochs only.
         total_limit: Newest checkpoints to keep with all that resuming needs. If the newest is damaged, the run resumes
             from the one before.

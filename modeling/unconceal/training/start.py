@@ -26,7 +26,7 @@ from ..hub.encoders import PACKAGED, packaged_encoder
 from ..hub.shipped import resolve
 from ..models.image_processing_unconceal import UnconcealImageProcessor
 from ..models.networks import NETWORKS
-from ..utils.devices import has_bfloat16
+from ..utils.devices import gains_from_bfloat16
 from ..utils.digests import weights_digest
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_hub_id, make_folder, replacing
@@ -147,16 +147,16 @@ def read_kept_recipe(file: Path) -> dict[str, Any]:
 def choose_precision(recipe: Recipe, resume: bool, device: torch.device) -> str | None:
     """Return the mixed precision of a run; replaces auto.
 
-    A resumed run keeps what it began with. A line in the log says if the device has no bfloat16.
+    A resumed run keeps what it began with. A line in the log says if the device is not faster in bfloat16.
     """
     precision = recipe.mixed_precision
     if precision == "auto":
         file = Path(recipe.output_dir) / RECIPE_FILE
         precision = read_kept_recipe(file)["mixed_precision"] if resume else "bf16"
-        if precision == "bf16" and not has_bfloat16(device):
+        if precision == "bf16" and not gains_from_bfloat16(device):
             precision = precision if resume else "no"
             consequence = "the run goes on in it, slowly" if resume else "training in float32"
-            logger.warning("mixed_precision: %s has no bfloat16 of its own; %s", device, consequence)
+            logger.warning("mixed_precision: %s is not faster in bfloat16; %s", device, consequence)
     return precision
 
 

@@ -40,10 +40,22 @@ def has_bfloat16(device: torch.device) -> bool:
     return True
 
 
+def gains_from_bfloat16(device: torch.device) -> bool:
+    """Return whether a device computes faster in bfloat16 than in float32.
+
+    Intel's processors need AMX for that. With AVX-512 alone they take as long as in float32, or longer.
+    """
+    if device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        if "Intel" in str(capabilities.get("cpu_name")):
+            return bool(capabilities.get("amx_bf16"))
+    return has_bfloat16(device)
+
+
 def choose_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
     """Return a number type by name, None for None.
 
-    A device without bfloat16 gets float32 instead, and a line in the log says so.
+    A device that is not faster in bfloat16 gets float32 instead, and a line in the log says so.
 
     Raises:
         UserError: If the name is unknown.
@@ -53,7 +65,7 @@ def choose_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.
     name = str(name).removeprefix("torch.")
     if name not in DTYPES:
         raise UserError(f"got the dtype {name!r}, expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
-    if name == "bfloat16" and not has_bfloat16(device):
-        logging.getLogger(__name__).warning("%s has no bfloat16 of its own; float32 is used", device)
+    if name == "bfloat16" and not gains_from_bfloat16(device):
+        logging.getLogger(__name__).warning("%s is not faster in bfloat16; float32 is used", device)
         name = "float32"
     return getattr(torch, name)
