@@ -142,7 +142,7 @@ def test_outputs_say_what_made_them(segment, checkpoint, tmp_path):
 
 
 def test_outputs_name_the_type_that_was_used(segment, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("unconceal.utils.devices.gains_from_bfloat16", lambda device: False)
+    monkeypatch.setattr("unconceal.utils.devices.has_bfloat16", lambda device: False)
     noise().save(tmp_path / "x.jpg")
     assert segment(tmp_path / "x.jpg", "--out", tmp_path, "--dtype", "bfloat16")[0] == 0
     with Image.open(tmp_path / "x.png") as mask:

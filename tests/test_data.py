@@ -962,6 +962,14 @@ def test_folders_of_others_are_not_replaced(tmp_path, run):
     assert (tmp_path / "file").read_text() == (tmp_path / "photos" / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["all", "a-b", "../x"])
+def test_names_of_splits_are_checked(name, tmp_path, run, out):
+    code, _, errors = run(
+        "folder", "--source", write_pairs(tmp_path / "raw"), "--fractions", f"{name}=1", "--out", out
+    )
+    assert code == 2 and f"got the split name {name!r}, expected letters" in errors and not out.exists()
+
+
 def test_output_is_replaced_only_with_overwrite(tmp_path, run, out):
     root = write_pairs(tmp_path / "raw")
     run("folder", "--source", root, "--out", out)
@@ -976,6 +984,10 @@ def test_output_is_replaced_only_with_overwrite(tmp_path, run, out):
     (out / ".git").mkdir()
     assert "not a data set" in run("folder", "--source", root, "--out", out, "--overwrite", "--skip-unusable")[2]
     (out / ".git").rmdir()
+    for name in ("extra-00000-of-00001.parquet", "train.parquet", "notes.txt"):
+        (out / "data" / name).touch()
+        assert "not a data set" in run("folder", "--source", root, "--out", out, "--overwrite", "--skip-unusable")[2]
+        (out / "data" / name).unlink()
     assert run("folder", "--source", root, "--out", out, "--overwrite", "--skip-unusable")[0] == 0
     assert (out / "README.md").read_bytes() != card
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from unconceal.models.image_processing_unconceal import UnconcealImageProcessor
 from unconceal.models.refine import REFINE
 from unconceal.training.recipe import DataRecipe
 from unconceal.training.start import load_data
-from unconceal.utils.devices import gains_from_bfloat16
+from unconceal.utils.devices import has_bfloat16
 from unconceal.utils.errors import UserError
 
 
@@ -299,6 +300,24 @@ def test_split_seed_scores_the_images_that_training_held_back(data, model_folder
         assert results.get("train_split") == ("train" if option == "--split-seed" else None)
 
 
+@pytest.mark.parametrize(
+    ("split", "seed", "option", "says"),
+    [
+        ("train", None, [], "the network was trained on train of"),
+        ("val", 1, [], "the network was trained on a random part of .*; --split-seed 1 scores the other part; these"),
+        ("val", 1, ["--split-seed", "1"], None),
+        ("val", None, [], None),
+    ],
+)
+def test_scores_of_training_images_are_called_so(data, model_folder, tmp_path, caplog, split, seed, option, says):
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    recipe = {"data": {"path": ["other", str(data)], "train_split": "train", "eval_split": "val", "split_seed": seed}}
+    (model / "progress.json").write_text(json.dumps({"task": "segmentation", "recipe": recipe}))
+    main(["evaluate", "--model", str(model), "--data", str(data), "--split", split, *option])
+    said = [line for line in caplog.messages if "was trained on" in line]
+    assert len(said) == (says is not None) and re.search(says or "", "".join(said))
+
+
 @pytest.fixture(scope="module")
 def make_run(model_folder, tmp_path_factory):
     """Return a function that makes a run and returns its checkpoint."""
@@ -436,7 +455,7 @@ def test_dtype_is_used_and_recorded(data, model_folder, tmp_path):
         where = ["--data", str(data), "--split", "val", "--out", str(out)]
         main(["evaluate", "--model", str(model_folder), *where, "--dtype", dtype])
         results[dtype] = json.loads((out / "results.json").read_text())
-    expected = "bfloat16" if gains_from_bfloat16(torch.device("cpu")) else "float32"
+    expected = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
     assert [result["dtype"] for result in results.values()] == ["float32", expected]
     if expected == "bfloat16":
         one, two = ((tmp_path / dtype / "per_image.csv").read_text() for dtype in results)

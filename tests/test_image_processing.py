@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -98,6 +99,46 @@ def test_transparency_is_white_in_images_and_black_in_masks():
     white_on_clear = Image.fromarray(np.array([[[255, 255, 255, 255], [255, 255, 255, 0]]], np.uint8))
     assert pixels(to_mask(white_on_clear)) == [[255, 0]]
     assert pixels(to_mask(image)) == [[255, 0, 0]]
+
+
+def test_floats_may_leave_their_range_by_resizing():
+    image = random_rgb(8, 8).astype(np.float32) / 255
+    processor = UnconcealImageProcessor(size={"height": 8, "width": 8})
+    for low, high in ((0, 1.0000001), (-1e-4, 1), (-0.05, 1.05)):
+        given = image.copy()
+        given[0, 0], given[0, 1] = low, high
+        clipped = Image.fromarray(np.rint(given.clip(0, 1) * 255).astype(np.uint8))
+        for one in (given, given[..., 0]):
+            expected = processor(clipped if one.ndim == 3 else clipped.getchannel(0)).pixel_values
+            assert torch.equal(processor(one).pixel_values, expected)
+        plain = processor(given, do_rescale=False, do_normalize=False).pixel_values
+        assert plain.max() == 1, "floats in [0, 1] keep their range"
+    with pytest.raises(ValueError, match="color image with values from -0.2"):
+        processor(image - 0.2)
+
+
+def test_transparent_gray_of_16_bits_is_white(tmp_path):
+    levels = np.array([[700, 0], [65535, 700]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "x.png", transparency=700)
+    with Image.open(tmp_path / "x.png") as image:
+        assert np.asarray(to_rgb(image))[..., 0].tolist() == [[255, 0], [255, 255]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"do_resize": "no"}, "got do_resize='no', expected true or false"),
+        ({"do_rescale": 1}, "got do_rescale=1, expected true or false"),
+        ({"resample": False}, "got resample=False, expected one of"),
+        ({"size": {"height": 64.5, "width": 64}}, "got size="),
+        ({"size": {"height": "64", "width": 64}}, "got size="),
+        ({"size": {"height": -64, "width": 64}}, "got size="),
+    ],
+    ids=str,
+)
+def test_options_of_other_types_are_refused(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        UnconcealImageProcessor(**options)(Image.new("RGB", (8, 8)))
 
 
 SOFT = np.arange(0, 256, 5, dtype=np.uint8)[None]  # antialiased edges have many levels

@@ -365,7 +365,7 @@ def test_refusals_of_the_hub_are_one_line_each(client, space):
     assert "expected owner/name" in refused("org/demo--")
     for option, name in (("--tag", "bad tag"), ("--tag", "a..b"), ("--tag", "main"), ("--revision", "refs/heads/x")):
         assert name in refused("org/refused", option, name)
-    assert "empty message" in refused("org/refused", "--message", "")
+    assert "--message is empty" in refused("org/refused", "--message", "")
     (space / "README.md").write_text(f"---\nsdk: gradio\nshort_description: {'long ' * 20}\n---\n")
     assert "refuses the card of org/refused" in refused()
     # A missing repository, with and without a Hub.
@@ -432,6 +432,18 @@ def test_foreign_results_are_refused(models, tmp_path):
             stage(results=[write_results(tmp_path / name, models[model], **changes)])
 
 
+def test_results_on_images_of_the_training_are_refused(models, tmp_path):
+    model = shutil.copytree(models["srs"], tmp_path / "model")
+    for seed, got, says in (
+        ("null", {"data": "elsewhere/x", "split": "train"}, "the network was trained on train of elsewhere/x"),
+        ("3", {"data": "x", "split": "val"}, "a random part of x; --split-seed 3 scores the other part"),
+    ):
+        phases = "phases: {segmentation: {epochs: 1}}"
+        write_progress(model, f"network: srs\noutput_dir: o\ndata: {{path: data/x, split_seed: {seed}}}\n{phases}")
+        with refuse(says):
+            stage_model(model, "org/net", tmp_path, results=[write_results(tmp_path / seed, model, **got)])
+
+
 def test_networks_that_do_not_segment_are_refused_in_one_line(models, tmp_path, capfd):
     saved = json.loads((models["srs"] / "config.json").read_text())
     for saved_as in ("SrsForReconstruction", "MscanBackbone", "ResNetForImageClassification"):
@@ -439,6 +451,9 @@ def test_networks_that_do_not_segment_are_refused_in_one_line(models, tmp_path, 
         with refuse(f"which holds {saved_as}, expected one of", "SrsForImageSegmentation"):
             stage_model(tmp_path, "org/net", tmp_path / "out")
     assert capfd.readouterr().err == ""
+    (tmp_path / "config.json").write_text("null")
+    with refuse("cannot read", "config.json"):
+        stage_model(tmp_path, "org/net", tmp_path / "out")
 
 
 def write_progress(checkpoint: Path, recipe: str, **facts):
@@ -562,11 +577,13 @@ def test_card_says_which_images_chose_the_checkpoint(models, tmp_path):
         stage_model(checkpoint, "org/net", out, [results])
         return (out / "README.md").read_text()
 
-    text = stage(None)
+    with refuse("tells nothing of new images", "--split-seed 3 scores the other part"):
+        stage(None)
+    text = stage(3, "data/others")
     assert "split again at random (seed 3): the `val` of the data set is not the one that chose" in text
     assert "- Start: random weights" in text
     assert "expect less on other images" not in text
-    for data, is_same in (("org/scenes", True), (None, True), ("more/", True), ("data/others", False)):
+    for data, is_same in (("org/scenes", True), (None, True), ("more/", True)):
         assert ("expect less on other images" in stage(3, data)) == is_same, data
 
 

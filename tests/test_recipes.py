@@ -113,6 +113,7 @@ def test_every_run_has_its_own_output_folder():
         ("phases.segmentation.optimizer.encoder_lr_ratio=0.1", "encoder_lr_ratio is 0.1, expected 1, as srs has no"),
         ("trackers=[foo]", "trackers is 'foo', expected one that is installed: tensorboard"),
         ("processor.preprocess=3", "processor is 'preprocess'"),
+        ("data.eval_split=train", "data.eval_split is 'train', expected another split than data.train_split"),
         ("output_dir=", "output_dir is '', expected a folder"),
         ("output_dir=' '", "output_dir is ' ', expected a folder"),
         ("nonsense", "got override 'nonsense', expected key=value"),
@@ -266,6 +267,27 @@ def test_wrong_arguments_are_explained(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(["train", *arguments])
     assert capsys.readouterr().err.endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["segment", "x.png", "--model", "m", "--out", ""], "--out"),
+        (["segment", "", "--model", "m", "--out", "o"], "PATH"),
+        (["export", "m", "--out= "], "--out"),
+        (["evaluate", "--model", "m", "--data", "", "--split", "val"], "--data"),
+    ],
+    ids=str,
+)
+def test_empty_arguments_are_refused(arguments, name):
+    """An unset variable of a shell would mean the working folder."""
+    with rejected(f"{name} is empty; give a value, or leave it out"):
+        main(arguments)
+
+
+def test_a_recipe_is_no_device():
+    with rejected("recipe /dev/full is a device, expected a YAML file"):
+        load_recipe(Path("/dev/full"))
 
 
 PLAIN = ["007", "1e3", "0x1f", "no", "2026-01-02", "runs/${seed}", "${oc.env:HOME}", "a${b", "???", "~x"]

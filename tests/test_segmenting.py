@@ -401,7 +401,7 @@ def test_files_become_a_data_set(photos, segment, tmp_path, monkeypatch):
         ("which is not of this command", ["photos", "--to-data", "rows"]),
         ("expected letters, digits and _ only", ["photos", "--to-data", "out", "--split", "../x"]),
         ("expected letters, digits and _ only", ["photos", "--to-data", "out", "--split", "a-b"]),
-        ("expected letters, digits and _ only", ["photos", "--to-data", "out", "--split", " "]),
+        ("expected letters, digits and _ only", ["photos", "--to-data", "out", "--split", "all"]),
     ],
 )
 def test_wrong_calls(photos, rows, segment, tmp_path, monkeypatch, words, arguments):

@@ -656,7 +656,7 @@ def test_fine_tuning_starts_from_a_checkpoint(recipe_file, tmp_path):
         ("phases.reconstruction.init_from=nowhere", "cannot start from nowhere"),
         ("phases.reconstruction.init_from=/nowhere/x/y", "cannot start from /nowhere/x/y: no such folder"),
         ("processor.size={height: 16, width: 16}", "at least 32x32"),
-        ("processor.size={height: abc, width: 32}", "check these values in the recipe"),
+        ("processor.size={height: abc, width: 32}", 'expected {"height": pixels, "width": pixels}'),
         ("model.id2label=abc", "check these values in the recipe"),
         ("processor.size=5", "recipe: processor"),
         ("processor.channel_order=xyz", "channel_order"),

@@ -18,6 +18,7 @@ from .utils.files import printable, with_home
 # Arguments that are no paths. Recipes expand the paths among their settings.
 TEXTS = {"device", "dtype", "license", "mask_suffix", "message", "name", "overrides", "repo_id", "revision", "split"}
 TEXTS |= {"tag", "train_split", "truth_suffix"}
+MAY_BE_EMPTY = {"mask_suffix", "truth_suffix"}
 # Arguments that may hold undecodable bytes: images to read, and a name that is shown with question marks.
 ANY_BYTES = {"background", "image", "name", "paths"}
 
@@ -31,6 +32,9 @@ class Parser(argparse.ArgumentParser):
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         if action.nargs == argparse.PARSER:  # the parser of the subcommand sees them again
             return super()._get_value(action, arg_string)
+        if not arg_string.strip() and action.dest not in MAY_BE_EMPTY:
+            name = "".join(action.option_strings[-1:]) or action.metavar or action.dest
+            raise UserError(f"{name} is empty; give a value, or leave it out")
         value = arg_string if action.dest in TEXTS else with_home(arg_string)
         if action.dest not in ANY_BYTES and value != printable(value):
             got = " ".join([*action.option_strings[-1:], printable(value)])

@@ -33,7 +33,7 @@ from .models.unfolding import Unfolding, unfold
 from .utils.devices import choose_device, choose_dtype
 from .utils.digests import weights_digest
 from .utils.errors import UserError
-from .utils.files import is_hub_id
+from .utils.files import is_hub_id, with_home
 from .utils.images import MAX_PIXELS, size_text
 from .utils.loading_errors import loading_explained
 from .video import SMOOTHING, SegmentedFrame, UnusableVideo, open_video, segment_frames
@@ -214,6 +214,7 @@ def opened(image: ImageSource | BinaryIO, max_pixels: int = MAX_PIXELS, name: st
         return to_rgb(image)
     if not isinstance(image, (str, Path, IOBase)):
         raise UserError(f"got {type(image).__name__}, expected a PIL image or a path; use Image.fromarray for arrays")
+    image = with_home(image) if isinstance(image, str) else image
     try:
         return read_image(image, max_pixels)
     except UserError as error:
@@ -236,7 +237,7 @@ def load(
         device: As torch names it. None is the accelerator if there is one, otherwise the CPU. For an export it is the
             CPU.
         dtype: Type of the arithmetic: "float32", "bfloat16", "float16" or torch's own. None keeps the checkpoint's. A
-            device that is not faster in bfloat16 uses float32, and a line in the log says so.
+            device without bfloat16 uses float32, and a line in the log says so.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Run the code that comes with the checkpoint. Networks of this package do not need it.
         compile: Compile the network by torch.compile. The first batch takes minutes; the log says how long.

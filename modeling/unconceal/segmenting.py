@@ -88,7 +88,7 @@ def describe_settings(model: str, revision: str | None, **options: Any) -> str:
     if is_folder(model):
         digest = hashlib.sha256()
         for path in sorted(Path(model).iterdir()):
-            if path.suffix in WEIGHTS or path.name in (CONFIG, PROCESSOR):
+            if path.is_file() and (path.suffix in WEIGHTS or path.name in (CONFIG, PROCESSOR)):
                 digest.update(bytes.fromhex(file_sha256(path)))
         name = f"{Path(model).resolve().name} ({digest.hexdigest()[:12]})"
     elif is_hub_id(model):

@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,6 +157,8 @@ def run(args: argparse.Namespace):
     elif args.data:
         with accelerator.main_process_first():  # the first fills the cache, the others read it
             dataset = open_split(args)
+        if args.model and accelerator.is_main_process:
+            say_trained_on(args)
     workers = default_workers(accelerator.num_processes) if args.metric_workers is None else args.metric_workers
     if args.model:
         rows, load_example, shown, kept = evaluate_network(args, accelerator, dataset, protocol, workers, options)
@@ -209,15 +212,22 @@ def open_split(args: argparse.Namespace) -> "Dataset":
     return split_datasets_at_random(splits, args.split_seed)[args.split]
 
 
+def say_trained_on(args: argparse.Namespace):
+    """Log if training has seen images that are scored."""
+    from ..training.checkpoints import read_record, trained_on
+
+    with suppress(UserError):  # a damaged record does not change the scores
+        record = read_record(args.model) if is_folder(args.model) else None
+        if seen := trained_on(record, args.data, args.split, args.split_seed):
+            logger.warning("%s; these scores tell little of new images", seen)
+
+
 def check(args: argparse.Namespace):
     """Check that the options fit together; complete --train-split."""
 
     def flag(name: str) -> str:
         return f"--{name.replace('_', '-')}"
 
-    for name, value in vars(args).items():
-        if isinstance(value, str) and not value.strip() and name != "truth_suffix":
-            raise UserError(f"{flag(name)} is empty; give a value, or leave it out")
     if bool(args.model) == bool(args.predictions):
         raise UserError(
             f"got {'both --model and' if args.model else 'neither --model nor'} --predictions, expected one of them; "

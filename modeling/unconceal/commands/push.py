@@ -63,8 +63,6 @@ def run(args: argparse.Namespace):
         raise UserError(f"got the folder {args.write_card} for --write-card, expected a file; name one")
     if args.write_card and is_taken(args.write_card):
         raise UserError(f"{args.write_card} exists, so --write-card does not write it; name a new file, or remove it")
-    if not args.message.strip():
-        raise UserError("got an empty message; write one, or leave out --message")
     check_names(args.repo_id, args.revision, args.tag)
     if not args.dry_run:
         check_token()

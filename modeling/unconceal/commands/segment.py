@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -135,8 +134,10 @@ def _check(args: argparse.Namespace):
         raise UserError("--data needs --split, the split to segment")
     if args.split and not (args.data or args.to_data):
         raise UserError("--split is for --data and --to-data; leave it out")
-    if args.to_data and args.split and not re.fullmatch(r"\w+", args.split):
-        raise UserError(f"got --split {args.split!r}, expected letters, digits and _ only; choose another name")
+    if args.to_data and args.split:
+        from ..data.splits import check_name
+
+        check_name(args.split)
     if args.to_data and args.to_data != printable(args.to_data):
         raise UserError(f"got --to-data {printable(args.to_data)}, expected a name in UTF-8; choose another folder")
     if args.to_data and args.output != ["mask"]:

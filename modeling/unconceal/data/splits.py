@@ -192,6 +192,12 @@ def shares_to_deal(fractions: dict[str, float] | None, facts: Source, official: 
     return fractions
 
 
+def check_name(split: str):
+    """Raise `UserError` if the datasets library takes no split of this name."""
+    if not re.fullmatch(r"\w+", split) or split == "all":
+        raise UserError(f"got the split name {split!r}, expected letters, digits and _ only, and not all; rename it")
+
+
 def check_fractions(fractions: dict[str, float]):
     """Check the shares of a random split.
 
@@ -199,8 +205,7 @@ def check_fractions(fractions: dict[str, float]):
         UserError: If a split has no valid name, a share is not positive, or they do not add up to 1.
     """
     for split, share in fractions.items():
-        if not re.fullmatch(r"\w+", split):
-            raise UserError(f"got split name {split!r}, expected letters, digits and _ only")
+        check_name(split)
         if not share > 0:
             raise UserError(f"got {share} as share of split {split}, expected a number above 0")
     if not abs(sum(fractions.values()) - 1) < 1e-6:

@@ -1,6 +1,7 @@
 """Write a data set as Parquet shards with a card."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby, permutations
@@ -16,7 +17,7 @@ from huggingface_hub import DatasetCardData
 from ..utils.errors import UserError
 from ..utils.files import is_taken, make_folder, refuse_pattern, replacing, restore
 from ..utils.signatures import is_unedited, sign
-from .cards import read_data_card
+from .cards import read_data_card, split_counts
 
 
 FEATURES = Features({"image": Image(), "mask": Image(mode="L"), "id": Value("string"), "source": Value("string")})
@@ -148,13 +149,17 @@ def _is_data_set(path: Path) -> bool:
         return False
     # A hidden file such as .DS_Store does not count, but a hidden folder such as .git is somebody's work.
     names = {one.name for one in path.iterdir() if one.is_dir() or one.name[0] != "."}
-    shards = all(one.suffix == ".parquet" for one in (path / "data").glob("[!.]*"))
-    if names != {"README.md", "data"} or not shards:
+    if names != {"README.md", "data"}:
         return False
     try:
-        return TAG in (read_data_card(path).data.get("tags") or [])
+        card = read_data_card(path)
     except UserError:  # not of this package
         return False
+    # A file of another split is not ours.
+    splits = "|".join(map(re.escape, split_counts(card)))
+    shards = (path / "data").glob("[!.]*")
+    is_own = all(re.fullmatch(rf"({splits})-\d{{5}}-of-\d{{5}}\.parquet", one.name) for one in shards)
+    return is_own and TAG in (card.data.get("tags") or [])
 
 
 @contextmanager

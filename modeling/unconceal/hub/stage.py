@@ -20,10 +20,11 @@ from ..data.cards import describe_set, read_data_card, section, split_counts
 from ..data.write import FEATURES
 from ..evaluation.tables import Result, read_result
 from ..models.networks import NETWORKS
-from ..training.checkpoints import PROGRESS_FILE, RECIPE_FILE, Conversion, read_progress, read_record
+from ..training.checkpoints import PROGRESS_FILE, RECIPE_FILE, Conversion, read_progress, read_record, trained_on
 from ..training.recipe import load_recipe
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_folder
+from ..utils.loading_errors import loading_explained
 from ..utils.signatures import sign
 from . import shipped
 from .card_on_hub import CARD, kept_license, with_kept_results
@@ -113,11 +114,13 @@ def save_without_paths(segmenter: Segmenter, folder: Path):
 def check_results(paths: Sequence[str | Path], model: PreTrainedModel, source: Path) -> list[Result]:
     """Read results; refuse those of other weights than `source` holds."""
     read = [read_result(path) for path in paths]
-    digest = weights_digest(model) if read else None
+    digest, record = weights_digest(model) if read else None, read_record(source)
     for result in read:
         if result.weights != digest:
             advice = "evaluate them with `unconceal evaluate --model`, or leave it out"
             raise UserError(f"{result.path} holds no results of the weights in {source}; {advice}")
+        if result.data and (seen := trained_on(record, result.data, result.split, result.split_seed)):
+            raise UserError(f"{result.path} tells nothing of new images: {seen}; evaluate another split")
         if result.limit:
             raise UserError(f"{result.path} covers only the first {result.limit} images; evaluate without --limit")
     return read
@@ -126,7 +129,8 @@ def check_results(paths: Sequence[str | Path], model: PreTrainedModel, source: P
 def _refuse_others(source: Path):
     """Refuse networks that do not segment; cards and pipelines would not fit."""
     if (source / CONFIG_NAME).is_file():
-        saved_as = (PreTrainedConfig.get_config_dict(source)[0].get("architectures") or [None])[0]
+        with loading_explained(f"cannot read {source / CONFIG_NAME}"):
+            saved_as = (PreTrainedConfig.get_config_dict(source)[0].get("architectures") or [None])[0]
         expected = [network.tasks["segmentation"].__name__ for network in NETWORKS.values()]
         if saved_as and saved_as not in expected:
             advice = f"send it by `{saved_as}.push_to_hub`, which writes no card"

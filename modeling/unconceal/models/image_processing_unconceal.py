@@ -20,7 +20,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
-from .reading import to_mask, to_rgb, to_uint8
+from .reading import is_unit, to_mask, to_rgb, to_uint8
 
 
 try:
@@ -85,7 +85,7 @@ def _as_image(given: Image.Image | np.ndarray) -> Image.Image:
     if isinstance(given, Image.Image):
         return given
     pixels = to_uint8(given)  # rejects NaN, which has no minimum
-    if given.ndim == 3 and given.min() < 0:
+    if given.ndim == 3 and given.min() < 0 and not _is_rescaled(given):
         raise ValueError(
             f"got a color image with values from {given.min():g}, expected 0 to 1 or 0 to 255; "
             "pass the image before any normalization"
@@ -94,8 +94,8 @@ def _as_image(given: Image.Image | np.ndarray) -> Image.Image:
 
 
 def _is_rescaled(given: Image.Image | np.ndarray) -> bool:
-    """Return whether an input is an array of floats up to 1."""
-    return isinstance(given, np.ndarray) and given.dtype.kind == "f" and given.max() <= 1
+    """Return whether an input is an array of floats in [0, 1]."""
+    return isinstance(given, np.ndarray) and given.dtype.kind == "f" and is_unit(given)
 
 
 class NonFiniteLogits(ValueError):
@@ -149,7 +149,8 @@ class UnconcealImageProcessor(PilBackend):
     def _standardize_kwargs(self, channel_order: str = "rgb", mask_resample: int = 0, **kwargs) -> dict:
         kwargs = super()._standardize_kwargs(**kwargs)
         for name, way in (("mask_resample", mask_resample), ("resample", kwargs.get("resample"))):
-            if way is not None and way not in list(PILImageResampling):  # Pillow 13 has more filters than Pillow 12
+            # Pillow 13 has more filters than Pillow 12.
+            if way is not None and (isinstance(way, bool) or way not in list(PILImageResampling)):
                 filters = ", ".join(f"{one.value} ({one.name.lower()})" for one in PILImageResampling)
                 raise ValueError(f"got {name}={way!r}, expected one of {filters}")
         for name, counts, above, expected in (
@@ -162,10 +163,13 @@ class UnconcealImageProcessor(PilBackend):
             is_usable = all(isinstance(one, (int, float)) and above < one < math.inf for one in numbers)
             if given is not None and not (is_usable and len(numbers) in counts):
                 raise ValueError(f"got {name}={given!r}, expected {expected}")
+        for name in ("do_resize", "do_rescale", "do_normalize"):
+            if not isinstance(kwargs.get(name, True), bool):
+                raise ValueError(f"got {name}={kwargs[name]!r}, expected true or false")
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f'got channel_order={channel_order!r}, expected "rgb" or "bgr"')
         size = kwargs.get("size")
-        if not (size and size.height and size.width):
+        if not (size and all(type(side) is int and side > 0 for side in (size.height, size.width))):
             raise ValueError(f'got size={size and dict(size)}, expected {{"height": pixels, "width": pixels}}')
         if kwargs.get("data_format") not in (None, "channels_first"):
             raise ValueError(f'got data_format={kwargs["data_format"]!r}, expected "channels_first"')
@@ -250,9 +254,10 @@ class UnconcealImageProcessor(PilBackend):
         elif isinstance(images, str) and images.startswith(("http://", "https://", "data:image/")):
             yield fetch(images)
         elif isinstance(images, (str, Path)):
-            if not Path(images).is_file():
+            path = Path(images).expanduser()
+            if not path.is_file():
                 raise ValueError(f"got {str(images)!r}, which is not a file; expected an image file or a URL")
-            yield Image.open(images)
+            yield Image.open(path)
         else:
             raise ValueError(f"got {type(images).__name__}, expected a PIL image, an array, a tensor or a path")
 

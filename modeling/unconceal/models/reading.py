@@ -30,7 +30,8 @@ from PIL import Image, ImageChops, ImageCms, ImageOps
 MOST_CLASSES = 8  # in one mask without a border; more values are gray levels, such as a faint soft mask
 LARGEST_ID = 63  # next to a border of 255, and of colors
 SAME_COLOR = 2  # levels of 255 by which profiles of one color space differ, and files of one color
-ROUNDING = 1e-3  # by which resized floats leave [0, 1]
+ROUNDING = 1e-3  # by which resized floats of a mask leave [0, 1]
+OVERSHOOT = 0.1  # the same for images: bicubic resizing leaves [0, 1] at sharp edges
 ONE_DARK_VALUE = (
     "%d predictions hold one value beside 0, not above half of white; if it is the object, store it as 255 in all"
 )
@@ -62,7 +63,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     image = _upright(image)
     if image.mode.startswith(("I", "F")):
-        return _to_srgb(Image.fromarray(to_uint8(np.asarray(image))), image.info.get("icc_profile"))
+        levels = np.asarray(image)
+        gray = to_uint8(levels)
+        if isinstance(image.info.get("transparency"), int):  # the gray of a PNG that is transparent
+            gray = np.where(levels == image.info["transparency"], np.uint8(255), gray)
+        return _to_srgb(Image.fromarray(gray), image.info.get("icc_profile"))
     if _has_alpha(image):
         alpha = _to_rgba(image).getchannel("A")
         colors = image.convert("L") if image.mode in ("L", "LA") else _to_rgba(image).convert("RGB")
@@ -156,8 +161,9 @@ def _to_rgba(image: Image.Image) -> Image.Image:
 def to_uint8(values: np.ndarray) -> np.ndarray:
     """Scale pixel values of an image, of any real type, to uint8.
 
-    White is 1 for bool, 255 for uint8, 65535 for uint16. Other types do not define it: white is the first of 1 (floats
-    only), 255 and 65535 that no value exceeds. Values below 0 or above 65535 are stretched from minimum to maximum.
+    White is 1 for bool, 255 for uint8, 65535 for uint16, and 1 for floats of `is_unit`, which are clipped. Other types
+    do not define it: white is the first of 255 and 65535 that no value exceeds. Values below 0 or above 65535 are
+    stretched from minimum to maximum.
 
     Raises:
         ValueError: If values are NaN or infinite.
@@ -171,11 +177,17 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
         return np.rint(values * np.float32(1 / 257)).astype(np.uint8)
     values = values.astype(np.float64)
     _check_finite(values)
+    if kind == "f" and is_unit(values):
+        return np.rint(values.clip(0, 1) * 255).astype(np.uint8)
     low, high = values.min(), values.max()
-    whites = (1, 255, 65535) if kind == "f" else (255, 65535)
-    if low >= 0 and high <= whites[-1]:
-        low, high = 0, next(white for white in whites if high <= white)
+    if low >= 0 and high <= 65535:
+        low, high = 0, 255 if high <= 255 else 65535
     return np.rint((values - low) * (255 / (high - low or 1))).astype(np.uint8)
+
+
+def is_unit(values: np.ndarray) -> bool:
+    """Return whether floats are in [0, 1], but for overshoot of resizing."""
+    return bool(values.min() >= -OVERSHOOT and values.max() <= 1 + OVERSHOOT)
 
 
 def _check_finite(values: np.ndarray):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -268,6 +268,29 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     for path in (Path(folder) / PROGRESS_FILE, Path(folder) / CONVERSION_FILE):
         if path.is_file():
             return _parse(path, dict, "restore it, or remove it")
+    return None
+
+
+def trained_on(record: Mapping[str, Any] | None, data: str, split: str, split_seed: int | None) -> str | None:
+    """Say if training has seen images of a split, or None.
+
+    Data sets are compared by their last name: folders move.
+
+    Args:
+        record: What `read_record` returned.
+        data: Folder or Hub id of the data set to score.
+        split: The split to score.
+        split_seed: Seed of its random split, or None for the split as stored.
+    """
+    recipe = ((record or {}).get("recipe") or {}).get("data") or {}
+    paths = recipe.get("path") or []
+    if Path(data).name not in [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]:
+        return None
+    train, seed = recipe.get("train_split"), recipe.get("split_seed")
+    if (split, split_seed) == (train, seed):
+        return f"the network was trained on {split} of {data}"
+    if split_seed is None and seed is not None and split in (train, recipe.get("eval_split")):
+        return f"the network was trained on a random part of {data}; --split-seed {seed} scores the other part"
     return None
 
 

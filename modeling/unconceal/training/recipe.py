@@ -387,8 +387,8 @@ def _with_bases(path: Path, after: tuple[Path, ...] = ()) -> Iterator[tuple[Path
         chain = " -> ".join(map(str, (*after, path)))
         raise UserError(f"recipe {after[0]}: `base` goes in a circle, {chain}; remove one of them")
     what = f"base {path} of recipe {after[-1]}" if after else f"recipe {path}"
-    if is_folder(path):
-        raise UserError(f"{what} is a folder, expected a YAML file; add its name")
+    if is_folder(path) or path.is_char_device():  # which may have no end
+        raise UserError(f"{what} is a {'folder' if is_folder(path) else 'device'}, expected a YAML file; add its name")
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
         if node and not isinstance(node, yaml.MappingNode) and node.tag != NULL:
@@ -449,6 +449,8 @@ def _check(recipe: Recipe, path: Path):
             refuse(key, value, f"one of {', '.join(map(str, allowed))}{which}")
 
     one_of("network", recipe.network, NETWORKS)
+    if recipe.data.eval_split == recipe.data.train_split:
+        refuse("data.eval_split", recipe.data.eval_split, "another split than data.train_split")
     network = NETWORKS[recipe.network]
     known = {field.name for field in dataclasses.fields(network.config_class)}
     for name in sorted(recipe.model.keys() - known):

@@ -1,8 +1,9 @@
 """Check and build the parts of a training run."""
 
 import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -431,15 +432,10 @@ def start_model(recipe: Recipe, task: str, init_from: str | Path | None) -> tupl
     if init_from is None:
         model = model_class(config)
         return model, set(model.state_dict())
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its report of new weights is expected in a later phase
-    try:
-        with loading_explained(f"cannot start from {init_from}"):
-            model, report = model_class.from_pretrained(
-                init_from, config=config, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-    finally:
-        transformers_logging.set_verbosity(level)
+    with quiet_loading(), loading_explained(f"cannot start from {init_from}"):
+        model, report = model_class.from_pretrained(
+            init_from, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     if report["mismatched_keys"]:
         name, found, expected = sorted(report["mismatched_keys"])[0]
         raise UserError(
@@ -452,6 +448,17 @@ def start_model(recipe: Recipe, task: str, init_from: str | Path | None) -> tupl
     return model, set(report["missing_keys"])
 
 
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence transformers' report of new weights, which are expected here."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
 def load_backbone(model: PreTrainedModel, source: str) -> dict | None:
     """Load the encoder's pretrained weights; return the record beside them.
 
@@ -460,7 +467,7 @@ def load_backbone(model: PreTrainedModel, source: str) -> dict | None:
     Raises:
         UserError: If the weights are missing, cannot be reached, or are of another encoder.
     """
-    with loading_explained(f"cannot start the encoder from {source}"):
+    with quiet_loading(), loading_explained(f"cannot start the encoder from {source}"):
         if source in PACKAGED and not Path(source).exists():
             with packaged_encoder(source) as folder:
                 model.load_backbone(str(folder))

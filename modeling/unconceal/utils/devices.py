@@ -7,6 +7,8 @@ import torch
 from .errors import UserError
 
 
+logger = logging.getLogger(__name__)
+
 DTYPES = ("float32", "bfloat16", "float16")
 # What processors call their instructions for bfloat16.
 CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
@@ -55,7 +57,7 @@ def gains_from_bfloat16(device: torch.device) -> bool:
 def choose_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
     """Return a number type by name, None for None.
 
-    A device that is not faster in bfloat16 gets float32 instead, and a line in the log says so.
+    A device without bfloat16 gets float32 instead. A line in the log says so, or that bfloat16 is not faster here.
 
     Raises:
         UserError: If the name is unknown.
@@ -65,7 +67,9 @@ def choose_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.
     name = str(name).removeprefix("torch.")
     if name not in DTYPES:
         raise UserError(f"got the dtype {name!r}, expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
-    if name == "bfloat16" and not gains_from_bfloat16(device):
-        logging.getLogger(__name__).warning("%s is not faster in bfloat16; float32 is used", device)
+    if name == "bfloat16" and not has_bfloat16(device):
+        logger.warning("%s has no bfloat16 of its own; float32 is used", device)
         name = "float32"
+    elif name == "bfloat16" and not gains_from_bfloat16(device):
+        logger.warning("%s is not faster in bfloat16 than in float32", device)
     return getattr(torch, name)

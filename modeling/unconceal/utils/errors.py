@@ -19,6 +19,7 @@ ERRORS_OF_PLACES = (
     errno.EPERM,
     errno.ENAMETOOLONG,
     errno.ENOTDIR,
+    errno.EISDIR,
     errno.ELOOP,
 )
 

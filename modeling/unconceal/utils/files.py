@@ -91,8 +91,9 @@ def is_taken(path: str | Path) -> bool:
 
 def has_keys(path: str | Path, *keys: str) -> bool:
     """Return whether a file is a JSON object with some keys."""
+    path = Path(path)
     try:
-        return set(keys) <= json.loads(Path(path).read_text(encoding="utf-8")).keys()
+        return path.is_file() and set(keys) <= json.loads(path.read_text(encoding="utf-8")).keys()
     except (OSError, ValueError, AttributeError):
         return False
 
