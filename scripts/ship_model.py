@@ -8,7 +8,6 @@ from pathlib import Path
 # Python puts this folder on the path, where evaluate.py would hide the library `evaluate`.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
 
-from unconceal.utils.arguments import probability  # noqa: E402
 from unconceal.utils.errors import run_main  # noqa: E402
 
 
@@ -19,14 +18,12 @@ def main():
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="checkpoint (RUN_DIR/segmentation/best)")
     results = "more results for the card, which `unconceal evaluate --model NAME --out` wrote"
     parser.add_argument("--results", type=Path, nargs="+", default=[], metavar="DIR", help=results)
-    share = "share of the weights that the run started from in a mean with those of the checkpoint (0)"
-    parser.add_argument("--start-share", type=probability, default=0.0, metavar="S", help=share)
     args = parser.parse_args()
 
     from unconceal.hub.ship import ship_model  # slow to import
     from unconceal.hub.shipped import describe
 
-    print(f"wrote {ship_model(args.run, args.name, args.model, args.results, start_share=args.start_share)}")
+    print(f"wrote {ship_model(args.run, args.name, args.model, args.results)}")
     print(describe(args.name))
 
 

@@ -25,7 +25,6 @@ from unconceal.__main__ import main
 from unconceal.api import load, weights_digest
 from unconceal.data.builders import build_synthetic
 from unconceal.hub import ship, shipped
-from unconceal.hub.cards import Training
 from unconceal.models.networks import NETWORKS
 from unconceal.training.checkpoints import Progress
 from unconceal.training.recipe import load_recipe
@@ -355,25 +354,6 @@ def test_false_alarms_are_counted_apart(run, made_up, tmp_path, monkeypatch):
     assert [row.metric_args for row in rows] == [["images with an object"], None, None]
     assert rows[2].metric_value == 1
     assert shipped.describe("polyp").numbers == {"nIoU": rows[0].metric_value}
-
-
-def test_weights_can_be_mixed_with_those_of_the_start(tmp_path):
-    first, second = (make_tiny_model("run") for _ in range(2))
-    with torch.no_grad():
-        for parameter in second.parameters():
-            parameter.add_(1)
-    for part in (first, PROCESSOR):
-        part.save_pretrained(tmp_path / "first")
-    start = {"part": "network", "source": str(tmp_path / "first"), "sha256": weights_digest(first)}
-    training = Training(None, Progress("segmentation", start=start))
-    ship.mix_in_start(second, training, 0.25)
-    for name, parameter in first.named_parameters():
-        torch.testing.assert_close(second.get_parameter(name), parameter + 0.75)
-    start["sha256"] = "other"
-    with rejected("holds other weights than the run started from"):
-        ship.mix_in_start(second, training, 0.25)
-    with rejected("the run started without trained weights"):
-        ship.mix_in_start(second, Training(None, Progress("segmentation")), 0.25)
 
 
 @pytest.mark.slow

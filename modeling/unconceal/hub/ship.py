@@ -55,7 +55,6 @@ def ship_model(
     checkpoint: Path | None = None,
     results: Sequence[Path] = (),
     folder: Path | None = None,
-    start_share: float = 0.0,
 ) -> Path:
     """Write `pretrained/NAME`: rounded weights, settings, and a card from records.
 
@@ -67,7 +66,6 @@ def ship_model(
         checkpoint: Checkpoint of the run, by default the best one.
         results: Further results of the rounded weights for the card, that `unconceal evaluate --out` wrote.
         folder: Where to write instead of `pretrained/NAME`.
-        start_share: Share of the weights that the run started from, as `mix_in_start` says.
 
     Raises:
         UserError: If a record is missing, the weights cannot be rounded, or the files are too large.
@@ -82,8 +80,6 @@ def ship_model(
         raise UserError(
             f"got {checkpoint}, which has no progress.json with a recipe; name a checkpoint of unconceal train"
         )
-    if start_share:
-        mix_in_start(segmenter.model, training, start_share)
     with replacing(folder) as beside:
         write_rounded(segmenter, beside)
         num_bytes = sum(path.stat().st_size for path in beside.iterdir())
@@ -113,28 +109,6 @@ def ship_model(
         card = make_model_card(segmenter, name, training, measured, texts[name]["license"], shipment)
         (beside / CARD).write_text(card, encoding="utf-8")
     return folder
-
-
-@torch.no_grad()
-def mix_in_start(model: PreTrainedModel, training: Training, share: float):
-    """Average the weights with those that the training started from.
-
-    Fine-tuning forgets. Between both networks lies one that keeps what the first could do.
-    Source: WiSE-FT, CVPR 2022, section 3.
-
-    Raises:
-        UserError: If the training did not start from a whole network, or that one has changed.
-    """
-    start = training.progress.start
-    if not start or start["part"] != "network":
-        raise UserError("the run started without trained weights, expected a run with init_from; leave the share at 0")
-    first = load(start["source"], "cpu").model
-    if weights_digest(first) != start["sha256"]:
-        raise UserError(f"{start['source']} holds other weights than the run started from; put those back")
-    states = model.state_dict(), first.state_dict()
-    for name, tensor in states[0].items():
-        if tensor.is_floating_point():
-            tensor.lerp_(states[1][name], share)
 
 
 def write_rounded(segmenter: Segmenter, folder: Path):
