@@ -402,6 +402,7 @@ def test_files_become_a_data_set(photos, segment, tmp_path, monkeypatch):
         ("expected letters, digits and _ only", ["photos", "--to-data", "out", "--split", "../x"]),
         ("expected letters, digits and _ only", ["photos", "--to-data", "out", "--split", "a-b"]),
         ("expected letters, digits and _ only", ["photos", "--to-data", "out", "--split", "all"]),
+        ("--split is empty; give a value", ["photos", "--to-data", "out", "--split", " "]),
     ],
 )
 def test_wrong_calls(photos, rows, segment, tmp_path, monkeypatch, words, arguments):

@@ -22,7 +22,7 @@ from ..api import Segmenter
 from ..evaluation.protocols import PROTOCOLS
 from ..evaluation.tables import Result, load_papers, make_tables, to_markdown
 from ..models.networks import NETWORKS
-from ..training.checkpoints import Conversion, Progress
+from ..training.checkpoints import Conversion, Progress, is_one_of
 from ..training.recipe import Recipe, restore_recipe
 from ..utils.errors import UserError, one_line
 from ..utils.files import is_hub_id
@@ -320,7 +320,7 @@ def _path_name(start: Mapping[str, Any]) -> str:
 def _result_facts(results: Sequence[Result], recipe: Recipe | None) -> dict[str, Any]:
     def is_chosen_on(result: Result) -> bool:
         data = recipe.data
-        is_same = result.data is None or Path(result.data).name in [Path(path).name for path in data.paths]
+        is_same = result.data is None or is_one_of(result.data, data.paths)
         return is_same and (result.split, result.split_seed) == (data.eval_split, data.split_seed)
 
     protocols = {result.protocol.name: sys.modules[result.protocol.score_image.__module__] for result in results}

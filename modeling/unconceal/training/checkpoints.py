@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -271,10 +271,16 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     return None
 
 
+def is_one_of(data: str, paths: Sequence[str]) -> bool:
+    """Return whether a data set is one of these, by its name.
+
+    Only the last part of a path counts: folders move.
+    """
+    return Path(data).name in [Path(path).name for path in paths]
+
+
 def trained_on(record: Mapping[str, Any] | None, data: str, split: str, split_seed: int | None) -> str | None:
     """Say if training has seen images of a split, or None.
-
-    Data sets are compared by their last name: folders move.
 
     Args:
         record: What `read_record` returned.
@@ -284,7 +290,7 @@ def trained_on(record: Mapping[str, Any] | None, data: str, split: str, split_se
     """
     recipe = ((record or {}).get("recipe") or {}).get("data") or {}
     paths = recipe.get("path") or []
-    if Path(data).name not in [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]:
+    if not is_one_of(data, [paths] if isinstance(paths, str) else paths):
         return None
     train, seed = recipe.get("train_split"), recipe.get("split_seed")
     if (split, split_seed) == (train, seed):

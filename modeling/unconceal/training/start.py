@@ -342,12 +342,11 @@ def check_pairs(split: str, dataset: Dataset):
         pair = read_pair(dataset, row)[1:]
         check_pair(*pair, lambda: row_name(dataset, row))
 
-    with ThreadPoolExecutor() as pool:
-        try:
-            list(pool.map(check, range(len(dataset))))
-        except UnreadableSample as error:
-            pool.shutdown(cancel_futures=True)
-            raise UserError(f"split {split}: {error}") from error
+    try:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(check, range(len(dataset))))  # the first error cancels the rest
+    except UnreadableSample as error:
+        raise UserError(f"split {split}: {error}") from error
 
 
 def displayed_size(file: dict[str, Any]) -> tuple[int, int] | None:
