@@ -127,7 +127,11 @@ def given_scales(segmenter: Segmenter, scales: torch.Tensor) -> Iterator[None]:
 
 
 def make_rows(out: Path, score: str) -> list[dict[str, str]]:
-    """Return means, and differences to `plain` that are paired by seed."""
+    """Return means and differences to `plain`.
+
+    `difference` is that of the score, paired by seed. `over images` is that of the IoU of each image, mean over seeds.
+    `variation` is the standard deviation of a dynamic parameter over images, divided by its root mean square.
+    """
     files = {name: sorted(out.glob(f"{name}-*.json")) for name in VARIANTS}
     found = {
         name: {file.stem.rpartition("-")[2]: json.loads(file.read_text()) for file in paths}
@@ -142,11 +146,14 @@ def make_rows(out: Path, score: str) -> list[dict[str, str]]:
             if not values:
                 continue
             row = {"variant": title if what == "scores" else f"{title}, {what}", "seeds": str(len(values))}
-            row |= {score: f"{np.mean(values):.3f}", "difference": "", "variation": ""}
+            row |= {score: f"{np.mean(values):.3f}", "difference": "", "over images": "", "variation": ""}
             if name != "plain" and len(shared) > 1:
                 row["difference"] = difference(
                     [mine[seed][what][score] - plain[seed]["scores"][score] for seed in shared]
                 )
+            if what == "scores" and name != "plain" and shared:
+                changes = [np.subtract(mine[seed]["images"], plain[seed]["images"]) for seed in shared]
+                row["over images"] = difference(np.mean(changes, axis=0))
             if what == "scores" and "variation" in next(iter(mine.values())):
                 row["variation"] = f"{np.mean([one['variation'] for one in mine.values()]):.3f}"
             rows.append(row)

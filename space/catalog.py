@@ -26,8 +26,8 @@ USES = {
     "defect": Use("Defect on a magnetic tile", "overlay", "defect-*"),
     "camouflage": Use("Hidden object", "reveal", "camouflage-*"),
     "camouflaged": Use("Camouflaged object", "reveal", "camouflage-*"),
-    "lesion": Use("Lesion or polyp", "overlay", "ultrasound-*"),
-    "small-target": Use("Small target", "targets", "infrared-*"),
+    "lesion": Use("Lesion in ultrasound", "overlay", "ultrasound-*"),
+    "small-target": Use("Small target in infrared", "targets", "infrared-*"),
     "cut-out": Use("Fine cut-out", "cutout", "intricate-*"),
     "demo": Use("Camouflaged object (tiny demo network)", "reveal", "camouflage-*"),
 }

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -173,7 +174,10 @@ def test_study_of_srs_from_recipe_to_table(tmp_path, capsys, monkeypatch):
     for title in ("R trained", "R trained, mean guidance", "R random, other guidance", "plain convolution"):
         assert f"| {title} | 2 |" in table
     result, random = (json.loads((out / f"{name}-0.json").read_text()) for name in ("trained", "random"))
-    assert len(result["images"]) == 3
+    plain = [json.loads((out / f"plain-{seed}.json").read_text())["images"] for seed in (0, 1)]
+    trained = [json.loads((out / f"trained-{seed}.json").read_text())["images"] for seed in (0, 1)]
+    assert np.shape(trained) == (2, 3)
+    assert f"| {study_srs.difference(np.mean(trained, axis=0) - np.mean(plain, axis=0))} |" in table
     assert 0 <= result["variation"] <= 1.5
     assert random["variation"] != result["variation"]
     assert (out / "r-0" / "reconstruction" / "best").is_dir()
