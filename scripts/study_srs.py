@@ -2,10 +2,11 @@
 
     python scripts/study_srs.py run RECIPE [KEY=VALUE ...] --out runs/study      # one process for each of --seeds
     python scripts/study_srs.py table --out runs/study
+    python scripts/study_srs.py network MODEL --data DATA --protocol infrared      # of one network, e.g. small-target
 
 All variants of a seed see the same samples in the same order. The last epoch is scored, on the recipe's `eval_split`.
-Of the variant `trained` two more scores are taken: with the mean guidance of all images, and with the guidance of
-another image. They tell whether the dynamic parameters matter for an image.
+Variants with guidance are scored twice more: with the mean guidance of all images, and with the guidance of another
+image. These scores tell whether the dynamic parameters matter for an image.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 from scipy import stats
 
 import unconceal
@@ -85,27 +87,35 @@ def run_job(recipe: Recipe, name: str, seed: int, out: Path):
         best = train(replace(recipe, phases=phases, seed=seed, output_dir=folder), resume=True)
         segmenter = unconceal.load(best)
     dataset = load_splits(recipe.data.paths[0], [recipe.data.eval_split])[recipe.data.eval_split]
-    protocol, result = PROTOCOLS[recipe.protocol], {"commit": git_commit(), "protocol": recipe.protocol}
+    result = {"commit": git_commit(), "protocol": recipe.protocol}
+    result |= score_network(segmenter, dataset, recipe.protocol, guided=name in ("trained", "random"))
+    with replacing(file) as beside:
+        beside.write_text(json.dumps(result))
+    print(name, seed, {key: round(value, 4) for key, value in result["scores"].items()}, flush=True)
+
+
+def score_network(segmenter: Segmenter, dataset: Dataset, protocol_name: str, guided: bool) -> dict:
+    """Return scores, IoU of each image and, if guided, what guidance does."""
+    protocol = PROTOCOLS[protocol_name]
 
     def score() -> list[dict]:
         options = {"batch_size": 1, "protocol": protocol, "progress": False}
         return evaluate_model(segmenter.model, segmenter.processor, dataset, **options)
 
     rows = score()
-    result["scores"], result["images"] = protocol.summarize(rows), [row["iou"] for row in rows]
-    if name in ("trained", "random"):
+    result = {"scores": protocol.summarize(rows), "images": [row["iou"] for row in rows]}
+    if guided:
         scales = read_scales(segmenter, dataset)
         result["variation"] = float((scales.std(dim=0) / scales.square().mean(dim=0).sqrt()).mean())
+        result["kernel variation"] = kernel_variation(segmenter.model.dynamic_conv, scales)
         for what, given in (("mean", scales.mean(dim=0).expand_as(scales)), ("other", scales.roll(1, dims=0))):
             with given_scales(segmenter, given):
                 result[f"{what} guidance"] = protocol.summarize(score())
-    with replacing(file) as beside:
-        beside.write_text(json.dumps(result))
-    print(name, seed, {key: round(value, 4) for key, value in result["scores"].items()}, flush=True)
+    return result
 
 
 @torch.inference_mode()
-def read_scales(segmenter: Segmenter, dataset) -> torch.Tensor:
+def read_scales(segmenter: Segmenter, dataset: Dataset) -> torch.Tensor:
     """Return the dynamic parameters of every image, (images, G)."""
     model, found = segmenter.model, []
     for index in range(len(dataset)):
@@ -113,6 +123,15 @@ def read_scales(segmenter: Segmenter, dataset) -> torch.Tensor:
         padded, _ = pad_edges(segmenter.processor(image).pixel_values, PADDING_MULTIPLE)
         found.append(model.dynamic_conv.guidance_scale(model.reconstruction_encoder(padded)[-1]))
     return torch.cat(found)
+
+
+@torch.inference_mode()
+def kernel_variation(conv: SrsDynamicConv, scales: torch.Tensor) -> float:
+    """Return the mean distance from the mean kernel, relative to its norm."""
+    scales = scales.repeat_interleave(conv.channels_per_scalar, dim=1)[:, :, None, None, None]
+    mean = conv.static_conv.weight + scales.mean(dim=0) * conv.scaled_conv.weight
+    changes = [((scale - scales.mean(dim=0)) * conv.scaled_conv.weight).norm() for scale in scales]
+    return float(torch.stack(changes).mean() / mean.norm())
 
 
 @contextmanager
@@ -131,6 +150,7 @@ def make_rows(out: Path, score: str) -> list[dict[str, str]]:
 
     `difference` is that of the score, paired by seed. `over images` is that of the IoU of each image, mean over seeds.
     `variation` is the standard deviation of a dynamic parameter over images, divided by its root mean square.
+    `of kernels` is the mean distance of an image's kernel from the mean kernel, divided by the norm of the latter.
     """
     files = {name: sorted(out.glob(f"{name}-*.json")) for name in VARIANTS}
     found = {
@@ -146,7 +166,8 @@ def make_rows(out: Path, score: str) -> list[dict[str, str]]:
             if not values:
                 continue
             row = {"variant": title if what == "scores" else f"{title}, {what}", "seeds": str(len(values))}
-            row |= {score: f"{np.mean(values):.3f}", "difference": "", "over images": "", "variation": ""}
+            row |= {score: f"{np.mean(values):.3f}", "difference": "", "over images": ""}
+            row |= {"variation": "", "of kernels": ""}
             if name != "plain" and len(shared) > 1:
                 row["difference"] = difference(
                     [mine[seed][what][score] - plain[seed]["scores"][score] for seed in shared]
@@ -156,6 +177,7 @@ def make_rows(out: Path, score: str) -> list[dict[str, str]]:
                 row["over images"] = difference(np.mean(changes, axis=0))
             if what == "scores" and "variation" in next(iter(mine.values())):
                 row["variation"] = f"{np.mean([one['variation'] for one in mine.values()]):.3f}"
+                row["of kernels"] = f"{np.mean([one['kernel variation'] for one in mine.values()]):.3f}"
             rows.append(row)
     return rows
 
@@ -168,19 +190,30 @@ def difference(changes: Sequence[float]) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table"])
-    parser.add_argument("recipe", nargs="?", help="recipe of SRS with both phases")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the recipe")
-    parser.add_argument("--out", type=Path, required=True, help="folder of runs and results")
-    parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="variants to run (all)"
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds to run (0 1 2)")
-    parser.add_argument("--score", default="niou", help="score of the table (niou)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train and score variants")
+    run.add_argument("recipe", help="recipe of SRS with both phases")
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the recipe")
+    run.add_argument("--out", type=Path, required=True, help="folder of runs and results")
+    run.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="variants to run (all)")
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds to run (0 1 2)")
+    table = commands.add_parser("table", help="print the scores of all variants")
+    table.add_argument("--out", type=Path, required=True, help="folder of runs and results")
+    table.add_argument("--score", default="niou", help="score of the table (niou)")
+    network = commands.add_parser("network", help="score one network with its own and other guidance")
+    network.add_argument("model", help="folder or name of a network")
+    network.add_argument("--data", required=True, help="prepared data set")
+    network.add_argument("--split", default="val", help="split to score (val)")
+    network.add_argument("--protocol", choices=PROTOCOLS, required=True)
     args = parser.parse_args()
-    if args.what == "table":
+    if args.command == "table":
         rows = make_rows(args.out, args.score)
         print(markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
+        return
+    if args.command == "network":
+        dataset = load_splits(args.data, [args.split])[args.split]
+        result = score_network(unconceal.load(args.model), dataset, args.protocol, guided=True)
+        print(json.dumps({key: value for key, value in result.items() if key != "images"}, indent=2))
         return
     recipe = load_recipe(args.recipe, [f"output_dir={args.out}", *args.overrides])
     args.out.mkdir(parents=True, exist_ok=True)

@@ -821,7 +821,7 @@ def test_maps_of_classes_need_a_choice(tmp_path, run, load, out, caplog):
         assert code == 0
         rows = {row["id"]: np.asarray(row["mask"]) for split in load(out).values() for row in split}
         assert [int((rows[id] == 255).sum()) for id in sorted(rows)] == shares
-        assert f"Object are the classes {choice} of the mask files" in (out / "README.md").read_text()
+        assert f"The object is the classes {choice} of the mask files" in (out / "README.md").read_text()
         shutil.rmtree(tmp_path / "cache")
     shutil.rmtree(out)
     assert_one_error(

@@ -348,7 +348,7 @@ def test_signature_covers_the_whole_card(caplog):
     kept = ModelCard(with_kept_results(new, measured, "abc"))
     assert kept.text.split("# Net")[1] == "\n\n## Results\n\n0.5\n\n## Limits\n\nNew.\n"
     assert [one.metric_value for one in kept.data.eval_results] == [0.5] and kept.data.license == "mit"
-    assert with_kept_results(new, measured, "other") == new and "are of other weights, so they go" in caplog.text
+    assert with_kept_results(new, measured, "other") == new and "are of other weights and are dropped" in caplog.text
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------

@@ -163,14 +163,14 @@ def test_study_of_srs_from_recipe_to_table(tmp_path, capsys, monkeypatch):
     file.write_text(yaml.safe_dump(recipe))
 
     def run(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["study_srs.py", *words, "--out", str(out)])
+        monkeypatch.setattr(sys, "argv", ["study_srs.py", *words])
         capsys.readouterr()
         study_srs.main()
         return capsys.readouterr().out
 
-    assert run("run", str(file), "--seeds", "0", "1").count("'iou'") == 8
-    assert run("run", str(file), "--seeds", "0") == ""  # done
-    table = run("table")
+    assert run("run", str(file), "--seeds", "0", "1", "--out", str(out)).count("'iou'") == 8
+    assert run("run", str(file), "--seeds", "0", "--out", str(out)) == ""  # done
+    table = run("table", "--out", str(out))
     for title in ("R trained", "R trained, mean guidance", "R random, other guidance", "plain convolution"):
         assert f"| {title} | 2 |" in table
     result, random = (json.loads((out / f"{name}-0.json").read_text()) for name in ("trained", "random"))
@@ -181,3 +181,17 @@ def test_study_of_srs_from_recipe_to_table(tmp_path, capsys, monkeypatch):
     assert 0 <= result["variation"] <= 1.5
     assert random["variation"] != result["variation"]
     assert (out / "r-0" / "reconstruction" / "best").is_dir()
+
+    best = str(out / "trained-0" / "segmentation" / "best")
+    again = json.loads(run("network", best, "--data", str(tmp_path / "data"), "--protocol", "infrared"))
+    assert again == {key: result[key] for key in again}
+    assert {"scores", "variation", "mean guidance", "other guidance"} < set(again)
+
+
+def test_kernels_vary_as_far_as_their_scales():
+    conv = study_srs.SrsDynamicConv(8, 4, 2)
+    torch.nn.init.ones_(conv.static_conv.weight)
+    torch.nn.init.ones_(conv.scaled_conv.weight)
+    scales = torch.tensor([[0.0], [2.0]]).expand(2, 4)  # kernels of 1 and 3, so 2 +- 1
+    assert study_srs.kernel_variation(conv, scales) == pytest.approx(0.5)
+    assert study_srs.kernel_variation(conv, scales[:1]) == 0

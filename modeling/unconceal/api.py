@@ -137,7 +137,7 @@ class Segmenter:
             path: A video file.
             batch_size: Frames in a forward pass.
             refine: As for `segment`; "auto" takes much longer for large frames.
-            smoothing: Weight of the mask before where the picture stays the same, from 0 to below 1.
+            smoothing: Weight of the previous mask where the picture stays the same, from 0 to below 1.
             max_pixels: Largest width times height of a frame.
 
         Yields:

@@ -208,7 +208,7 @@ class DataTarget:
 
         Raises:
             UserError: If the place cannot be used, or holds something else. Without `overwrite`, also if a shard of
-                this split has other settings or another input. Then one of those on the Hub is read.
+                this split has other settings or another input. On the Hub, only one shard is read for this check.
         """
         if self.on_hub:
             check_token()

@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
     add = parser.add_argument_group("how it is scored").add_argument
     add("--protocol", choices=PROTOCOL_NAMES, default="segmentation", help="protocol (segmentation)")
-    threshold = "segmentation, infrared, lesion: a pixel is object if the soft mask is above (0.5)"
+    threshold = "segmentation, infrared, lesion: a pixel is object if the soft mask is above this (0.5)"
     add("--threshold", type=probability, help=threshold)
     yes_or_no = argparse.BooleanOptionalAction
     min_max = "cod, dis: stretch each prediction to [0, 1] and round it to 8 bits before scoring (yes)"

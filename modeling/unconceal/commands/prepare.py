@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         if name == "busi":
             one.add_argument("--more", metavar="DIR", help="folder with further cases in images/ and masks/")
         _add_output(one)
-        again = "deal train and val again at random, even if official lists exist; official test splits stay"
+        again = "split train and val again at random, even if official lists exist; official test splits stay"
         one.add_argument("--random-split", action="store_true", help=again)
         shares = "split train, and other splits named here, at random with these shares: train=0.8 val=0.2"
         one.add_argument("--fractions", nargs="+", type=_parse_share, metavar="SPLIT=SHARE", help=shares)
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     _add_output(one)
 
     one = names.add_parser("camouflage", help="objects hidden in photos", description="Hide objects in your photos.")
-    photos = "folders of photos; each serves equally many images"
+    photos = "folders of photos; each is used for equally many images"
     one.add_argument("--photos", nargs="+", required=True, metavar="DIR", help=photos)
     shapes = "folders of masks whose silhouettes are used (default: all are drawn)"
     one.add_argument("--shapes", nargs="+", default=[], metavar="DIR", help=shapes)
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     _add_limits(one, "files")
 
     one = names.add_parser("composites", help="objects on other scenes", description="Paste objects on other scenes.")
-    sets = "data sets whose objects are pasted; each serves equally many images"
+    sets = "data sets whose objects are pasted; each is used for equally many images"
     one.add_argument("--objects", nargs="+", required=True, metavar="DATA", help=sets)
     scenes = "data sets whose photos are scenes, without their objects (default: those of --objects)"
     one.add_argument("--scenes", nargs="+", default=[], metavar="DATA", help=scenes)

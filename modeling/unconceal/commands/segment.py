@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     add("--background", metavar="COLOR|IMAGE", help=background)
     alpha = "for cut-outs of videos without --background: VP9, ProRes 4444 or a folder of frames (webm)"
     add("--alpha", choices=ALPHA, help=alpha)
-    smoothing = "for videos: weight of the mask before where the picture stays the same, 0 for none (0.7)"
+    smoothing = "for videos: weight of the previous mask where the picture stays the same, 0 for none (0.7)"
     add("--smoothing", type=probability, metavar="S", help=smoothing)
     at_once = "images, or tiles of one image, at a time (1)"
     add("--batch-size", type=positive_int, default=1, metavar="N", help=at_once)

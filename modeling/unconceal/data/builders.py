@@ -30,7 +30,7 @@ from .write import make_row, new_data_set, write_card, write_splits
 
 logger = logging.getLogger(__name__)
 
-# First image number of each split. A larger split only adds images to a smaller one.
+# Distance between the first image numbers of two splits. A larger split only adds images to a smaller one.
 SPLIT_STRIDE = 10**9
 
 
@@ -59,9 +59,9 @@ def build(
         source: Raw folder.
         out: Folder to make.
         seed: Seed of a random split.
-        random_split: Split at random, even if the raw folder has official lists or folders. Of official splits,
-            `train` and those that have a share are dealt again. The others stay, so a test split never does.
-        fractions: Share of each split of a random split. Giving it asks for one. The default is the source's own.
+        random_split: Split at random, even if the raw folder has official lists or folders. Then `train` and the
+            official splits that have a share are split again. The others stay. A test split is never split again.
+        fractions: Shares of a random split. If given, the split is random. The default is the source's own shares.
         skip_unusable: Leave unusable pairs out instead of stopping.
         max_pixels: Limit on width times height of a file. Larger ones are unusable.
         overwrite: Replace `out` if it is a data set built before whose card is not edited.
@@ -109,8 +109,8 @@ def build(
             report.split_rule = f"random with seed {seed}, shares {shares}, equal in each class"
             if official:
                 again = [split for split in official if split in (TRAIN, *fractions)]
-                report.split_rule += f". Dealt are the official splits {', '.join(sorted(again))}"
-                report.split_rule += f"; {', '.join(sorted(official - set(again))) or 'no other'} stays as it is"
+                report.split_rule += f". The official splits {', '.join(sorted(again))} are split again"
+                report.split_rule += f"; left as they are: {', '.join(sorted(official - set(again))) or 'none'}"
             if facts.kept_together:
                 report.split_rule += f". {facts.kept_together}"
             empty = sorted(fractions.keys() - {pair.split for pair in report.usable})
@@ -176,7 +176,7 @@ def _facts(report: Report, resize_masks: bool, foreground: Foreground | None) ->
         "colors the brightest channel counts."
     )
     if foreground is not None:
-        rule = f"Object are the classes {_spelled(foreground)} of the mask files."
+        rule = f"The object is the classes {_spelled(foreground)} of the mask files."
     facts = [
         f"Splits: {report.split_rule}.",
         "Images are the bytes of the original files.",
@@ -259,10 +259,10 @@ def build_camouflage(
 ) -> dict[str, SplitInfo]:
     """Hide objects in photos; write a data set with the column `background`.
 
-    A photo serves one split, and so does a shape. `photos` are folders. Each serves equally many images, and one that
-    is named twice serves twice as many. `shapes` are folders of masks whose silhouettes are used; without any, all are
-    drawn. `avoid` are folders of masks that have the photos' names: few images show what they mark. The others are
-    those of `build` and `build_synthetic`.
+    A photo is used in one split only, and so is a shape. `photos` are folders. Each is used for equally many images. A
+    folder that is named twice is used for twice as many. `shapes` are folders of masks whose silhouettes are used;
+    without any, all silhouettes are drawn. `avoid` are folders of masks that have the photos' names: few images show
+    what these masks mark. The other arguments are those of `build` and `build_synthetic`.
 
     Returns:
         Split name -> pairs and bytes written.
@@ -328,8 +328,8 @@ def build_composites(
 ) -> dict[str, SplitInfo]:
     """Paste the objects of data sets onto other scenes.
 
-    `objects` and `scenes` are prepared data sets apart from `out`. Without `scenes`, those of `objects` serve. A split
-    is made of the rows of that split alone. The others are those of `build` and `build_synthetic`.
+    `objects` and `scenes` are prepared data sets apart from `out`. Without `scenes`, the scenes are from `objects`. A
+    split is made of the rows of that split alone. The other arguments are those of `build` and `build_synthetic`.
 
     Returns:
         Split name -> pairs and bytes written.

@@ -40,7 +40,7 @@ def read_shapes(folder: Path, max_pixels: int = MAX_PIXELS) -> tuple[list[bytes]
             frame = np.ones_like(mask)
             frame[1:-1, 1:-1] = False
             cut = (frame[top:bottom, left:right] & piece.image).sum() / sum(piece.image.shape)
-            # Too small, most of the frame, or cut off by it along a fifth of its box.
+            # Skip a piece that is too small, fills most of the frame, or is cut off by it along a fifth of its box.
             if piece.area < max(400, 0.2 * mask.sum()) or piece.area > 0.7 * mask.size or cut > 0.4:
                 continue
             shape = Image.fromarray(whole).convert("L")

@@ -33,9 +33,10 @@ HASH_SIDE, MAX_DISTANCE = 16, 12
 def find_groups(ids: Sequence[str], sources: Sequence[str]) -> list[str]:
     """Return the group of each row; a random split keeps groups whole.
 
-    The photos of one magnetic tile are a group. Any other row is its own. In a class, sorted by number, a tile ends
-    where the exposure does not rise or the number jumps by more than 200. Tiles of two classes are one if their
-    numbers overlap: the makers filed some exposures of one tile as free, others with its defect.
+    The photos of one magnetic tile are a group. Any other row is a group of its own. The photos of a class are sorted
+    by number. A tile ends where the exposure does not rise, or where the number jumps by more than 200. Tiles of two
+    classes are one tile if their numbers overlap: the makers filed some exposures of one tile as free, others with its
+    defect.
     """
     groups = list(ids)
     photos = []
@@ -76,8 +77,8 @@ def difference_hash(image: Image.Image) -> np.ndarray:
 def join_near_copies(groups: Sequence[str], hashes: dict[int, np.ndarray]) -> list[str]:
     """Give rows whose images look the same one group.
 
-    `hashes` are the `difference_hash` of some rows. They look the same if at most 12 places differ, or if rows between
-    them do.
+    `hashes` are the `difference_hash` of some rows. Two rows look the same if at most 12 places differ, or if a chain
+    of such rows joins them.
     """
     joined, rows = list(groups), list(hashes)
     if not rows:

@@ -197,8 +197,8 @@ def item_name(item: Item) -> str:
 class StreamedTrainingSet(TrainingSet):
     """Rows of a stream, changed at random for training.
 
-    A loader asks it for the batches of `StreamBatches`. In place of an unreadable row the batch has another of its
-    rows twice, or else one of the first rows of the stream.
+    A loader asks it for the batches of `StreamBatches`. If a row is unreadable, the batch has another of
+    its rows twice, or else one of the first rows of the stream.
     """
 
     def __init__(

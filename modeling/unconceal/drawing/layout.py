@@ -46,8 +46,8 @@ def overlay(
 def checked_mask(mask: np.ndarray, image: Image.Image) -> np.ndarray:
     """Return the mask of an image as `soft_mask` does.
 
-    Floats up to 1 are soft, with 1 for object. If all others hold one value beside 0, that is object; otherwise white
-    is 255.
+    Floats up to 1 are soft, with 1 for object. If a mask of another kind holds a single value beside 0, that value is
+    object. Otherwise 255 is white.
 
     Raises:
         UserError: If the mask has another size than the image, or values that do not tell what is object.

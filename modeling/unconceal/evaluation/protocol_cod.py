@@ -39,9 +39,9 @@ ground truth is empty, S is 1 - mean of the prediction. E is (pixels not predict
 IoU are 0 for any prediction, even for the right one. A prediction that is 0 everywhere has the adaptive threshold 0,
 so all its pixels count as predicted: its adaptive E is 0.
 
-All scores come from pysodmetrics. One is completed. If the object lies close to the lower or right border, its
-centroid can leave no pixel beyond it. Then the empty quarters of the S-measure are NaN in pysodmetrics. Here they
-count with their weight, 0.
+All scores come from pysodmetrics, with one change. If the object lies close to the lower or right border, there may be
+no pixel beyond its centroid. Then the empty quarters of the S-measure are NaN in pysodmetrics. Here they count with
+their weight, 0.
 """
 
 from collections.abc import Mapping

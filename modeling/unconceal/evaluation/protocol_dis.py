@@ -34,15 +34,15 @@ thin parts are not: a missed part of the ground truth's skeleton always counts. 
 and is only comparable at the original size. It takes seconds for a large image. So it is an option: off in the
 evaluations during training, on in a report.
 
-**The data set.** All numbers are means over images with equal weight. `hce` is present if every image has it, and
-`boundary_iou` too, which older records lack. The
-field uses two rules for max F. IS-Net's code averages precision and recall over the images at each threshold and takes
-the highest F of these two curves. pysodmetrics and BiRefNet average the F curves of the images and take the highest
-point. This protocol uses the second rule, as `cod` does. The two differ slightly, so the numbers of papers that used
-IS-Net's code are close to these but not equal. The overall figure of DIS5K is the mean over its four test sets.
-Scoring all four as one set gives the same numbers except max F, which then has one threshold for all.
+**The data set.** All numbers are means over images with equal weight. `hce` is present if every image has it. So is
+`boundary_iou`, which older records lack. The field uses two rules for max F. IS-Net's code averages precision and
+recall over the images at each threshold and takes the highest F of these two curves. pysodmetrics and BiRefNet average
+the F curves of the images and take the highest point. This protocol uses the second rule, as `cod` does. The two
+differ slightly, so the numbers of papers that used IS-Net's code are close to these but not equal. The overall figure
+of DIS5K is the mean over its four test sets. Scoring all four as one set gives the same numbers except max F, which
+then has one threshold for all.
 
-All scores come from pysodmetrics, with the completion that `cod` names. HCE is computed on the part of the image that
+All scores come from pysodmetrics, with the change that `cod` describes. HCE is computed on the part of the image that
 holds object and prediction, with a margin wider than its relaxation: the same number in less time. IS-Net's code
 counts a pixel as predicted from level 129 of 8 bits, pysodmetrics from 128.
 """

@@ -24,9 +24,9 @@ accuracy.
 with equal weight. SRS's tables report the first two. `iou` is the IoU of all pixels of the set, so large lesions weigh
 more.
 
-SRS's own code differs in two points. It adds 1e-5 to both sides of IoU's fraction and 1e-6 below the others. This
-changes the scores of an image with an object by less than 0.0001. And it reads the highest value of a mask as object,
-so an empty mask becomes one that is all object. Here an empty mask is empty.
+SRS's own code differs in two points. It adds 1e-5 to the numerator and the denominator of IoU, and 1e-6 to the
+denominators of the other scores. This changes the scores of an image with an object by less than 0.0001. And it reads
+the highest value of a mask as object, so an empty mask becomes one that is all object. Here an empty mask is empty.
 """
 
 from collections.abc import Mapping

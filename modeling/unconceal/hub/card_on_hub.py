@@ -50,7 +50,9 @@ def with_kept_results(text: str, present: str | None, weights: str) -> str:
     if before is None or not before.data.eval_results:
         return text
     if found["weights"] != weights:
-        logger.warning("the results on the card there are of other weights, so they go; give new ones with --results")
+        logger.warning(
+            "the results on the card there are of other weights and are dropped; give new ones with --results"
+        )
         return text
     card = ModelCard(text)
     card.data.model_name, card.data.eval_results = before.data.model_name, before.data.eval_results

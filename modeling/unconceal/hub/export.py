@@ -9,11 +9,11 @@ The file itself also holds what is needed to prepare an image: in ONNX's metadat
 extra files of torch.export.
 
 Before the export takes its place, it is compared with the network, at three sizes with one and three images. The
-difference of a pixel is that of its logits, divided by the batch's largest logit or by 1 if that is larger. It may be
-1e-4. Two things are not a fault of the export; they are accepted and reported:
+difference of a pixel is that of its logits, divided by the batch's largest logit or by 1 if that is larger. The limit
+is 1e-4. Two kinds of larger differences are not a fault of the export. They are accepted and reported:
 
-- A deep network may amplify the last bit of a number beyond that. Then the limit is ten times the change of its own
-  logits when its input is rounded differently, at most 1e-2.
+- A deep network may amplify the last bit of a number beyond this limit. Then the limit is ten times the change of the
+  network's own logits when its input is rounded differently, at most 1e-2.
 - RUN's closed form hardens masks at fixed probabilities, so a last bit can flip a spot of the mask. At most 1 in 100
   pixels may differ by more than is allowed.
 """

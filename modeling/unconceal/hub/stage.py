@@ -43,7 +43,8 @@ STALE = (
 )
 CODE = {path.name for path in Path(models.__file__).parent.glob("*.py")} | {"foreground.py", "mscan.py"}
 UNSTATED_LICENSES = ("other", "unknown")
-# Licenses under which anybody may publish a copy, for some of them without profit. Others need the caller's word.
+# Licenses under which anybody may publish a copy, some of them for non-commercial use only. For any other license, the
+# caller must state that copies are allowed.
 OPEN_LICENSES = (
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "unlicense", "cc0-1.0", "pddl", "odbl", "odc-by"),
     *("cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0"),

@@ -69,8 +69,8 @@ def make_cutout(image: Image.Image, mask: Image.Image) -> Image.Image:
 
     `mask` is 8-bit gray, of the same size. It says how likely a pixel is object. That is not its opacity: used as
     such, the doubt of the network surrounds the object like fog. So opacity rises from 0 to 1 between `CLEAR_UP_TO`
-    and `OPAQUE_FROM`. Of the network `cut-out` this removes a third of the background that cut-outs of people showed,
-    and nothing more of the people.
+    and `OPAQUE_FROM`. With the network `cut-out`, this removes a third of the background that was left in cut-outs of
+    people. It removes no more of the people.
     """
     opacity = mask.point([round(255 * _opacity(level / 255)) for level in range(256)])
     colors = Image.fromarray(object_colors(np.asarray(image), np.asarray(opacity)))

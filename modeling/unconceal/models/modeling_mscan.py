@@ -62,7 +62,7 @@ class MscanDepthwiseConv(nn.Conv2d):
         """Map (B, C, H, W) to (B, C, H, W)."""
         if hidden_states.device.type != "cpu" or self.in_channels >= 32:
             return super().forward(hidden_states)
-        # For few channels, oneDNN never returns from a long strip in bfloat16.
+        # With few channels, oneDNN hangs on a long strip in bfloat16.
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         with without_autocast("cpu"):
             outputs = self._conv_forward(hidden_states.to(dtype), self.weight.to(dtype), self.bias.to(dtype))

@@ -64,14 +64,14 @@ from .run_layers import (
 )
 
 
-# The closed forms' positive numbers are exp(SCALE * parameter). So they can move by a factor of e in 100 steps of Adam
-# at a learning rate of 1e-3, and not by a tenth.
+# The positive numbers of the closed forms are exp(SCALE * parameter). With SCALE, 100 steps of Adam at a learning rate
+# of 1e-3 can change them by a factor of e. Without SCALE, these steps could change them only by a tenth.
 SCALE = 10
 # Logits of 0.6 and of 0.9.
 DECIDED, SURE = math.log(1.5), math.log(9)
 # Channels of the projections that a non-local background compares.
 NON_LOCAL_SIZE = 16
-# It compares with positions of this level of the encoder.
+# A non-local background compares each position with the positions of this level of the encoder.
 CONTEXT_LEVEL, CONTEXT_STRIDE = 2, 16
 
 
@@ -440,7 +440,7 @@ class RunForImageSegmentation(RunPreTrainedModel):
         Args:
             full_image: C, padded, (B, 3, H, W).
             pyramid: Features of the neck, finest first.
-            full: Whether all maps are needed. Without, the last background, which changes no mask, is left out.
+            full: Whether all maps are needed. If not, the last background is left out, because it changes no mask.
         """
         if self.config.background_step == "correction":
             return run_corrected_stages(self, full_image, pyramid, full)

@@ -160,7 +160,7 @@ class SrsBlock(GradientCheckpointingLayer):
         residual = self.activation1(self.norm1(self.conv1(hidden_states)))
         residual = self.norm2(self.conv2(residual))
         residual = self.channel_attention(residual) * residual
-        # As in the release, whose weights need the ReLU. The figure of the paper ends in a batch norm.
+        # The release ends the block in a ReLU, which its weights need. The paper's figure ends it in a batch norm.
         residual = scale_pixels(residual, self.spatial_attention(residual))
         return (residual + self.shortcut(hidden_states)).relu_()
 
@@ -327,8 +327,8 @@ class SrsDynamicConv(nn.Module):
 
         DPConv(x) = conv(x, b) + v * conv(x, w),
 
-    two ordinary convolutions and a scale for each output channel. This trains, and suits accelerators. For inference
-    on a CPU one convolution with the kernel of an image takes half the time (`srs_dynamic_conv_ref`).
+    two ordinary convolutions and a scale for each output channel. This form can be trained and suits accelerators. For
+    inference on a CPU, one convolution with the kernel of the image takes half the time (`srs_dynamic_conv_ref`).
     """
 
     def __init__(self, channels: int, guidance_channels: int, reduction_ratio: int):

@@ -90,7 +90,8 @@ class SoftMaskPipeline(Pipeline):
         Args:
             image: Any image that the pipeline accepts.
             mask: Mask of the upright size: a PIL image, or an array or tensor (H, W). Floats up to 1 are soft, with 1
-                for object. If all others hold one value beside 0, that is object; otherwise white is 255.
+                for object. If a mask of another kind holds a single value beside 0, that value is object. Otherwise
+                255 is white.
 
         Raises:
             ValueError: If the mask has another size, or if either is not an image.

@@ -1,8 +1,8 @@
 """RUN with the background of its first checkpoints: `background_step: correction`.
 
-Their ROBE corrects B only inside the mask, and no loss tells it the truth. Networks in this form predict as they did.
-In training they have the present loss, without that of the share. New networks use the share of the background, see
-`modeling_run.py`.
+In these checkpoints ROBE corrects B only inside the mask, and no loss compares B with the label. Networks in this form
+predict as before. They train with the present loss, except for the loss of the share. New networks use the share of
+the background, see `modeling_run.py`.
 """
 
 import torch

@@ -189,7 +189,7 @@ def discard(checkpoint: Path, heir: Path):
 def written_files(checkpoint: Path, number: int = 0) -> list[str]:
     """List the files that a training wrote into a checkpoint.
 
-    There are none without a record, and none in a copy by hand: `last-NUMBER` beyond the limit of its run.
+    A folder without a record has none. Nor has `last-NUMBER` beyond the limit of its run: it is a copy made by hand.
     """
     try:
         record = json.loads((checkpoint / PROGRESS_FILE).read_text(encoding="utf-8"))

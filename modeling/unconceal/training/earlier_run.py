@@ -78,7 +78,8 @@ def _phases(output_dir: Path) -> list[Path]:
 def is_recipe_of_run(file: Path, has_phases: bool) -> bool:
     """Return whether a run wrote a recipe file.
 
-    Then it has no comment and all settings. Beside phases some may lack, as older runs had fewer.
+    Such a file has no comments and holds all settings. Beside phases, some settings may be missing, because older runs
+    had fewer.
     """
     if not file.is_file():
         return False

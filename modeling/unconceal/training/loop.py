@@ -312,7 +312,7 @@ def run_phase(
     # 1. Model, data, optimizer, schedule.
     set_seed(recipe.seed)
     if found:
-        # It keeps its network, even if defaults have changed since. The weights come with the rest of its state.
+        # A resumed phase keeps its network, even if defaults have changed. Its weights come with its other state.
         network = NETWORKS[recipe.network].tasks[task](build_config(recipe, saved))
     else:
         network, progress.start = load_start(recipe, task, init_from)
@@ -541,7 +541,7 @@ def report_threads(state: PartialState):
 def report_processes(state: PartialState):
     """Say so if `accelerate launch` started one process instead of several.
 
-    On a CPU it needs MPI for more, and does not say so.
+    On a CPU, `accelerate launch` needs MPI for several processes, and does not say so.
     """
     with suppress(psutil.Error, AttributeError):  # the parent may be gone, or somebody else's
         found = re.search(r"--num[_-]processes[ =](\d+)", " ".join(psutil.Process().parent().cmdline()))

@@ -36,8 +36,8 @@ class DataRecipe:
     Args:
         path: Folder that `unconceal prepare` wrote, id of a data set on the Hub, or a list of them.
         weights: Share of each data set of a list in an epoch, in any unit. An epoch has as many samples as all sets
-            together have images. A set whose share is larger than the set comes several times as a whole; of another
-            set, the next epoch has the images that this one left out. None takes every image once.
+            together have images. If the share is larger than the set, the whole set comes several times. If it is
+            smaller, the next epoch has the images that this one left out. None takes every image once.
         train_split: Split to train on.
         eval_split: Split that chooses the best checkpoint, of all data sets together. A set of a list may lack it.
         split_seed: Seed that splits the images of both splits again at random, each data set by itself. Sizes and
@@ -118,7 +118,7 @@ class PhaseRecipe:
             as the first weights are poor. None keeps no mean.
         freeze_encoder_epochs: Epochs at the start in which the encoder does not learn.
         freeze_norms_epochs: Epochs at the start in which the batch norms of the encoder keep their weights and
-            statistics. Batches are then small against those of the pretraining without harm.
+            statistics. Then batches much smaller than those of the pretraining do no harm.
         evaluate_every: Epochs between evaluations. The last epoch is always evaluated.
         init_from: Checkpoint folder, Hub id or shipped network to start from, as for fine-tuning. Earlier phases are
             skipped.

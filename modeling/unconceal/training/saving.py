@@ -22,7 +22,7 @@ def parse_interval(text: str) -> tuple[float, str]:
     Returns the number and its unit: "seconds" or "steps".
 
     Raises:
-        ValueError: If it is none, or 0. The message is what was expected.
+        ValueError: If the text is no interval, or is 0. The message says what was expected.
     """
     found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(s|min|h|steps?)", text.strip())
     amount = float(found[1]) if found else 0
@@ -34,7 +34,7 @@ def parse_interval(text: str) -> tuple[float, str]:
 class Stopped(SystemExit):
     """End of a saved run by a signal.
 
-    The exit code is 128 and the signal's number.
+    The exit code is 128 plus the signal's number.
     """
 
     def __init__(self, number: int):

@@ -14,8 +14,9 @@ from .images import size_text
 def compile_forward(network: nn.Module):
     """Compile the forward pass of a network, which then only predicts.
 
-    The first batch of a size compiles. A line in the log says how long it took. Then any number of images runs
-    compiled; but one image after larger batches runs as before, which is not worth minutes of compiling.
+    The first batch of a size compiles the network. A line in the log says how long this took. After that, batches of
+    any number of images run compiled. But a single image after larger batches runs uncompiled: one image is not worth
+    minutes of compiling.
     """
     plain, compiled, known = network.forward, torch.compile(network.forward), set()
 

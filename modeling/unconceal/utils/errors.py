@@ -73,9 +73,9 @@ def explained(error: Exception) -> str | None:
 def run_main(main: Callable[[], int | None]):
     """Run a command line and exit with its code.
 
-    What `explained` has a line for is printed as that line and gives exit code 2. With UNCONCEAL_DEBUG=1 its traceback
-    is shown, too. Any other error is a defect of the program and shows its traceback. Ctrl-C gives 130, a closed pipe
-    (`| head`) 141.
+    If `explained` has a line for an error, this line is printed, and the exit code is 2. With UNCONCEAL_DEBUG=1 the
+    traceback is shown, too. Any other error is a defect of the program and shows its traceback. Ctrl-C gives 130, a
+    closed pipe (`| head`) 141.
     """
     try:
         code = main() or 0
