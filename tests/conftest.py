@@ -21,6 +21,19 @@ def pytest_runtest_setup(item):
         pytest.skip("needs CUDA")
 
 
+@pytest.fixture(autouse=True)
+def own_backbones():
+    """Undo what a checkpoint's code registers: its copies of the backbones."""
+    yield
+    from transformers import AutoConfig
+
+    from unconceal.models.configuration_efficientnet_lite import EfficientNetLiteConfig
+    from unconceal.models.configuration_mscan import MscanConfig
+
+    for config in (EfficientNetLiteConfig, MscanConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A folder with the smallest SRS, untrained, and its processor for 32x32."""
