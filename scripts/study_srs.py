@@ -166,8 +166,8 @@ def make_rows(out: Path, score: str) -> list[dict[str, str]]:
             if not values:
                 continue
             row = {"variant": title if what == "scores" else f"{title}, {what}", "seeds": str(len(values))}
-            row |= {score: f"{np.mean(values):.3f}", "difference": "", "over images": ""}
-            row |= {"variation": "", "of kernels": ""}
+            row[score] = f"{np.mean(values):.3f}"
+            row |= dict.fromkeys(("difference", "over images", "variation", "of kernels"), "")
             if name != "plain" and len(shared) > 1:
                 row["difference"] = difference(
                     [mine[seed][what][score] - plain[seed]["scores"][score] for seed in shared]
